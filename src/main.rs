@@ -1,0 +1,2 @@
+//! Parse arguments, run, exit code.
+fn main() {}
