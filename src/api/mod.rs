@@ -1,0 +1,19 @@
+//! What users write: the CRD types, nothing else. The schema is generated from them into `crds/`.
+
+mod gateway_backend;
+mod gateway_route;
+mod policy;
+mod status;
+
+pub use gateway_backend::{BackendHost, BackendService, GatewayBackend, GatewayBackendSpec};
+pub use gateway_route::{
+    AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendKind, BackendRef, CookieMatch, GatewayRoute,
+    GatewayRouteSpec, HeaderMatch, LabelSelector, PathMatch, PathMatchType, PathRewriteSpec, QueryParamMatch,
+    RedirectSpec, RespondSpec, RouteMatch, RouteRule, RouteTls, ValueMatchType,
+};
+pub use policy::Policy;
+pub use status::{GatewayBackendStatus, GatewayRouteStatus, RuleStatus};
+
+/// The API group of all our kinds.
+pub const GROUP: &str = "portcullis.dev";
+pub const VERSION: &str = "v1alpha1";

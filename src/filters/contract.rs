@@ -1,0 +1,189 @@
+//! The contract between a policy member, the compiler that proves it and the proxy that runs it.
+//!
+//! A [`Member`] is a row of the registry: its spec (as users write it) is compiled once into a plan (proven, comparable,
+//! secrets redacted). A [`FilterKind`] is a member that works on requests: its plan is linked to state once per install
+//! and shared by all workers. A setting has no ring: the action reads its plan.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
+use serde::Deserialize as _;
+use serde::de::DeserializeOwned;
+
+use crate::message::{Exchange, LocalFuture, Response};
+use crate::values::{FieldPath, Problem, Reason};
+
+/// Where in the onion a filter works; requests pass the rings in this order, answers in the opposite one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Ring {
+    Transform = 12,
+}
+
+/// What a more specific policy does to the same member of a less specific one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Combine {
+    Replace,
+    /// Both must pass: gates that an Override adds.
+    Both,
+}
+
+/// A member of `policy`.
+pub trait Member {
+    /// The member's name in `policy`.
+    const NAME: &'static str;
+    const COMBINE: Combine = Combine::Replace;
+    type Spec: DeserializeOwned + JsonSchema;
+    type Plan: PartialEq + fmt::Debug + Send + Sync + 'static;
+
+    /// Proves a spec. Problems carry paths relative to the member.
+    fn compile(spec: Self::Spec, scope: &mut dyn Scope) -> Result<Self::Plan, Vec<Problem>>;
+}
+
+/// A member that works on requests and answers.
+pub trait FilterKind: Member {
+    const RING: Ring;
+    fn link(plan: &Self::Plan, keep: &dyn Keep) -> Arc<dyn Filter>;
+}
+
+/// What a filter says to a request. `Wait` is for those that must await; the others cost no allocation.
+pub enum Decision<'a> {
+    Continue,
+    Answer(Box<Response>),
+    Wait(LocalFuture<'a, Option<Box<Response>>>),
+}
+
+/// A linked filter. Shared by all workers: per-request state belongs into the exchange.
+pub trait Filter: Send + Sync {
+    /// On the way in.
+    fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
+        let _ = exchange;
+        Decision::Continue
+    }
+
+    /// On the way out, also for answers made in an inner ring.
+    fn response<'a>(&'a self, exchange: &'a mut Exchange, response: Response) -> Outcome<'a> {
+        let _ = exchange;
+        Outcome::Ready(response)
+    }
+}
+
+/// What a filter makes of an answer.
+pub enum Outcome<'a> {
+    Ready(Response),
+    Wait(LocalFuture<'a, Response>),
+}
+
+/// What a member may ask while it is compiled. Implemented by the compiler, which records each question and answer,
+/// "not there" included.
+pub trait Scope {
+    /// A Secret's data by name. `None` when it is not there or may not be used: the problem is already reported.
+    fn secret(
+        &mut self,
+        at: FieldPath,
+        secret: &crate::values::SecretRef,
+    ) -> Option<Arc<std::collections::BTreeMap<String, Vec<u8>>>>;
+}
+
+/// What a filter may take hold of when it is linked. Implemented by `proxy/live`.
+pub trait Keep {
+    /// State that outlives a route map, found by what it is about: the same key gives the same state while any linked
+    /// map refers to it, and for 60 s after.
+    fn state(
+        &self,
+        key: &str,
+        make: &mut dyn FnMut() -> Arc<dyn Any + Send + Sync>,
+    ) -> Arc<dyn Any + Send + Sync>;
+}
+
+/// A plan of any member: comparable, printable, shared.
+#[derive(Clone)]
+pub struct AnyPlan(Arc<dyn PlanObject>);
+
+trait PlanObject: Any + fmt::Debug + Send + Sync {
+    fn same(&self, other: &dyn Any) -> bool;
+    fn as_any(&self) -> &dyn Any;
+}
+
+impl<T: PartialEq + fmt::Debug + Send + Sync + 'static> PlanObject for T {
+    fn same(&self, other: &dyn Any) -> bool {
+        other.downcast_ref::<T>().is_some_and(|other| self == other)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl AnyPlan {
+    pub fn new(plan: impl PartialEq + fmt::Debug + Send + Sync + 'static) -> Self {
+        Self(Arc::new(plan))
+    }
+
+    pub fn get<T: 'static>(&self) -> Option<&T> {
+        self.0.as_any().downcast_ref()
+    }
+}
+
+impl PartialEq for AnyPlan {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0) || self.0.same(other.0.as_any())
+    }
+}
+
+impl fmt::Debug for AnyPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A row of the registry.
+pub struct Row {
+    pub name: &'static str,
+    pub combine: Combine,
+    /// `None` for a setting.
+    pub ring: Option<Ring>,
+    pub schema: fn(&mut SchemaGenerator) -> Schema,
+    /// Problems carry paths relative to the member.
+    pub compile: fn(&serde_json::Value, &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>>,
+    /// `None` for a setting.
+    pub link: Option<fn(&AnyPlan, &dyn Keep) -> Arc<dyn Filter>>,
+}
+
+/// The row of a filter.
+pub const fn filter<K: FilterKind>() -> Row {
+    Row {
+        name: K::NAME,
+        combine: K::COMBINE,
+        ring: Some(K::RING),
+        schema: schema_of::<K>,
+        compile: compile_any::<K>,
+        link: Some(|plan, keep| {
+            K::link(plan.get::<K::Plan>().expect("a row links only plans that it compiled"), keep)
+        }),
+    }
+}
+
+/// The row of a setting: its plan is read by the action.
+pub const fn setting<M: Member>() -> Row {
+    Row {
+        name: M::NAME,
+        combine: M::COMBINE,
+        ring: None,
+        schema: schema_of::<M>,
+        compile: compile_any::<M>,
+        link: None,
+    }
+}
+
+fn schema_of<M: Member>(generator: &mut SchemaGenerator) -> Schema {
+    generator.subschema_for::<M::Spec>()
+}
+
+fn compile_any<M: Member>(value: &serde_json::Value, scope: &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>> {
+    let spec = M::Spec::deserialize(value).map_err(|error| {
+        vec![Problem::error(FieldPath::default(), Reason::PolicyInvalid, error.to_string())]
+    })?;
+    M::compile(spec, scope).map(AnyPlan::new)
+}

@@ -1,0 +1,87 @@
+//! `timeouts`: how long a request, one try at a backend, a connect and a silent stream may take.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::contract::{Member, Scope};
+use crate::values::{Duration, FieldPath, Problem, Reason};
+
+pub struct Timeouts;
+
+/// Time limits of a rule; `0s` means none.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spec {
+    /// From the request's head to the answer's head; 30s by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request: Option<Duration>,
+    /// One try at a backend, up to the answer's head.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_request: Option<Duration>,
+    /// To connect to an endpoint; 2s by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub connect: Option<Duration>,
+    /// A stream or tunnel without a byte in either direction.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle: Option<Duration>,
+}
+
+/// The limits of a rule. `None` is "no limit", asked for by `0s`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TimeoutsPlan {
+    pub request: Option<std::time::Duration>,
+    pub backend_request: Option<std::time::Duration>,
+    pub connect: Option<std::time::Duration>,
+    /// Bodies in either direction.
+    pub idle: Option<std::time::Duration>,
+    /// Upgraded connections.
+    pub tunnel_idle: Option<std::time::Duration>,
+}
+
+impl Default for TimeoutsPlan {
+    fn default() -> Self {
+        let secs = |n| Some(std::time::Duration::from_secs(n));
+        Self {
+            request: secs(30),
+            backend_request: None,
+            connect: secs(2),
+            idle: secs(60),
+            tunnel_idle: secs(300),
+        }
+    }
+}
+
+impl Member for Timeouts {
+    const NAME: &'static str = "timeouts";
+    type Spec = Spec;
+    type Plan = TimeoutsPlan;
+
+    fn compile(spec: Spec, _: &mut dyn Scope) -> Result<TimeoutsPlan, Vec<Problem>> {
+        let defaults = TimeoutsPlan::default();
+        let limit = |given: Option<Duration>, default| match given {
+            None => default,
+            Some(zero) if zero.is_zero() => None,
+            Some(some) => Some(some.std()),
+        };
+        let plan = TimeoutsPlan {
+            request: limit(spec.request, defaults.request),
+            backend_request: limit(spec.backend_request, defaults.backend_request),
+            connect: limit(spec.connect, defaults.connect),
+            idle: limit(spec.idle, defaults.idle),
+            tunnel_idle: limit(spec.idle, defaults.tunnel_idle),
+        };
+        if let (Some(whole), Some(one_try)) = (plan.request, plan.backend_request)
+            && spec.request.is_some()
+            && one_try > whole
+        {
+            return Err(vec![Problem::error(
+                FieldPath::new("backendRequest"),
+                Reason::PolicyInvalid,
+                format!(
+                    "backendRequest is {one_try:?} and longer than request, which is {whole:?}; make it at most as long"
+                ),
+            )]);
+        }
+        Ok(plan)
+    }
+}

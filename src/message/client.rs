@@ -1,0 +1,47 @@
+//! Who asks, and over what.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scheme {
+    Http,
+    Https,
+}
+
+impl Scheme {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+
+    pub const fn default_port(self) -> u16 {
+        match self {
+            Self::Http => 80,
+            Self::Https => 443,
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Http10,
+    Http11,
+    Http2,
+}
+
+/// The client of one request.
+#[derive(Clone, Debug)]
+pub struct Client {
+    /// The other end of the TCP connection.
+    pub peer: SocketAddr,
+    /// The client's address after the trusted hops of `X-Forwarded-For` were taken away.
+    pub ip: IpAddr,
+    /// The scheme that the client itself used, as far as trusted hops say.
+    pub scheme: Scheme,
+    pub protocol: Protocol,
+    /// The server name of the TLS handshake (RFC 6066), lower case; none on plain connections and without SNI.
+    pub server_name: Option<Arc<str>>,
+}

@@ -1,0 +1,135 @@
+//! What can go wrong with a request. Only `proxy/respond.rs` knows which status and text each becomes.
+
+/// Whose fault it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    Client,
+    Gateway,
+    Upstream,
+}
+
+/// The closed set of failures of the data plane; `as_str` is the stable reason in answers, access log and metrics.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    // The client's.
+    BadRequest,
+    MisdirectedRequest,
+    MethodNotSupported,
+    NotImplemented,
+    RequestTimeout,
+    BodyTooLarge,
+    UriTooLong,
+    HeadersTooLarge,
+    ClientGone,
+    LoopDetected,
+    // The configuration's.
+    NoRouteMatch,
+    PolicyInvalid,
+    RuleInvalid,
+    /// A `backendRef` that does not resolve: 500 by Gateway API's rule.
+    BackendNotFound,
+    /// The gateway itself failed.
+    Internal,
+    Overloaded,
+    Draining,
+    // The backend's.
+    NoHealthyEndpoints,
+    ConnectFailure,
+    ConnectTimeout,
+    TlsFailure,
+    /// An address that the egress guard refuses.
+    AddressNotPermitted,
+    /// Reset or closed before an answer came.
+    Reset,
+    BackendTimeout,
+    /// What came is no HTTP answer that may be passed on.
+    InvalidResponse,
+    NameResolution,
+}
+
+impl ErrorKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "BadRequest",
+            Self::MisdirectedRequest => "MisdirectedRequest",
+            Self::MethodNotSupported => "MethodNotSupported",
+            Self::NotImplemented => "NotImplemented",
+            Self::RequestTimeout => "RequestTimeout",
+            Self::BodyTooLarge => "BodyTooLarge",
+            Self::UriTooLong => "UriTooLong",
+            Self::HeadersTooLarge => "HeadersTooLarge",
+            Self::ClientGone => "ClientGone",
+            Self::LoopDetected => "LoopDetected",
+            Self::NoRouteMatch => "NoRouteMatch",
+            Self::PolicyInvalid => "PolicyInvalid",
+            Self::RuleInvalid => "RuleInvalid",
+            Self::BackendNotFound => "BackendNotFound",
+            Self::Internal => "Internal",
+            Self::Overloaded => "Overloaded",
+            Self::Draining => "Draining",
+            Self::NoHealthyEndpoints => "NoHealthyEndpoints",
+            Self::ConnectFailure => "ConnectFailure",
+            Self::ConnectTimeout => "ConnectTimeout",
+            Self::TlsFailure => "TlsFailure",
+            Self::AddressNotPermitted => "AddressNotPermitted",
+            Self::Reset => "Reset",
+            Self::BackendTimeout => "BackendTimeout",
+            Self::InvalidResponse => "InvalidResponse",
+            Self::NameResolution => "NameResolution",
+        }
+    }
+
+    pub const fn side(self) -> Side {
+        match self {
+            Self::BadRequest
+            | Self::MisdirectedRequest
+            | Self::MethodNotSupported
+            | Self::NotImplemented
+            | Self::RequestTimeout
+            | Self::BodyTooLarge
+            | Self::UriTooLong
+            | Self::HeadersTooLarge
+            | Self::ClientGone
+            | Self::LoopDetected => Side::Client,
+            Self::NoRouteMatch
+            | Self::PolicyInvalid
+            | Self::RuleInvalid
+            | Self::BackendNotFound
+            | Self::Internal
+            | Self::Overloaded
+            | Self::Draining => Side::Gateway,
+            _ => Side::Upstream,
+        }
+    }
+}
+
+/// A failed request: its kind, a detail that a client may read, and the cause for the log alone.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", kind.as_str())]
+pub struct ProxyError {
+    pub kind: ErrorKind,
+    /// One sentence that may go to the client; never text from a backend, an address or a name of the inside.
+    pub detail: Option<&'static str>,
+    #[source]
+    pub cause: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl ProxyError {
+    pub const fn new(kind: ErrorKind) -> Self {
+        Self { kind, detail: None, cause: None }
+    }
+
+    pub const fn with_detail(kind: ErrorKind, detail: &'static str) -> Self {
+        Self { kind, detail: Some(detail), cause: None }
+    }
+
+    pub fn caused(kind: ErrorKind, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { kind, detail: None, cause: Some(cause.into()) }
+    }
+}
+
+impl From<ErrorKind> for ProxyError {
+    fn from(kind: ErrorKind) -> Self {
+        Self::new(kind)
+    }
+}

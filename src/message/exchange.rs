@@ -1,0 +1,55 @@
+//! One request's context, from its match to its answer.
+
+use std::fmt;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use crate::message::{Client, Outbound, Request};
+
+/// Sixteen random bytes that name a request in answers and logs.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct RequestId(pub [u8; 16]);
+
+impl fmt::Display for RequestId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// The configured names under which a request is counted and logged.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Labels {
+    pub namespace: Arc<str>,
+    pub route: Arc<str>,
+    pub rule: Arc<str>,
+}
+
+/// What the `{name}` parts of the matched path template hold, percent-encoded as the client sent them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Captures(pub Vec<(Arc<str>, Box<str>)>);
+
+impl Captures {
+    pub fn get(&self, name: &str) -> Option<&str> {
+        self.0.iter().find(|(known, _)| **known == *name).map(|(_, value)| &**value)
+    }
+}
+
+/// The context of one request. `request` is what will go to the backend: filters change it in place.
+pub struct Exchange {
+    pub request: Request,
+    pub client: Client,
+    /// Host that the request is for, lower case, without port.
+    pub host: Arc<str>,
+    pub labels: Arc<Labels>,
+    pub captures: Captures,
+    /// The literal part of the path that the winning PathPrefix match covers, in bytes of the request's path; 0 when
+    /// the match is of another type. `replacePrefix` replaces exactly these.
+    pub matched_prefix: usize,
+    pub request_id: RequestId,
+    pub started: Instant,
+    /// When the whole request must be answered (head), if at all.
+    pub deadline: Option<Instant>,
+    pub outbound: Rc<dyn Outbound>,
+}

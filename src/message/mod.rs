@@ -1,0 +1,20 @@
+//! Our HTTP vocabulary: what filters, actions and the upstream side pass to each other.
+//!
+//! Everything here lives on one worker thread: futures and bodies are `!Send` by design.
+
+mod body;
+mod client;
+mod error;
+mod exchange;
+mod outbound;
+
+pub use body::{Body, BodyError, TooLarge};
+pub use client::{Client, Protocol, Scheme};
+pub use error::{ErrorKind, ProxyError, Side};
+pub use exchange::{Captures, Exchange, Labels, RequestId};
+pub use outbound::{LocalFuture, Outbound};
+
+/// An answer on its way to the client.
+pub type Response = http::Response<Body>;
+/// A request on its way to an action.
+pub type Request = http::Request<Body>;

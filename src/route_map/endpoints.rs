@@ -1,0 +1,17 @@
+//! The endpoints of a backend: the second path, which changes without a new map.
+
+use std::net::SocketAddr;
+
+/// Where a backend's requests can go now, in a stable order (by address).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct EndpointSet {
+    pub endpoints: Vec<Endpoint>,
+    /// The Service exists (so that "no endpoints" and "no such Service" are told apart).
+    pub known: bool,
+}
+
+/// One address that takes new requests.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Endpoint {
+    pub address: SocketAddr,
+}

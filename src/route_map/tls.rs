@@ -1,0 +1,39 @@
+//! TLS of one hostname.
+
+use std::sync::Arc;
+
+use crate::values::{ObjectName, Redacted};
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct HostTls {
+    /// The usable certificates, in the order of `certificateRefs`; empty while the Secret is missing or unusable and
+    /// none was served before: handshakes for the name are refused, plain HTTP is redirected all the same.
+    pub certificates: Vec<Arc<CertificatePlan>>,
+    /// Secrets that are there but cannot be used now. Whoever served an earlier certificate of theirs keeps it.
+    pub unusable: Vec<ObjectName>,
+    /// Plain HTTP goes to HTTPS (308).
+    pub redirect: bool,
+}
+
+/// A certificate chain whose key was proven to belong to it.
+#[derive(Debug, PartialEq)]
+pub struct CertificatePlan {
+    pub secret: ObjectName,
+    /// DER, leaf first (RFC 5280).
+    pub chain: Vec<Vec<u8>>,
+    /// PKCS#8, PKCS#1 or SEC1, DER.
+    pub key: Redacted<PrivateKey>,
+    /// DNS names of the leaf's SANs, lower case.
+    pub names: Vec<Arc<str>>,
+    /// Seconds since the epoch (RFC 5280 validity).
+    pub not_before: i64,
+    pub not_after: i64,
+}
+
+/// A private key in DER, with the form it came in.
+#[derive(Clone, PartialEq, Eq)]
+pub enum PrivateKey {
+    Pkcs1(Vec<u8>),
+    Pkcs8(Vec<u8>),
+    Sec1(Vec<u8>),
+}

@@ -1,0 +1,13 @@
+//! The world as one value: the objects at one instant, raw, with look-ups and no judgement.
+//!
+//! Both sources (the API server's watches, a folder of files) speak to it in [`Change`]s. What does not parse is in it
+//! too, as a [`Failure`] with its name and message.
+
+mod object;
+mod world;
+
+pub use object::{
+    Change, EndpointAddress, EndpointSliceData, Failure, Grant, GrantFrom, GrantTo, Kind, Manifest,
+    NamespaceData, Object, Origin, SecretData, ServiceData, ServicePort, SlicePort,
+};
+pub use world::Snapshot;

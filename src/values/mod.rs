@@ -1,0 +1,13 @@
+//! The small words of the configuration language, each parsed once at the border and unable to hold a wrong value.
+
+mod duration;
+mod hostname;
+mod names;
+mod problem;
+mod redacted;
+
+pub use duration::{Duration, InvalidDuration};
+pub use hostname::{Hostname, InvalidHostname};
+pub use names::{BackendId, ObjectName, SecretRef};
+pub use problem::{FieldPath, Problem, Reason, Severity};
+pub use redacted::Redacted;
