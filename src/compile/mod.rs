@@ -1,9 +1,11 @@
 //! Snapshot → (RouteMap, Reports): pure, synchronous, total. No clock, I/O, randomness or logging.
 
+mod published;
 mod report;
 
 use std::sync::Arc;
 
+pub use published::Published;
 pub use report::{Condition, ConditionStatus, ConditionType, ObjectRef, Report, RuleReport};
 
 use crate::route_map::{EndpointSet, RouteMap};

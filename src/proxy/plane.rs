@@ -1,5 +1,6 @@
 //! The data plane as the process sees it: bound listeners, workers, and the newest route map.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -68,9 +69,10 @@ impl DataPlane {
     }
 
     /// Serves `map` from the next request on; state of what did not change is kept, no connection is closed. Returns
-    /// when every worker will use it for requests that it accepts from now on.
-    pub fn install(&self, map: Arc<RouteMap>) {
-        let _ = map;
+    /// when every worker will use it for requests that it accepts from now on. `endpoints` are those of the backends
+    /// that are new in `map` or whose plan changed, so that no request finds them empty; the others keep theirs.
+    pub fn install(&self, map: Arc<RouteMap>, endpoints: BTreeMap<BackendId, EndpointSet>) {
+        let _ = (map, endpoints);
     }
 
     /// Endpoints of a backend of the installed map; unknown backends are ignored.

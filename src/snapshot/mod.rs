@@ -4,10 +4,12 @@
 //! too, as a [`Failure`] with its name and message.
 
 mod object;
+mod update;
 mod world;
 
 pub use object::{
     Change, EndpointAddress, EndpointSliceData, Failure, Grant, GrantFrom, GrantTo, Kind, Manifest,
     NamespaceData, Object, Origin, SecretData, ServiceData, ServicePort, SlicePort,
 };
+pub use update::Update;
 pub use world::Snapshot;
