@@ -2,6 +2,7 @@
 
 mod gateway_backend;
 mod gateway_route;
+mod layers;
 mod policy;
 mod status;
 
@@ -10,6 +11,9 @@ pub use gateway_route::{
     AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendKind, BackendRef, CookieMatch, GatewayRoute,
     GatewayRouteSpec, HeaderMatch, LabelSelector, PathMatch, PathMatchType, PathRewriteSpec, QueryParamMatch,
     RedirectSpec, RespondSpec, RouteMatch, RouteRule, RouteTls, ValueMatchType,
+};
+pub use layers::{
+    ParsedBackend, ParsedRoute, ParsedRule, PolicyMember, RuleAction, parse_backend, parse_route,
 };
 pub use policy::Policy;
 pub use status::{GatewayBackendStatus, GatewayRouteStatus, RuleStatus};

@@ -1,11 +1,13 @@
 //! The members of `policy`: one file each, one row each in [`REGISTRY`]. CRD, docs and the order of work follow from
 //! the rows.
 
+mod chain;
 mod contract;
 mod registry;
 
 mod timeouts;
 
+pub use chain::run;
 pub use contract::{
     AnyPlan, Combine, Decision, Filter, FilterKind, Keep, Member, Outcome, Ring, Row, Scope, filter, setting,
 };

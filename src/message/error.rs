@@ -9,6 +9,8 @@ pub enum Side {
 }
 
 /// The closed set of failures of the data plane; `as_str` is the stable reason in answers, access log and metrics.
+/// Every answer that the gateway itself makes of a failure carries its kind in the answer's `extensions()`: that is how
+/// filters on the way out tell it from a backend's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     // The client's.
