@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::policy::Policy;
 use super::status::GatewayRouteStatus;
-use crate::values::SecretRef;
+use crate::values::{PathRewriteSpec, SecretRef};
 
 /// Routes of one team: hostnames, TLS, and rules in order.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -261,18 +261,6 @@ pub struct RedirectSpec {
 
 fn default_redirect_status() -> u16 {
     302
-}
-
-/// Exactly one of these.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PathRewriteSpec {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
-    pub replace_prefix: Option<String>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 1024))]
-    pub replace_full: Option<String>,
 }
 
 /// A fixed answer.

@@ -9,14 +9,14 @@ mod status;
 pub use gateway_backend::{BackendHost, BackendService, GatewayBackend, GatewayBackendSpec};
 pub use gateway_route::{
     AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendKind, BackendRef, CookieMatch, GatewayRoute,
-    GatewayRouteSpec, HeaderMatch, LabelSelector, PathMatch, PathMatchType, PathRewriteSpec, QueryParamMatch,
-    RedirectSpec, RespondSpec, RouteMatch, RouteRule, RouteTls, ValueMatchType,
+    GatewayRouteSpec, HeaderMatch, LabelSelector, PathMatch, PathMatchType, QueryParamMatch, RedirectSpec,
+    RespondSpec, RouteMatch, RouteRule, RouteTls, ValueMatchType,
 };
 pub use layers::{
     ParsedBackend, ParsedRoute, ParsedRule, PolicyMember, RuleAction, parse_backend, parse_route,
 };
 pub use policy::Policy;
-pub use status::{GatewayBackendStatus, GatewayRouteStatus, RuleStatus};
+pub use status::{GatewayBackendStatus, GatewayRouteStatus, InstallationStatus, RuleStatus};
 
 /// The API group of all our kinds.
 pub const GROUP: &str = "portcullis.dev";

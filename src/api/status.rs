@@ -1,39 +1,62 @@
 //! The status of our kinds.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+/// What became of the route; written by the installation that serves it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayRouteStatus {
+    /// Generation of the spec that all of this is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
+    /// Accepted, ResolvedRefs, Programmed and, where they apply, others.
     #[serde(default)]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,
     /// Rules that have something to say.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub rules: Vec<RuleStatus>,
 }
 
+/// What there is to say about one rule.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct RuleStatus {
+    /// Name of the rule.
     #[schemars(length(max = 63))]
     pub name: String,
+    /// One word that does not change between versions.
     #[schemars(length(max = 63))]
     pub reason: String,
+    /// What was found, what was expected, and what to do.
     #[schemars(length(max = 1024))]
     pub message: String,
 }
 
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+/// What became of the backend; one entry for each installation that serves a route to it.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayBackendStatus {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub observed_generation: Option<i64>,
+    /// Installations that know the backend.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub installations: Vec<InstallationStatus>,
+}
+
+/// What one installation says.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct InstallationStatus {
+    /// The className that the installation serves.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// Accepted and ResolvedRefs.
     #[serde(default)]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,
@@ -43,11 +66,21 @@ pub struct GatewayBackendStatus {
 fn conditions(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
     schemars::json_schema!({
         "type": "array", "maxItems": 16, "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"],
-        "items": {"type": "object", "required": ["type", "status", "lastTransitionTime", "reason", "message"],
+        "items": {
+            "type": "object", "required": ["type", "status", "lastTransitionTime", "reason", "message"],
             "properties": {
-                "type": {"type": "string", "maxLength": 316}, "status": {"type": "string", "enum": ["True", "False", "Unknown"]},
-                "observedGeneration": {"type": "integer", "format": "int64"}, "reason": {"type": "string", "maxLength": 1024},
-                "message": {"type": "string", "maxLength": 32768},
-                "lastTransitionTime": {"type": "string", "format": "date-time"}}}
+                "type": {"description": "What the condition is about.", "type": "string", "maxLength": 316},
+                "status": {"description": "Whether it holds.", "type": "string", "enum": ["True", "False", "Unknown"]},
+                "observedGeneration": {
+                    "description": "Generation of the spec that the condition is about.",
+                    "type": "integer", "format": "int64"
+                },
+                "reason": {"description": "One word: why.", "type": "string", "maxLength": 1024},
+                "message": {"description": "What to know and what to do.", "type": "string", "maxLength": 32768},
+                "lastTransitionTime": {
+                    "description": "When the status last changed.", "type": "string", "format": "date-time"
+                }
+            }
+        }
     })
 }

@@ -29,11 +29,21 @@ pub enum Combine {
     Both,
 }
 
+/// On which actions a member means something. Where it means nothing it is refused when written on that rule and ignored
+/// when inherited.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Applies {
+    ToEveryAction,
+    /// Only to actions that ask a backend.
+    ToBackends,
+}
+
 /// A member of `policy`.
 pub trait Member {
     /// The member's name in `policy`.
     const NAME: &'static str;
     const COMBINE: Combine = Combine::Replace;
+    const APPLIES: Applies = Applies::ToEveryAction;
     type Spec: DeserializeOwned + JsonSchema;
     type Plan: PartialEq + fmt::Debug + Send + Sync + 'static;
 
@@ -142,6 +152,7 @@ impl fmt::Debug for AnyPlan {
 pub struct Row {
     pub name: &'static str,
     pub combine: Combine,
+    pub applies: Applies,
     /// `None` for a setting.
     pub ring: Option<Ring>,
     pub schema: fn(&mut SchemaGenerator) -> Schema,
@@ -156,6 +167,7 @@ pub const fn filter<K: FilterKind>() -> Row {
     Row {
         name: K::NAME,
         combine: K::COMBINE,
+        applies: K::APPLIES,
         ring: Some(K::RING),
         schema: schema_of::<K>,
         compile: compile_any::<K>,
@@ -170,6 +182,7 @@ pub const fn setting<M: Member>() -> Row {
     Row {
         name: M::NAME,
         combine: M::COMBINE,
+        applies: M::APPLIES,
         ring: None,
         schema: schema_of::<M>,
         compile: compile_any::<M>,

@@ -9,7 +9,8 @@ mod timeouts;
 
 pub use chain::run;
 pub use contract::{
-    AnyPlan, Combine, Decision, Filter, FilterKind, Keep, Member, Outcome, Ring, Row, Scope, filter, setting,
+    AnyPlan, Applies, Combine, Decision, Filter, FilterKind, Keep, Member, Outcome, Ring, Row, Scope, filter,
+    setting,
 };
 pub use registry::REGISTRY;
 pub use timeouts::{Timeouts, TimeoutsPlan};

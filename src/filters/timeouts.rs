@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::contract::{Member, Scope};
+use super::contract::{Applies, Member, Scope};
 use crate::values::{Duration, FieldPath, Problem, Reason};
 
 pub struct Timeouts;
@@ -53,6 +53,7 @@ impl Default for TimeoutsPlan {
 
 impl Member for Timeouts {
     const NAME: &'static str = "timeouts";
+    const APPLIES: Applies = Applies::ToBackends;
     type Spec = Spec;
     type Plan = TimeoutsPlan;
 

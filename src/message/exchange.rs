@@ -44,6 +44,9 @@ pub struct Exchange {
     pub host: Arc<str>,
     pub labels: Arc<Labels>,
     pub captures: Captures,
+    /// The name under which the backend is asked, where `request.host` sets it: it goes before the client's and the
+    /// backend's own.
+    pub host_override: Option<http::HeaderValue>,
     /// The literal part of the path that the winning PathPrefix match covers, in bytes of the request's path; 0 when
     /// the match is of another type. `replacePrefix` replaces exactly these.
     pub matched_prefix: usize,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use crate::filters::TimeoutsPlan;
 use crate::message::{ErrorKind, Scheme};
-use crate::values::BackendId;
+use crate::values::{BackendId, PathRewrite};
 
 #[derive(Debug, PartialEq)]
 pub enum Action {
@@ -35,14 +35,6 @@ pub enum WeightedTarget {
     Backend(BackendId),
     /// Does not resolve: its share of requests gets this answer (500 `BackendNotFound`).
     Unresolved(ErrorKind),
-}
-
-/// How a path is rewritten; shared by redirects and `request.path`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum PathRewrite {
-    /// Replaces the part that the PathPrefix match covers.
-    ReplacePrefix(Arc<str>),
-    ReplaceFull(Arc<str>),
 }
 
 /// Gateway API's HTTPRequestRedirectFilter: what is `None` stays as it was in the request.

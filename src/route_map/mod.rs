@@ -8,9 +8,7 @@ mod hosts;
 mod matching;
 mod tls;
 
-pub use action::{
-    Action, ForwardPlan, PathRewrite, RedirectPlan, RespondPlan, Unserved, WeightedBackend, WeightedTarget,
-};
+pub use action::{Action, ForwardPlan, RedirectPlan, RespondPlan, Unserved, WeightedBackend, WeightedTarget};
 pub use backend::{Address, BackendPlan, BackendTarget, HostHeader};
 pub use endpoints::{Endpoint, EndpointSet};
 pub use hosts::{Host, RouteMap, Rule};
@@ -18,3 +16,5 @@ pub use matching::{
     Comparison, HeaderPredicate, MatchPlan, MatchTable, NamedPredicate, PathPredicate, PatternText,
 };
 pub use tls::{CertificatePlan, HostTls, PrivateKey};
+
+pub use crate::values::PathRewrite;

@@ -3,11 +3,13 @@
 mod duration;
 mod hostname;
 mod names;
+mod path_rewrite;
 mod problem;
 mod redacted;
 
 pub use duration::{Duration, InvalidDuration};
 pub use hostname::{Hostname, InvalidHostname};
 pub use names::{BackendId, ObjectName, SecretRef};
+pub use path_rewrite::{InvalidPathRewrite, PathRewrite, PathRewriteSpec};
 pub use problem::{FieldPath, Problem, Reason, Severity};
 pub use redacted::Redacted;
