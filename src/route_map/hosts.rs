@@ -1,7 +1,9 @@
 //! The map itself: hostname → host → match table → rule.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+
+use foldhash::fast::RandomState;
 
 use crate::filters::AnyPlan;
 use crate::message::Labels;
@@ -35,4 +37,90 @@ pub struct Rule {
     /// Filters in the order of work on the way in: by ring, then by row. The index is the row in the registry.
     pub filters: Vec<(usize, AnyPlan)>,
     pub action: Action,
+    /// Where each effective member of the policy comes from, in the order of the registry. For people only.
+    pub policy: Vec<PolicyMember>,
+}
+
+/// A member of a rule's effective policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PolicyMember {
+    /// Its row in the registry.
+    pub row: usize,
+    pub origin: PolicyOrigin,
+}
+
+/// Where a member was written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyOrigin {
+    /// `spec.rules[].policy`
+    Rule,
+    /// `spec.policy`
+    Route,
+}
+
+/// Values by hostname, for one look-up a request.
+///
+/// The most specific name that covers the host decides alone: when none of its rules matches, less specific names are
+/// not asked. A hostname has one owner, and a wildcard's owner must not answer under a name that is another's.
+#[derive(Debug, Default)]
+pub struct HostIndex<T> {
+    exact: HashMap<Arc<str>, T, RandomState>,
+    /// By the part after `*.`
+    wildcards: HashMap<Arc<str>, T, RandomState>,
+    catch_all: Option<T>,
+}
+
+impl RouteMap {
+    /// The entry for `host`, as [`HostIndex`] finds it.
+    pub fn host(&self, host: &str) -> Option<&Arc<Host>> {
+        let name = without_root_dot(host);
+        let named = self
+            .hosts
+            .get(&Hostname::Exact(name.into()))
+            .or_else(|| suffixes(name).find_map(|suffix| self.hosts.get(&Hostname::Wildcard(suffix.into()))));
+        named.or(self.catch_all.as_ref())
+    }
+}
+
+impl<T> HostIndex<T> {
+    pub fn new(hosts: impl IntoIterator<Item = (Hostname, T)>, catch_all: Option<T>) -> Self {
+        let mut index = Self { exact: HashMap::default(), wildcards: HashMap::default(), catch_all };
+        for (hostname, value) in hosts {
+            match hostname {
+                Hostname::Exact(name) => index.exact.insert(name, value),
+                Hostname::Wildcard(suffix) => index.wildcards.insert(suffix, value),
+            };
+        }
+        index
+    }
+
+    /// The value of the most specific name that covers `host` (lower case, without port): the exact name, the longest
+    /// wildcard, the catch-all.
+    pub fn find(&self, host: &str) -> Option<&T> {
+        let name = without_root_dot(host);
+        if let Some(value) = self.exact.get(name) {
+            return Some(value);
+        }
+        let wildcard = match self.wildcards.is_empty() {
+            true => None,
+            false => suffixes(name).find_map(|suffix| self.wildcards.get(suffix)),
+        };
+        wildcard.or(self.catch_all.as_ref())
+    }
+
+    /// All values, in no order.
+    pub fn values(&self) -> impl Iterator<Item = &T> {
+        self.exact.values().chain(self.wildcards.values()).chain(&self.catch_all)
+    }
+}
+
+/// `shop.example.` names the same host as `shop.example` (RFC 1034 section 3.1).
+fn without_root_dot(host: &str) -> &str {
+    host.strip_suffix('.').unwrap_or(host)
+}
+
+/// What a wildcard that covers `host` may hold after its star, longest first. Longer than any DNS name: nothing.
+fn suffixes(host: &str) -> impl Iterator<Item = &str> {
+    let host = if host.len() > 253 { "" } else { host };
+    host.match_indices('.').filter(|(dot, _)| *dot > 0).map(|(dot, _)| &host[dot + 1..])
 }

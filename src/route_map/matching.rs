@@ -1,100 +1,188 @@
-//! The matches of one hostname, ordered by precedence, and the look-up in them.
+//! The matches of one hostname in the order of precedence, and the look-up in them.
+//!
+//! Invariant: `find` gives the first entry that a walk over all of them, in order, would find.
 
+use std::collections::HashMap;
+use std::fmt;
 use std::sync::Arc;
 
+use super::path::{NormalPath, NotNormal};
+use super::path_index::PathIndex;
+use super::precedence::{Specificity, Standing};
+use super::predicates::{PatternText, Predicates, RequestView};
+use super::template::{Segment, Template};
+use crate::message::Captures;
 use crate::route_map::Rule;
 
-/// One `matches` entry: all of its predicates hold.
+/// One `matches` entry: its path and all of its predicates hold.
 #[derive(Clone, Debug, PartialEq)]
 pub struct MatchPlan {
-    pub path: PathPredicate,
-    /// Any of these; empty: every method. Upper case.
-    pub methods: Vec<http::Method>,
-    pub headers: Vec<HeaderPredicate>,
-    pub cookies: Vec<NamedPredicate>,
-    pub query_params: Vec<NamedPredicate>,
+    path: PathPredicate,
+    predicates: Predicates,
+    specificity: Specificity,
 }
 
-/// Paths are compared in normal form (RFC 3986 section 6.2.2: dot segments gone, unreserved characters decoded).
+/// Paths are compared in normal form; a regular expression sees that form too.
 #[derive(Clone, Debug, PartialEq)]
 pub enum PathPredicate {
-    Exact(Arc<str>),
-    /// Whole segments; without a trailing slash, `/` is the empty prefix.
-    Prefix(Arc<str>),
-    /// `{name}` is one segment, `{name...}` the rest.
-    Template(Arc<str>),
+    Exact(NormalPath),
+    /// Whole segments; made by [`PathPredicate::prefix`], which takes the slash at the end away: `/` is empty.
+    Prefix(NormalPath),
+    Template(Template),
     Regex(PatternText),
 }
 
-/// A regular expression, compiled, compared by its text. Anchored, linear time, bounded in size.
-#[derive(Clone, Debug)]
-pub struct PatternText {
-    text: Arc<str>,
-    pattern: regex::Regex,
-}
-
+/// A match, the rule that it leads to, and what decides between equals.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Comparison {
-    Exact(Arc<str>),
-    Regex(PatternText),
+pub struct MatchEntry {
+    pub plan: Arc<MatchPlan>,
+    pub rule: Arc<Rule>,
+    pub standing: Standing,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-pub struct HeaderPredicate {
-    pub name: http::HeaderName,
-    pub value: Comparison,
-}
-
-/// A query parameter or cookie.
-#[derive(Clone, Debug, PartialEq)]
-pub struct NamedPredicate {
-    pub name: Arc<str>,
-    pub value: Comparison,
-}
-
-/// The matches of a host in the order of precedence, with an index over their paths.
-#[derive(Debug, PartialEq)]
+/// The matches of a host, sorted, with an index over their paths.
 pub struct MatchTable {
-    entries: Vec<(MatchPlan, Arc<Rule>)>,
+    entries: Vec<MatchEntry>,
+    index: PathIndex,
 }
 
-impl PartialEq for PatternText {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
+/// The winner of a look-up.
+#[derive(Debug)]
+pub struct Found<'t> {
+    /// Its place in [`MatchTable::entries`].
+    pub index: usize,
+    pub rule: &'t Arc<Rule>,
+    /// Bytes of the path that a winning PathPrefix covers (0 for `/`); 0 when the match is of another type.
+    pub matched_prefix: usize,
+    pub captures: Captures,
 }
 
-impl PatternText {
-    /// Compiles `text` as a whole-value pattern.
-    ///
+impl PathPredicate {
     /// # Errors
-    /// The regex crate's own words, or that it is too large.
-    pub fn new(text: &str) -> Result<Self, String> {
-        let pattern = regex::RegexBuilder::new(&format!("^(?:{text})$"))
-            .size_limit(256 << 10)
-            .dfa_size_limit(1 << 20)
-            .nest_limit(50)
-            .build()
-            .map_err(|error| error.to_string())?;
-        Ok(Self { text: text.into(), pattern })
+    /// `text` has no normal form.
+    pub fn exact(text: &str) -> Result<Self, NotNormal> {
+        NormalPath::new(text).map(Self::Exact)
     }
 
-    pub fn as_str(&self) -> &str {
-        &self.text
+    /// # Errors
+    /// `text` has no normal form.
+    pub fn prefix(text: &str) -> Result<Self, NotNormal> {
+        Ok(Self::Prefix(NormalPath::new(text)?.without_trailing_slash()))
     }
 
-    pub fn is_match(&self, value: &str) -> bool {
-        self.pattern.is_match(value)
+    /// Whether `path` (in normal form) is one of these.
+    pub fn matches(&self, path: &str) -> bool {
+        match self {
+            Self::Exact(exact) => exact.as_str() == path,
+            Self::Prefix(prefix) => path
+                .strip_prefix(prefix.as_str())
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
+            Self::Template(template) => template.captures(path).is_some(),
+            Self::Regex(pattern) => pattern.is_match(path),
+        }
+    }
+}
+
+impl MatchPlan {
+    pub fn new(path: PathPredicate, predicates: Predicates) -> Self {
+        let predicates = predicates.canonical();
+        let specificity = Specificity::of(&path, &predicates);
+        Self { path, predicates, specificity }
+    }
+
+    pub fn path(&self) -> &PathPredicate {
+        &self.path
+    }
+
+    pub fn predicates(&self) -> &Predicates {
+        &self.predicates
+    }
+
+    pub fn specificity(&self) -> Specificity {
+        self.specificity
+    }
+
+    /// Whether both match the same requests by the same predicates; names of captures do not count.
+    pub fn equals(&self, other: &Self) -> bool {
+        self.predicates == other.predicates
+            && match (&self.path, &other.path) {
+                (PathPredicate::Template(a), PathPredicate::Template(b)) => a.same_shape(b),
+                (a, b) => a == b,
+            }
+    }
+
+    /// Equal for equal plans.
+    fn shape(&self) -> (String, &Predicates) {
+        let path = match &self.path {
+            PathPredicate::Template(template) => {
+                let mut shape = String::from("t");
+                for segment in template.segments() {
+                    match segment {
+                        Segment::Literal(text) => shape.extend(["/", text]),
+                        Segment::Capture(_) => shape.push_str("/{}"),
+                    }
+                }
+                shape.push_str(if template.has_rest() { "/{...}" } else { "" });
+                shape
+            }
+            PathPredicate::Exact(path) => format!("e{}", path.as_str()),
+            PathPredicate::Prefix(path) => format!("p{}", path.as_str()),
+            PathPredicate::Regex(pattern) => format!("r{}", pattern.as_str()),
+        };
+        (path, &self.predicates)
     }
 }
 
 impl MatchTable {
-    /// `entries` in any order with their tie-breakers applied by the caller: see `precedence`.
-    pub fn new(entries: Vec<(MatchPlan, Arc<Rule>)>) -> Self {
-        Self { entries }
+    /// Entries in any order.
+    pub fn new(mut entries: Vec<MatchEntry>) -> Self {
+        entries.sort_by(|a, b| (a.plan.specificity, &a.standing).cmp(&(b.plan.specificity, &b.standing)));
+        let index = PathIndex::new(entries.iter().map(|entry| entry.plan.path()));
+        Self { entries, index }
     }
 
-    pub fn entries(&self) -> &[(MatchPlan, Arc<Rule>)] {
+    /// In the order of precedence.
+    pub fn entries(&self) -> &[MatchEntry] {
         &self.entries
+    }
+
+    /// The entry of highest precedence that matches. No lock; allocates only for captures.
+    pub fn find(&self, request: &RequestView<'_>) -> Option<Found<'_>> {
+        let index =
+            self.index.find(request.path, |rank| self.entries[rank].plan.predicates.matches(request))?;
+        let entry = &self.entries[index];
+        let (matched_prefix, captures) = match &entry.plan.path {
+            PathPredicate::Prefix(prefix) => (prefix.as_str().len(), Captures::default()),
+            PathPredicate::Template(template) => (0, template.captures(request.path).unwrap_or_default()),
+            PathPredicate::Exact(_) | PathPredicate::Regex(_) => (0, Captures::default()),
+        };
+        Some(Found { index, rule: &entry.rule, matched_prefix, captures })
+    }
+
+    /// For each entry that can never win because an equal one stands before it: (its place, the winner's place), in
+    /// order.
+    pub fn shadowed(&self) -> Vec<(usize, usize)> {
+        let mut first = HashMap::new();
+        let mut shadowed = Vec::new();
+        for (place, entry) in self.entries.iter().enumerate() {
+            let winner = *first.entry(entry.plan.shape()).or_insert(place);
+            if winner != place {
+                shadowed.push((place, winner));
+            }
+        }
+        shadowed
+    }
+}
+
+/// The index follows from the entries.
+impl PartialEq for MatchTable {
+    fn eq(&self, other: &Self) -> bool {
+        self.entries == other.entries
+    }
+}
+
+impl fmt::Debug for MatchTable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MatchTable").field("entries", &self.entries).finish_non_exhaustive()
     }
 }

@@ -6,15 +6,23 @@ mod backend;
 mod endpoints;
 mod hosts;
 mod matching;
+pub mod path;
+mod path_index;
+mod precedence;
+mod predicates;
+mod template;
 mod tls;
 
 pub use action::{Action, ForwardPlan, RedirectPlan, RespondPlan, Unserved, WeightedBackend, WeightedTarget};
 pub use backend::{Address, BackendPlan, BackendTarget, HostHeader};
 pub use endpoints::{Endpoint, EndpointSet};
-pub use hosts::{Host, RouteMap, Rule};
-pub use matching::{
-    Comparison, HeaderPredicate, MatchPlan, MatchTable, NamedPredicate, PathPredicate, PatternText,
+pub use hosts::{Host, HostIndex, PolicyMember, PolicyOrigin, RouteMap, Rule};
+pub use matching::{Found, MatchEntry, MatchPlan, MatchTable, PathPredicate};
+pub use precedence::{Specificity, Standing};
+pub use predicates::{
+    Comparison, HeaderPredicate, Miss, NamedPredicate, PatternText, Predicates, RequestView,
 };
+pub use template::{InvalidTemplate, Template};
 pub use tls::{CertificatePlan, HostTls, PrivateKey};
 
 pub use crate::values::PathRewrite;
