@@ -22,4 +22,6 @@ pub mod telemetry;
 
 pub mod upstream;
 
+pub mod background;
+
 pub mod proxy;

@@ -12,7 +12,7 @@ pub use body::{Body, BodyError, TooLarge};
 pub use client::{Client, Protocol, Scheme};
 pub use error::{ErrorKind, ProxyError, Side};
 pub use exchange::{Captures, Exchange, Labels, RequestId};
-pub use outbound::{LocalFuture, Outbound};
+pub use outbound::{FixedHost, LocalFuture, Outbound};
 
 /// An answer on its way to the client.
 pub type Response = http::Response<Body>;

@@ -27,3 +27,7 @@ pub trait Outbound {
     /// Gives the work back when the bound is reached.
     fn detach(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>>;
 }
+
+/// Extension of a request whose `Host` a rule has set: no backend's own name replaces it.
+#[derive(Clone, Copy, Debug)]
+pub struct FixedHost;

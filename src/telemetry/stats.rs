@@ -1,63 +1,71 @@
-//! The handles that the data path counts with. They are resolved when a map is installed, never per request.
+//! All series of the process, and the handles that the data path counts with. Handles are resolved when a map is
+//! installed, never per request.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use super::{BackendStats, ControlStats, RuleStats, WorkerStats};
 
 /// All series of the process. A series goes when its last handle does.
-#[derive(Clone, Debug, Default)]
-pub struct Telemetry {}
-
-/// One finished request. Everything in it is from configuration or a closed set.
 #[derive(Clone, Debug)]
-pub struct Sample {
-    pub status: u16,
-    pub method: http::Method,
-    /// "HTTP/1.0", "HTTP/1.1" or "HTTP/2"
-    pub protocol: &'static str,
-    pub scheme: &'static str,
-    /// From the request's head to the end of the answer's body.
-    pub duration: Duration,
-    pub request_bytes: u64,
-    pub response_bytes: u64,
-    /// Why the gateway itself answered, or why the answer was cut.
-    pub reason: Option<&'static str>,
+pub struct Telemetry(Arc<Series>);
+
+#[derive(Debug)]
+pub(super) struct Series {
+    pub control: ControlStats,
+    pub workers: Vec<Arc<WorkerStats>>,
+    rules: Mutex<Known<RuleName, RuleStats>>,
+    backends: Mutex<Known<Arc<str>, BackendStats>>,
 }
 
-/// Series of one rule.
-#[derive(Debug, Default)]
-pub struct RuleStats {}
+type RuleName = (Arc<str>, Arc<str>, Arc<str>);
 
-/// Series of one backend.
-#[derive(Debug, Default)]
-pub struct BackendStats {}
-
-/// Series of one worker: connections, handshakes.
-#[derive(Debug, Default)]
-pub struct WorkerStats {}
-
-/// Counts a request as in flight until it is dropped.
+/// The series that somebody may still hold, by name.
 #[derive(Debug)]
-pub struct InFlight {}
-
-/// Where access log lines go; they are dropped and counted when it does not keep up.
-#[derive(Clone, Debug, Default)]
-pub struct AccessLog {}
+struct Known<K, V> {
+    by_name: HashMap<K, Weak<V>, foldhash::fast::RandomState>,
+    /// When so many are known, those that nobody holds are forgotten.
+    tidy_at: usize,
+}
 
 impl Telemetry {
-    /// The series of a rule; the same ones while anybody holds them. No rule: requests that matched none.
-    pub fn rule(&self, namespace: &str, route: &str, rule: &str) -> Arc<RuleStats> {
-        let _ = (namespace, route, rule);
-        Arc::default()
+    /// Workers are numbered from 0; each counts on its own thread.
+    pub fn new(workers: usize) -> Self {
+        let workers = workers.max(1);
+        Self(Arc::new(Series {
+            control: ControlStats::default(),
+            workers: (0..workers).map(|_| Arc::default()).collect(),
+            rules: Mutex::default(),
+            backends: Mutex::default(),
+        }))
     }
 
+    /// The series of a rule; the same ones while anybody holds them. Requests that matched no rule are counted under
+    /// three empty names.
+    pub fn rule(&self, namespace: &Arc<str>, route: &Arc<str>, rule: &Arc<str>) -> Arc<RuleStats> {
+        let workers = self.0.workers.len();
+        lock(&self.0.rules).handle(
+            (namespace.clone(), route.clone(), rule.clone()),
+            |(namespace, route, rule)| {
+                RuleStats::new(namespace.clone(), route.clone(), rule.clone(), workers)
+            },
+        )
+    }
+
+    /// The series of a backend, under its name as `BackendId` prints it.
     pub fn backend(&self, backend: &str) -> Arc<BackendStats> {
-        let _ = backend;
-        Arc::default()
+        let workers = self.0.workers.len();
+        lock(&self.0.backends).handle(Arc::from(backend), |name| BackendStats::new(name.clone(), workers))
     }
 
+    /// # Panics
+    /// There is no such worker.
     pub fn worker(&self, index: usize) -> Arc<WorkerStats> {
-        let _ = index;
-        Arc::default()
+        self.0.workers[index].clone()
+    }
+
+    pub fn control(&self) -> &ControlStats {
+        &self.0.control
     }
 
     /// Prometheus text format 0.0.4.
@@ -66,13 +74,42 @@ impl Telemetry {
     }
 }
 
-impl RuleStats {
-    pub fn record(&self, worker: usize, sample: &Sample) {
-        let _ = (worker, sample);
+impl<K: std::hash::Hash + Eq, V> Known<K, V> {
+    fn handle(&mut self, name: K, make: impl FnOnce(&K) -> V) -> Arc<V> {
+        if let Some(known) = self.by_name.get(&name).and_then(Weak::upgrade) {
+            return known;
+        }
+        if self.by_name.len() >= self.tidy_at {
+            self.by_name.retain(|_, handle| handle.strong_count() > 0);
+            self.tidy_at = (2 * self.by_name.len()).max(1024);
+        }
+        let made = Arc::new(make(&name));
+        self.by_name.insert(name, Arc::downgrade(&made));
+        made
     }
 
-    pub fn start(self: &Arc<Self>, worker: usize) -> InFlight {
-        let _ = worker;
-        InFlight {}
+    fn held(&self) -> Vec<Arc<V>> {
+        self.by_name.values().filter_map(Weak::upgrade).collect()
     }
+}
+
+impl<K, V> Default for Known<K, V> {
+    fn default() -> Self {
+        Self { by_name: HashMap::default(), tidy_at: 1024 }
+    }
+}
+
+impl Series {
+    pub(super) fn rules(&self) -> Vec<Arc<RuleStats>> {
+        lock(&self.rules).held()
+    }
+
+    pub(super) fn backends(&self) -> Vec<Arc<BackendStats>> {
+        lock(&self.backends).held()
+    }
+}
+
+/// Nothing here is left half done by a panic.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

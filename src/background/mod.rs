@@ -1,0 +1,5 @@
+//! What is fetched and refreshed beside the requests, on the control runtime.
+
+mod dns;
+
+pub use dns::Names;

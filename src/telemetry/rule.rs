@@ -1,0 +1,236 @@
+//! The series of one rule: requests, durations, sizes, requests in flight.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::cells::{Count, Histogram, PerWorker, Total};
+
+/// One finished request. Everything in it is from configuration or a closed set.
+#[derive(Clone, Debug)]
+pub struct Sample {
+    pub status: u16,
+    pub method: http::Method,
+    /// "HTTP/1.0", "HTTP/1.1" or "HTTP/2"
+    pub protocol: &'static str,
+    pub scheme: &'static str,
+    /// From the request's head to the end of the answer's body.
+    pub duration: Duration,
+    pub request_bytes: u64,
+    pub response_bytes: u64,
+    /// Why the gateway itself answered, or why the answer was cut.
+    pub reason: Option<&'static str>,
+}
+
+/// Upper bounds of request durations in microseconds: half a millisecond to a minute.
+pub(super) const DURATIONS: [u64; 16] = [
+    500, 1_000, 2_500, 5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 2_500_000,
+    5_000_000, 10_000_000, 30_000_000, 60_000_000,
+];
+/// Upper bounds of body sizes in bytes.
+pub(super) const SIZES: [u64; 6] = [1 << 10, 8 << 10, 64 << 10, 512 << 10, 4 << 20, 32 << 20];
+/// So many different (status, method, protocol, reason) of one rule and worker are told apart; what comes after them
+/// is counted as `other`. Statuses come from backends: they must not cost memory without end.
+const MAX_SERIES: usize = 64;
+const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
+
+/// Series of one rule.
+#[derive(Debug)]
+pub struct RuleStats {
+    pub(super) namespace: Arc<str>,
+    pub(super) route: Arc<str>,
+    pub(super) rule: Arc<str>,
+    cells: PerWorker<Arc<RuleCells>>,
+}
+
+/// Counts a request as in flight until it is dropped.
+#[derive(Debug)]
+pub struct InFlight(Arc<RuleCells>);
+
+/// What one worker counted for one rule.
+#[derive(Debug)]
+struct RuleCells {
+    in_flight: Count,
+    duration: Histogram<{ DURATIONS.len() }>,
+    request_size: Histogram<{ SIZES.len() }>,
+    response_size: Histogram<{ SIZES.len() }>,
+    requests: OnceLock<Box<Series>>,
+}
+
+/// A list that only grows: its one writer appends, a scrape walks it at the same time.
+#[derive(Debug)]
+struct Series {
+    key: Key,
+    count: Count,
+    next: OnceLock<Box<Series>>,
+}
+
+/// What requests of one rule are told apart by. Status 0: any that came when the table was full.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Key {
+    pub status: u16,
+    pub method: &'static str,
+    pub protocol: &'static str,
+    pub reason: &'static str,
+}
+
+/// The sums of one rule over all workers.
+#[derive(Debug, Default)]
+pub(super) struct RuleTotals {
+    pub in_flight: u64,
+    pub duration: Total,
+    pub request_size: Total,
+    pub response_size: Total,
+    pub requests: std::collections::BTreeMap<Key, u64>,
+}
+
+impl RuleStats {
+    pub(super) fn new(namespace: Arc<str>, route: Arc<str>, rule: Arc<str>, workers: usize) -> Self {
+        Self { namespace, route, rule, cells: PerWorker::new(workers) }
+    }
+
+    /// Only the worker's own thread calls this.
+    pub fn record(&self, worker: usize, sample: &Sample) {
+        let cells = self.cells(worker);
+        cells.duration.observe(u64::try_from(sample.duration.as_micros()).unwrap_or(u64::MAX));
+        cells.request_size.observe(sample.request_bytes);
+        cells.response_size.observe(sample.response_bytes);
+        cells.count(Key {
+            status: sample.status,
+            method: known_method(&sample.method),
+            protocol: sample.protocol,
+            reason: sample.reason.unwrap_or(""),
+        });
+    }
+
+    /// Only the worker's own thread calls this, and drops what it gives.
+    pub fn start(&self, worker: usize) -> InFlight {
+        let cells = self.cells(worker);
+        cells.in_flight.add(1);
+        InFlight(cells.clone())
+    }
+
+    /// None: nobody asked for this rule yet.
+    pub(super) fn totals(&self) -> Option<RuleTotals> {
+        let mut totals = None::<RuleTotals>;
+        for cells in self.cells.iter() {
+            let totals = totals.get_or_insert_default();
+            totals.in_flight = totals.in_flight.wrapping_add(cells.in_flight.value());
+            cells.duration.add_to(&mut totals.duration);
+            cells.request_size.add_to(&mut totals.request_size);
+            cells.response_size.add_to(&mut totals.response_size);
+            let mut next = &cells.requests;
+            while let Some(series) = next.get() {
+                *totals.requests.entry(series.key).or_default() += series.count.value();
+                next = &series.next;
+            }
+        }
+        totals
+    }
+
+    fn cells(&self, worker: usize) -> &Arc<RuleCells> {
+        self.cells.of(worker, || {
+            Arc::new(RuleCells {
+                in_flight: Count::default(),
+                duration: Histogram::new(&DURATIONS),
+                request_size: Histogram::new(&SIZES),
+                response_size: Histogram::new(&SIZES),
+                requests: OnceLock::new(),
+            })
+        })
+    }
+}
+
+impl RuleCells {
+    fn count(&self, key: Key) {
+        let (mut key, mut next) = (key, &self.requests);
+        for _ in 0..MAX_SERIES {
+            let series = next.get_or_init(|| Series::new(key));
+            if series.key == key {
+                return series.count.add(1);
+            }
+            next = &series.next;
+        }
+        key = Key { status: 0, method: "other", protocol: "other", reason: "" };
+        next.get_or_init(|| Series::new(key)).count.add(1);
+    }
+}
+
+impl Series {
+    fn new(key: Key) -> Box<Self> {
+        Box::new(Self { key, count: Count::default(), next: OnceLock::new() })
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.subtract(1);
+    }
+}
+
+/// The nine registered methods; any other word of a client's is `other`.
+fn known_method(method: &http::Method) -> &'static str {
+    METHODS.into_iter().find(|known| *known == method.as_str()).unwrap_or("other")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn stats() -> RuleStats {
+        RuleStats::new("shop".into(), "orders".into(), "rule-0".into(), 2)
+    }
+
+    fn sample(status: u16, method: &str) -> Sample {
+        Sample {
+            status,
+            method: method.parse().expect("a method"),
+            protocol: "HTTP/2",
+            scheme: "https",
+            duration: Duration::from_micros(700),
+            request_bytes: 0,
+            response_bytes: 2000,
+            reason: None,
+        }
+    }
+
+    #[test]
+    fn what_two_workers_count_is_one_series() {
+        let stats = stats();
+        stats.record(0, &sample(200, "GET"));
+        stats.record(1, &sample(200, "GET"));
+        stats.record(1, &sample(404, "BREW"));
+        let totals = stats.totals().expect("counted");
+        assert_eq!(
+            totals.requests.iter().map(|(key, n)| (key.status, key.method, *n)).collect::<Vec<_>>(),
+            [(200, "GET", 2), (404, "other", 1)]
+        );
+        assert_eq!(totals.duration.cells[..3], [0, 3, 0]);
+        assert_eq!(totals.duration.sum, 2100);
+        assert_eq!(totals.response_size.cells[..3], [0, 3, 0]);
+    }
+
+    #[test]
+    fn a_request_is_in_flight_until_it_is_dropped() {
+        let stats = stats();
+        let (one, two) = (stats.start(0), stats.start(1));
+        assert_eq!(stats.totals().expect("counted").in_flight, 2);
+        drop((one, two));
+        assert_eq!(stats.totals().expect("counted").in_flight, 0);
+    }
+
+    #[test]
+    fn strange_statuses_of_a_backend_cost_no_memory_without_end() {
+        let stats = stats();
+        (100..600).for_each(|status| stats.record(0, &sample(status, "GET")));
+        let totals = stats.totals().expect("counted");
+        assert_eq!(totals.requests.len(), MAX_SERIES + 1);
+        assert_eq!(totals.requests.values().sum::<u64>(), 500, "none is lost");
+        assert_eq!(totals.requests.iter().next().map(|(key, n)| (key.status, *n)), Some((0, 500 - 64)));
+    }
+
+    #[test]
+    fn a_rule_that_nobody_asks_for_costs_next_to_nothing() {
+        assert!(size_of::<RuleStats>() <= 96, "{}", size_of::<RuleStats>());
+        assert!(stats().totals().is_none());
+    }
+}
