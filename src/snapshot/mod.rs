@@ -3,13 +3,19 @@
 //! Both sources (the API server's watches, a folder of files) speak to it in [`Change`]s. What does not parse is in it
 //! too, as a [`Failure`] with its name and message.
 
+mod convert;
+mod documents;
 mod object;
+mod read;
 mod update;
 mod world;
 
+pub use convert::{RawObject, TLS_SECRET};
+pub use documents::{Document, documents};
 pub use object::{
     Change, EndpointAddress, EndpointSliceData, Failure, Grant, GrantFrom, GrantTo, Kind, Manifest,
     NamespaceData, Object, Origin, SecretData, ServiceData, ServicePort, SlicePort,
 };
+pub use read::read;
 pub use update::Update;
 pub use world::Snapshot;

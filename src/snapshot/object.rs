@@ -161,3 +161,43 @@ pub enum Change {
     /// All failures of the source, replacing those it told before.
     Failures(Vec<Failure>),
 }
+
+impl Object {
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::GatewayRoute(_) => Kind::GatewayRoute,
+            Self::GatewayBackend(_) => Kind::GatewayBackend,
+            Self::Secret(_) => Kind::Secret,
+            Self::Service(_) => Kind::Service,
+            Self::EndpointSlice(_) => Kind::EndpointSlice,
+            Self::Namespace(_) => Kind::Namespace,
+            Self::ReferenceGrant(_) => Kind::ReferenceGrant,
+        }
+    }
+
+    /// Namespace and name; the namespace of a Namespace is empty.
+    pub fn name(&self) -> ObjectName {
+        match self {
+            Self::GatewayRoute(manifest) | Self::GatewayBackend(manifest) => manifest.name.clone(),
+            Self::Secret(secret) => secret.name.clone(),
+            Self::Service(service) => service.name.clone(),
+            Self::EndpointSlice(slice) => slice.name.clone(),
+            Self::Namespace(namespace) => ObjectName::new("", Arc::clone(&namespace.name)),
+            Self::ReferenceGrant(grant) => grant.name.clone(),
+        }
+    }
+}
+
+impl Kind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::GatewayRoute => "GatewayRoute",
+            Self::GatewayBackend => "GatewayBackend",
+            Self::Secret => "Secret",
+            Self::Service => "Service",
+            Self::EndpointSlice => "EndpointSlice",
+            Self::Namespace => "Namespace",
+            Self::ReferenceGrant => "ReferenceGrant",
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! A text of several YAML documents, split without parsing them: one broken document costs only itself, and one that did
+//! not change need not be parsed again.
+
+/// One document and the line on which its text begins, from 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Document<'a> {
+    pub text: &'a str,
+    pub line: u32,
+}
+
+/// The documents of a text, in order; those that hold nothing but blanks and comments are left out. A text of JSON is one
+/// document, or several between `---` lines like YAML.
+pub fn documents(text: &str) -> impl Iterator<Item = Document<'_>> {
+    Documents { rest: text, line: 1 }.filter(|document| !is_blank(document.text))
+}
+
+struct Documents<'a> {
+    rest: &'a str,
+    line: u32,
+}
+
+impl<'a> Iterator for Documents<'a> {
+    type Item = Document<'a>;
+
+    fn next(&mut self) -> Option<Document<'a>> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let (whole, first) = (self.rest, self.line);
+        let mut end = 0;
+        for line in whole.split_inclusive('\n') {
+            self.line += 1;
+            if is_separator(line) {
+                self.rest = &whole[end + line.len()..];
+                return Some(trimmed(&whole[..end], first));
+            }
+            end += line.len();
+        }
+        self.rest = "";
+        Some(trimmed(whole, first))
+    }
+}
+
+/// Without the blank lines and comments in front, so that `line` is where the document is seen to begin.
+fn trimmed(text: &str, mut line: u32) -> Document<'_> {
+    let mut start = 0;
+    for part in text.split_inclusive('\n') {
+        let content = part.trim();
+        if !content.is_empty() && !content.starts_with('#') {
+            break;
+        }
+        start += part.len();
+        line += 1;
+    }
+    Document { text: &text[start..], line }
+}
+
+/// `---` or `...`, alone on its line but for a comment.
+fn is_separator(line: &str) -> bool {
+    let line = line.trim_end();
+    let Some(rest) = line.strip_prefix("---").or_else(|| line.strip_prefix("...")) else { return false };
+    rest.is_empty() || (rest.starts_with([' ', '\t']) && rest.trim_start().starts_with('#'))
+}
+
+fn is_blank(text: &str) -> bool {
+    text.lines().all(|line| line.trim().is_empty() || line.trim_start().starts_with('#'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn split(text: &str) -> Vec<(u32, &str)> {
+        documents(text).map(|document| (document.line, document.text)).collect()
+    }
+
+    #[test]
+    fn documents_know_their_first_line() {
+        assert_eq!(
+            split("a: 1\n---\n\n# about b\nb: 2\n--- # end\n# nothing\n---\nc: 3"),
+            [(1, "a: 1\n"), (5, "b: 2\n"), (9, "c: 3")]
+        );
+    }
+
+    #[test]
+    fn dashes_inside_of_a_value_do_not_split() {
+        let text = "a: |\n  ---\n  x\nb: ----\nc: '---x'\n";
+        assert_eq!(split(text), [(1, text)]);
+    }
+
+    #[test]
+    fn nothing_gives_nothing() {
+        assert!(split("").is_empty() && split("\n# only\n---\n---\n").is_empty());
+    }
+}

@@ -1,0 +1,229 @@
+//! One document → the objects in it. A `List` holds several; kinds that are not ours to know are passed over.
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::convert::RawObject;
+use super::object::{
+    EndpointSliceData, Failure, Grant, Kind, Manifest, NamespaceData, Object, Origin, SecretData, ServiceData,
+};
+use crate::values::ObjectName;
+
+/// Objects of one file never nest deeper.
+const MAX_LISTS: usize = 4;
+const OUR_GROUP: &str = "portcullis.dev";
+const OUR_VERSION: &str = "portcullis.dev/v1alpha1";
+
+/// Reads one document of a file, YAML or JSON. What cannot be read is a failure with the file, the line and the remedy.
+pub fn read(text: &str, origin: &Origin) -> Vec<Result<Object, Failure>> {
+    let value = match parse(text, origin) {
+        Ok(value) => value,
+        Err(failure) => return vec![Err(failure)],
+    };
+    let mut found = Vec::new();
+    collect(value, origin, 0, &mut found);
+    found
+}
+
+fn parse(text: &str, origin: &Origin) -> Result<Value, Failure> {
+    // JSON is YAML, but its own parser is many times faster.
+    if text.starts_with('{')
+        && let Ok(value) = serde_json::from_str(text)
+    {
+        return Ok(value);
+    }
+    serde_saphyr::from_str(text).map_err(|error| {
+        let line = error
+            .location()
+            .map_or(0, |location| u32::try_from(location.line()).unwrap_or(1).saturating_sub(1));
+        let origin = Origin { file: origin.file.clone(), line: origin.line.saturating_add(line) };
+        let message = error.without_snippet().to_string();
+        let first = message.lines().next().unwrap_or("it is not YAML");
+        Failure { kind: None, name: None, origin: Some(origin), message: format!("not YAML: {first}") }
+    })
+}
+
+fn collect(value: Value, origin: &Origin, depth: usize, found: &mut Vec<Result<Object, Failure>>) {
+    let text = |name: &str| value.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
+    let (version, kind) = (text("apiVersion"), text("kind"));
+    if !value.is_object() || kind.is_empty() || version.is_empty() {
+        let message = "no Kubernetes object: apiVersion and kind are missing".to_owned();
+        found.push(Err(Failure { kind: None, name: None, origin: Some(origin.clone()), message }));
+        return;
+    }
+    if kind == "List" || (kind.ends_with("List") && value.get("items").is_some_and(Value::is_array)) {
+        let Value::Object(mut list) = value else { return };
+        let Some(Value::Array(items)) = list.remove("items") else { return };
+        if depth == MAX_LISTS {
+            let message =
+                format!("lists stand in lists more than {MAX_LISTS} deep; write the objects themselves");
+            found.push(Err(Failure { kind: None, name: None, origin: Some(origin.clone()), message }));
+            return;
+        }
+        // The items of a `SecretList` need not say again what they are.
+        let implied = kind.strip_suffix("List").filter(|kind| !kind.is_empty()).map(str::to_owned);
+        for mut item in items {
+            if let (Some(kind), Value::Object(item)) = (&implied, &mut item) {
+                item.entry("kind").or_insert_with(|| kind.clone().into());
+                item.entry("apiVersion").or_insert_with(|| version.clone().into());
+            }
+            collect(item, origin, depth + 1, found);
+        }
+        return;
+    }
+    let name = name_in(&value);
+    match object(value, &version, &kind, origin) {
+        Ok(Some(object)) => found.push(Ok(object)),
+        Ok(None) => {}
+        Err((kind, message)) => {
+            found.push(Err(Failure { kind, name, origin: Some(origin.clone()), message }));
+        }
+    }
+}
+
+fn name_in(value: &Value) -> Option<ObjectName> {
+    let metadata = value.get("metadata")?;
+    let namespace = metadata.get("namespace").and_then(Value::as_str).unwrap_or("default");
+    Some(ObjectName::new(namespace, metadata.get("name")?.as_str()?))
+}
+
+type Unreadable = (Option<Kind>, String);
+
+/// `Ok(None)`: nothing that matters here.
+fn object(value: Value, version: &str, kind: &str, origin: &Origin) -> Result<Option<Object>, Unreadable> {
+    let at = || Some(origin.clone());
+    let object = match (version, kind) {
+        (OUR_VERSION, "GatewayRoute") => {
+            let manifest = as_kind::<RawObject>(value, Kind::GatewayRoute)
+                .and_then(|raw| said(Kind::GatewayRoute, Manifest::new(raw, at())));
+            Some(Object::GatewayRoute(manifest?))
+        }
+        (OUR_VERSION, "GatewayBackend") => {
+            let manifest = as_kind::<RawObject>(value, Kind::GatewayBackend)
+                .and_then(|raw| said(Kind::GatewayBackend, Manifest::new(raw, at())));
+            Some(Object::GatewayBackend(manifest?))
+        }
+        (other, kind) if other.split('/').next() == Some(OUR_GROUP) => {
+            return Err((
+                None,
+                format!(
+                    "{other} {kind} is no kind of this version; it knows GatewayRoute and GatewayBackend of {OUR_VERSION}"
+                ),
+            ));
+        }
+        ("v1", "Secret") => {
+            said(Kind::Secret, SecretData::new(as_kind(value, Kind::Secret)?, at()))?.map(Object::Secret)
+        }
+        ("v1", "Service") => Some(Object::Service(said(
+            Kind::Service,
+            ServiceData::new(as_kind(value, Kind::Service)?, at()),
+        )?)),
+        ("v1", "Namespace") => Some(Object::Namespace(said(
+            Kind::Namespace,
+            NamespaceData::new(as_kind(value, Kind::Namespace)?),
+        )?)),
+        ("discovery.k8s.io/v1", "EndpointSlice") => {
+            said(Kind::EndpointSlice, EndpointSliceData::new(as_kind(value, Kind::EndpointSlice)?))?
+                .map(Object::EndpointSlice)
+        }
+        (version, "ReferenceGrant") if version.starts_with("gateway.networking.k8s.io/") => {
+            Some(Object::ReferenceGrant(said(
+                Kind::ReferenceGrant,
+                Grant::new(as_kind(value, Kind::ReferenceGrant)?),
+            )?))
+        }
+        // Deployments and the like stand in the same files; they are not for us.
+        _ => None,
+    };
+    Ok(object)
+}
+
+fn as_kind<T: DeserializeOwned>(value: Value, kind: Kind) -> Result<T, Unreadable> {
+    serde_json::from_value(value).map_err(|error| (Some(kind), error.to_string()))
+}
+
+fn said<T>(kind: Kind, result: Result<T, String>) -> Result<T, Unreadable> {
+    result.map_err(|message| (Some(kind), message))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn origin() -> Origin {
+        Origin { file: "a.yaml".into(), line: 10 }
+    }
+
+    fn one(text: &str) -> Object {
+        let mut found = read(text, &origin());
+        assert_eq!(found.len(), 1, "{found:?}");
+        found.remove(0).expect("readable")
+    }
+
+    #[test]
+    fn a_route_keeps_its_spec_as_json() {
+        let Object::GatewayRoute(route) = one(
+            "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayRoute\nmetadata: {name: a}\nspec: {rules: []}\n",
+        ) else {
+            panic!("no route")
+        };
+        assert_eq!(
+            (&*route.spec, route.name.to_string(), route.origin),
+            ("{\"rules\":[]}", "default/a".into(), Some(origin()))
+        );
+    }
+
+    #[test]
+    fn string_data_wins_over_data_and_other_types_do_not_matter() {
+        let text = "{apiVersion: v1, kind: Secret, type: kubernetes.io/tls, metadata: {name: s}, data: {tls.crt: YQ==, x: Yg==}, stringData: {tls.crt: c}}";
+        let Object::Secret(secret) = one(text) else { panic!("no Secret") };
+        let data: Vec<_> =
+            secret.data.iter().map(|(key, value)| (key.as_str(), value.expose().as_slice())).collect();
+        assert_eq!(data, [("tls.crt", &b"c"[..]), ("x", b"b")]);
+        assert!(read(&text.replace("kubernetes.io/tls", "Opaque"), &origin()).is_empty());
+    }
+
+    #[test]
+    fn endpoint_conditions_have_the_defaults_of_their_api() {
+        let Object::EndpointSlice(slice) = one(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: s, labels: {kubernetes.io/service-name: web}}\naddressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [10.0.0.1]}, {addresses: [10.0.0.2], conditions: {ready: false}}]\n",
+        ) else {
+            panic!("no slice")
+        };
+        let states: Vec<_> = slice.endpoints.iter().map(|e| (e.ready, e.serving, e.terminating)).collect();
+        assert_eq!(states, [(true, true, false), (false, false, false)]);
+    }
+
+    #[test]
+    fn lists_are_their_items_and_strangers_are_passed_over() {
+        let found = read(
+            "apiVersion: v1\nkind: List\nitems:\n- {apiVersion: v1, kind: Service, metadata: {name: a}}\n- {apiVersion: apps/v1, kind: Deployment, metadata: {name: b}}\n- {apiVersion: v1, kind: Namespace, metadata: {name: c}}\n",
+            &origin(),
+        );
+        assert_eq!(found.len(), 2);
+    }
+
+    #[test]
+    fn what_cannot_be_read_says_where_and_why() {
+        for (text, line, part) in [
+            ("a: [\n", 10, "not YAML"),
+            ("kind: Service\n", 10, "apiVersion and kind"),
+            ("apiVersion: v1\nkind: Service\nmetadata: {}\n", 10, "metadata.name"),
+            (
+                "apiVersion: portcullis.dev/v1\nkind: GatewayRoute\nmetadata: {name: a}\n",
+                10,
+                "portcullis.dev/v1alpha1",
+            ),
+            (
+                "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayRout\nmetadata: {name: a}\n",
+                10,
+                "GatewayRout is no kind",
+            ),
+        ] {
+            let found = read(text, &origin());
+            let Err(failure) = &found[0] else { panic!("{text} was read") };
+            assert!(failure.message.contains(part), "{text}: {}", failure.message);
+            assert!(failure.origin.as_ref().is_some_and(|origin| origin.line >= line), "{text}");
+        }
+    }
+}
