@@ -18,6 +18,8 @@ pub mod snapshot;
 
 pub mod compile;
 
+pub mod standalone;
+
 pub mod telemetry;
 
 pub mod upstream;
@@ -25,3 +27,7 @@ pub mod upstream;
 pub mod background;
 
 pub mod proxy;
+
+pub mod app;
+
+pub mod cli;

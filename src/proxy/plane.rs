@@ -83,3 +83,15 @@ impl DataPlane {
     /// Waits until all workers have ended: after drain, or after its deadline. Blocks the calling thread.
     pub fn join(self) {}
 }
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            tls_handshake: Duration::from_secs(10),
+            request_head: Duration::from_secs(10),
+            keep_alive_idle: Duration::from_secs(60),
+            connection_age: Duration::from_secs(3600),
+            max_body: 10 << 20,
+        }
+    }
+}

@@ -1,1 +1,3 @@
 //! The one integration-test binary; each room of tests is a module.
+
+mod architecture;

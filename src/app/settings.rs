@@ -1,0 +1,36 @@
+//! Everything that one process is told at its start. Nothing of it changes later.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::compile;
+use crate::proxy;
+use crate::telemetry::AccessTarget;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    pub source: Source,
+    pub proxy: proxy::Settings,
+    pub compile: compile::Options,
+    /// Metrics, health, `/status`. None: no such listener.
+    pub admin: Option<SocketAddr>,
+    pub access_log: AccessTarget,
+    /// How long to go on accepting after the signal to end, while load balancers learn of it.
+    pub drain_delay: Duration,
+    /// How long open requests have after that.
+    pub drain_timeout: Duration,
+}
+
+/// Where the configuration comes from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Folders and files of manifests.
+    Files(Vec<PathBuf>),
+}
+
+/// A worker for each CPU that the process may use (affinity and cgroup quota), at most 16.
+pub fn default_workers() -> usize {
+    // Linux: the standard library reads both, quota rounded down but never to zero.
+    std::thread::available_parallelism().map_or(1, usize::from).min(16)
+}

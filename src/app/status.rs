@@ -1,0 +1,152 @@
+//! `/status`: what this process serves and what it has to say about it, as JSON for people and scripts.
+
+use std::sync::Arc;
+
+use serde::Serialize;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Addresses;
+use crate::compile::Published;
+use crate::lifecycle::{DrainSignal, Readiness};
+use crate::snapshot::Origin;
+use crate::values::Severity;
+
+/// At most so many entries of each list; `omitted` counts the others.
+const MOST: usize = 1_000;
+
+pub struct Status {
+    pub started: Instant,
+    pub addresses: Addresses,
+    pub published: watch::Receiver<Option<Arc<Published>>>,
+    pub installed_at: watch::Receiver<Option<Instant>>,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Document<'a> {
+    version: &'static str,
+    uptime_seconds: u64,
+    phase: String,
+    ready: bool,
+    waiting_for: Vec<String>,
+    addresses: &'a Addresses,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    route_map: Option<Installed>,
+    problems: Vec<Entry<'a>>,
+    failures: Vec<Unread<'a>>,
+    omitted: usize,
+}
+
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Installed {
+    /// Counts installs from 1.
+    sequence: u64,
+    age_seconds: u64,
+    hostnames: usize,
+    backends: usize,
+    objects: usize,
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    kind: String,
+    namespace: &'a str,
+    name: &'a str,
+    #[serde(skip_serializing_if = "is_zero")]
+    generation: i64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<String>,
+    path: &'a str,
+    reason: &'static str,
+    severity: &'static str,
+    message: &'a str,
+}
+
+/// An object, or a place in a file, that could not be read.
+#[derive(Serialize)]
+struct Unread<'a> {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kind: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    name: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    place: Option<String>,
+    message: &'a str,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(generation: &i64) -> bool {
+    *generation == 0
+}
+
+impl Status {
+    pub fn render(&self, readiness: &Readiness, drain: &DrainSignal) -> String {
+        let published = self.published.borrow().clone();
+        let now = Instant::now();
+        let age = self.installed_at.borrow().map_or(0, |at| now.duration_since(at).as_secs());
+        let mut omitted = 0;
+        let missing = readiness.missing();
+        let document = Document {
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: now.duration_since(self.started).as_secs(),
+            phase: format!("{:?}", drain.phase()),
+            ready: missing.is_empty() && drain.phase() == crate::lifecycle::Phase::Serving,
+            waiting_for: missing,
+            addresses: &self.addresses,
+            route_map: published.as_deref().map(|published| Installed {
+                sequence: published.sequence,
+                age_seconds: age,
+                hostnames: published.compiled.map.hosts.len(),
+                backends: published.compiled.map.backends.len(),
+                objects: published.compiled.reports.len(),
+            }),
+            problems: published.as_deref().map(|p| problems(p, &mut omitted)).unwrap_or_default(),
+            failures: published.as_deref().map(|p| failures(p, &mut omitted)).unwrap_or_default(),
+            omitted,
+        };
+        serde_json::to_string_pretty(&document).map_or_else(|error| error.to_string(), |text| text + "\n")
+    }
+}
+
+fn problems<'a>(published: &'a Published, omitted: &mut usize) -> Vec<Entry<'a>> {
+    let mut all = published.compiled.reports.iter().flat_map(|report| {
+        report.problems.iter().map(move |problem| Entry {
+            kind: format!("{:?}", report.object.kind),
+            namespace: &report.object.name.namespace,
+            name: &report.object.name.name,
+            generation: report.object.generation,
+            place: place(report.origin.as_ref()),
+            path: problem.path.as_str(),
+            reason: problem.reason.as_str(),
+            severity: match problem.severity {
+                Severity::Error => "Error",
+                Severity::Warning => "Warning",
+            },
+            message: &problem.message,
+        })
+    });
+    let shown = all.by_ref().take(MOST).collect();
+    *omitted += all.count();
+    shown
+}
+
+fn failures<'a>(published: &'a Published, omitted: &mut usize) -> Vec<Unread<'a>> {
+    let failures = &published.world.failures;
+    *omitted += failures.len().saturating_sub(MOST);
+    failures
+        .iter()
+        .take(MOST)
+        .map(|failure| Unread {
+            kind: failure.kind.map(|kind| format!("{kind:?}")),
+            name: failure.name.as_ref().map(ToString::to_string),
+            place: place(failure.origin.as_ref()),
+            message: &failure.message,
+        })
+        .collect()
+}
+
+fn place(origin: Option<&Origin>) -> Option<String> {
+    origin.map(|origin| format!("{}:{}", origin.file, origin.line))
+}

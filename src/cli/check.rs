@@ -1,0 +1,72 @@
+//! `portcullis check`: compiles manifests without serving them and shows what is wrong.
+
+use std::io::IsTerminal as _;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use annotate_snippets::Renderer;
+use anyhow::Context as _;
+use clap::{Args, ValueEnum};
+use serde_json::json;
+
+use super::findings;
+use super::run::Hostnames;
+use crate::compile::{LoopbackHosts, Memo, Options, compile};
+use crate::standalone;
+
+#[derive(Args, Debug)]
+pub struct Check {
+    /// Folders and files of manifests (*.yaml, *.yml, *.json)
+    #[arg(required = true, value_name = "DIR|FILE")]
+    manifests: Vec<PathBuf>,
+    #[arg(long, value_name = "text|json", default_value = "text")]
+    output: Output,
+    /// Which routes are ours: their `spec.className`
+    #[arg(long, value_name = "NAME", default_value = "portcullis")]
+    class_name: String,
+    /// Who may claim a hostname
+    #[arg(long, value_name = "FirstCome|Listed", default_value = "FirstCome")]
+    hostnames: Hostnames,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+/// Success without errors; warnings are no errors.
+pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
+    for path in &args.manifests {
+        std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    let world = standalone::read(args.manifests.clone());
+    let options = Options {
+        class_name: args.class_name.as_str().into(),
+        hostnames: args.hostnames.into(),
+        loopback: LoopbackHosts::Allowed,
+    };
+    let (compiled, _) = compile(&world, &options, Memo::default());
+    let findings = findings::all(&world, &compiled);
+    let errors = findings.iter().filter(|finding| finding.is_error()).count();
+    let warnings = findings.len() - errors;
+    let (routes, backends) = (world.routes.len(), world.backends.len());
+    match args.output {
+        Output::Json => {
+            let summary =
+                json!({"errors": errors, "warnings": warnings, "routes": routes, "backends": backends});
+            println!("{}", serde_json::to_string_pretty(&json!({"findings": findings, "summary": summary}))?);
+        }
+        Output::Text => {
+            let renderer =
+                if std::io::stdout().is_terminal() { Renderer::styled() } else { Renderer::plain() };
+            for finding in &findings {
+                println!("{}\n", finding.render(&renderer));
+            }
+            println!(
+                "{errors} errors, {warnings} warnings in {routes} GatewayRoutes and {backends} GatewayBackends"
+            );
+        }
+    }
+    Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

@@ -1,0 +1,290 @@
+//! `portcullis echo`: a small backend for trials and tests. It answers with what it was asked; some paths do more:
+//!
+//! | path | answers |
+//! | --- | --- |
+//! | `/healthz` | 200 `ok`; 503 once it drains |
+//! | `…/status/503` | that status |
+//! | `…/delay/200ms` | after that time |
+//! | `…/bytes/1048576` | that many bytes |
+//! | `…/trailers` | a body in two chunks and trailers |
+//! | anything with `Upgrade: websocket` | a WebSocket that sends back what it gets |
+//!
+//! The last two segments of the path decide, so that these work below any prefix of a route.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use clap::Args;
+use http::{HeaderMap, Request, Response, StatusCode, header};
+use http_body::{Frame, SizeHint};
+use http_body_util::{BodyExt, Limited};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde_json::{Map, Value, json};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::LocalSet;
+use tokio_util::sync::CancellationToken;
+
+use super::websocket;
+use crate::lifecycle::terminated;
+use crate::values::Duration;
+
+/// Request bodies are read up to this size and answered as text.
+const MAX_BODY: usize = 4 << 20;
+/// The largest answer of `/bytes/N`.
+const MAX_BYTES: u64 = 16 << 30;
+const CHUNK: usize = 64 << 10;
+
+#[derive(Args, Debug)]
+pub struct Echo {
+    /// Where to listen; port 0 takes any free port, which is printed.
+    #[arg(long, value_name = "ADDR:PORT", default_value = "127.0.0.1:0", env = "PORTCULLIS_ECHO_LISTEN")]
+    listen: SocketAddr,
+    /// Name in the answers; the Pod's by default.
+    #[arg(long, env = "POD_NAME")]
+    name: Option<String>,
+    /// How long to go on serving after SIGTERM, so that no gateway still sends to a port that is closed.
+    #[arg(long, value_name = "DURATION", default_value = "0s")]
+    drain: Duration,
+}
+
+struct Server {
+    name: String,
+    /// Answers ask clients to leave.
+    leaving: CancellationToken,
+}
+
+pub fn run(args: &Echo) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(LocalSet::new().run_until(serve(args)))
+}
+
+async fn serve(args: &Echo) -> anyhow::Result<()> {
+    let listener =
+        TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
+    println!("echo {}", listener.local_addr()?);
+    let server = Rc::new(Server { name: name(args), leaving: CancellationToken::new() });
+    let connections = tokio_util::task::TaskTracker::new();
+    let closing = CancellationToken::new();
+    let mut terminated = terminated()?;
+    let leave_at = async {
+        terminated.recv().await;
+        server.leaving.cancel();
+        tokio::time::sleep(args.drain.std()).await;
+    };
+    tokio::pin!(leave_at);
+    loop {
+        tokio::select! {
+            () = &mut leave_at => break,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    let task = connection(stream, Rc::clone(&server), closing.clone());
+                    tokio::task::spawn_local(connections.track_future(task));
+                }
+                // Out of file descriptors, most likely: waiting is all that helps.
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+            },
+        }
+    }
+    drop(listener);
+    closing.cancel();
+    connections.close();
+    // What is open has a few seconds; tunnels would stay for ever.
+    let _ = tokio::time::timeout(std::time::Duration::from_secs(5), connections.wait()).await;
+    Ok(())
+}
+
+fn name(args: &Echo) -> String {
+    args.name.clone().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_else(|| "echo".into())
+}
+
+async fn connection(stream: TcpStream, server: Rc<Server>, closing: CancellationToken) {
+    let _ = stream.set_nodelay(true);
+    let service = service_fn(move |request| {
+        let server = Rc::clone(&server);
+        async move { Ok::<_, Infallible>(server.answer(request).await) }
+    });
+    let serving = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(std::time::Duration::from_secs(120))
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
+    tokio::pin!(serving);
+    tokio::select! {
+        _ = serving.as_mut() => {}
+        () = closing.cancelled() => {
+            serving.as_mut().graceful_shutdown();
+            let _ = serving.await;
+        }
+    }
+}
+
+impl Server {
+    async fn answer(&self, request: Request<Incoming>) -> Response<Answer> {
+        let mut response = self.respond(request).await;
+        if self.leaving.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    async fn respond(&self, mut request: Request<Incoming>) -> Response<Answer> {
+        if request.uri().path() == "/healthz" {
+            let leaving = self.leaving.is_cancelled();
+            return text(
+                if leaving { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK },
+                if leaving { "draining\n" } else { "ok\n" },
+            );
+        }
+        if websocket::is_handshake(request.headers()) {
+            return match websocket::accept(&mut request) {
+                Ok(answer) => answer.map(|()| Answer::default()),
+                Err(why) => text(StatusCode::BAD_REQUEST, why),
+            };
+        }
+        let mut status = StatusCode::OK;
+        let path = request.uri().path().to_owned();
+        let mut segments = path.rsplit('/');
+        match (segments.next().unwrap_or_default(), segments.next().unwrap_or_default()) {
+            (code, "status") => match code.parse::<u16>().ok().and_then(|c| StatusCode::from_u16(c).ok()) {
+                Some(code) if code.as_u16() >= 200 => status = code,
+                _ => return text(StatusCode::BAD_REQUEST, "a status has three digits, 200 or more\n"),
+            },
+            (time, "delay") => match time.parse::<Duration>() {
+                Ok(time) => tokio::time::sleep(time.std()).await,
+                Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
+            },
+            (size, "bytes") => {
+                return match size.parse::<u64>() {
+                    Ok(size) if size <= MAX_BYTES => Response::new(Answer::zeros(size)),
+                    _ => text(StatusCode::BAD_REQUEST, "the number of bytes is at most 16 GiB\n"),
+                };
+            }
+            ("trailers", _) => return Response::new(Answer::with_trailers()),
+            _ => {}
+        }
+        let described = match self.describe(request).await {
+            Ok(described) => described,
+            Err(why) => return text(StatusCode::PAYLOAD_TOO_LARGE, why),
+        };
+        let mut response = Response::new(Answer::from(described + "\n"));
+        *response.status_mut() = status;
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        response
+    }
+
+    async fn describe(&self, request: Request<Incoming>) -> Result<String, &'static str> {
+        let (head, body) = request.into_parts();
+        let whole = Limited::new(body, MAX_BODY)
+            .collect()
+            .await
+            .map_err(|_| "the body is larger than 4 MiB, or was cut short\n")?;
+        let trailers = whole.trailers().map(fields);
+        let body = whole.to_bytes();
+        let mut answer = json!({
+            "name": self.name,
+            "method": head.method.as_str(),
+            "path": head.uri.path(),
+            "query": head.uri.query(),
+            "host": head.headers.get(header::HOST).map(|value| String::from_utf8_lossy(value.as_bytes())),
+            "protocol": format!("{:?}", head.version),
+            "headers": fields(&head.headers),
+            "body": String::from_utf8_lossy(&body),
+            "bytes": body.len(),
+        });
+        if let Some(trailers) = trailers {
+            answer["trailers"] = trailers;
+        }
+        serde_json::to_string_pretty(&answer).map_err(|_| "the request cannot be described\n")
+    }
+}
+
+/// One string a field; a list of strings where a field stands more than once.
+fn fields(headers: &HeaderMap) -> Value {
+    let mut all = Map::new();
+    for name in headers.keys() {
+        let mut values: Vec<Value> = headers
+            .get_all(name)
+            .iter()
+            .map(|value| Value::from(String::from_utf8_lossy(value.as_bytes()).into_owned()))
+            .collect();
+        let value = if values.len() == 1 { values.remove(0) } else { Value::from(values) };
+        all.insert(name.as_str().to_owned(), value);
+    }
+    Value::Object(all)
+}
+
+fn text(status: StatusCode, text: impl Into<String>) -> Response<Answer> {
+    let mut response = Response::new(Answer::from(text.into()));
+    *response.status_mut() = status;
+    response
+}
+
+/// The body of an answer: some bytes, then zeros, then trailers.
+#[derive(Default)]
+struct Answer {
+    chunks: Vec<Bytes>,
+    zeros: u64,
+    trailers: Option<HeaderMap>,
+}
+
+impl Answer {
+    fn zeros(zeros: u64) -> Self {
+        Self { zeros, ..Self::default() }
+    }
+
+    fn with_trailers() -> Self {
+        let mut trailers = HeaderMap::new();
+        trailers.insert("x-echo-trailer", header::HeaderValue::from_static("at the end"));
+        // Taken from the end.
+        Self { chunks: vec!["two\n".into(), "one\n".into()], zeros: 0, trailers: Some(trailers) }
+    }
+}
+
+impl From<String> for Answer {
+    fn from(text: String) -> Self {
+        let chunks = if text.is_empty() { Vec::new() } else { vec![Bytes::from(text)] };
+        Self { chunks, ..Self::default() }
+    }
+}
+
+impl http_body::Body for Answer {
+    type Data = Bytes;
+    type Error = Infallible;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        _: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        static ZEROS: [u8; CHUNK] = [b'0'; CHUNK];
+        if let Some(chunk) = self.chunks.pop() {
+            return Poll::Ready(Some(Ok(Frame::data(chunk))));
+        }
+        if self.zeros > 0 {
+            let length = self.zeros.min(CHUNK as u64);
+            self.zeros -= length;
+            let length = usize::try_from(length).unwrap_or(CHUNK);
+            return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&ZEROS[..length])))));
+        }
+        Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.chunks.is_empty() && self.zeros == 0 && self.trailers.is_none()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        if self.trailers.is_some() {
+            return SizeHint::default();
+        }
+        SizeHint::with_exact(self.zeros + self.chunks.iter().map(|chunk| chunk.len() as u64).sum::<u64>())
+    }
+}

@@ -1,0 +1,58 @@
+//! What a person types: one file a subcommand.
+
+mod certificate;
+mod check;
+mod crds;
+mod echo;
+mod findings;
+mod load;
+mod logging;
+mod place;
+mod run;
+mod websocket;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A Kubernetes gateway: routes declared as resources, served over HTTP and TLS.
+#[derive(Parser, Debug)]
+#[command(name = "portcullis", version, propagate_version = true, disable_help_subcommand = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand, Debug)]
+enum Command {
+    /// Run the gateway: in a cluster, or with --manifests from files
+    Run(Box<run::Run>),
+    /// Compile manifests without serving them, and show what is wrong with them
+    Check(check::Check),
+    /// Print the CustomResourceDefinitions
+    Crds(crds::Crds),
+    /// A small backend that answers with what it was asked
+    Echo(echo::Echo),
+    /// Make a certificate for trials, as a Secret manifest
+    Certificate(certificate::Certificate),
+    /// Send requests at a constant rate and count every one that is lost
+    #[command(hide = true)]
+    Load(load::Load),
+}
+
+pub fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let result = match arguments.command {
+        Command::Run(args) => run::run(*args),
+        Command::Check(args) => check::run(&args),
+        Command::Crds(args) => crds::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Echo(args) => echo::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Certificate(args) => certificate::run(&args).map(|()| ExitCode::SUCCESS),
+        Command::Load(args) => load::run(&args).map(|()| ExitCode::SUCCESS),
+    };
+    result.unwrap_or_else(|error| {
+        // The whole chain on one line: what failed, then why.
+        eprintln!("portcullis: {error:#}");
+        ExitCode::FAILURE
+    })
+}

@@ -1,0 +1,140 @@
+//! `portcullis run`: the gateway.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::bail;
+use clap::{Args, ValueEnum};
+
+use super::logging;
+use crate::app::{self, Ended, Settings, Source};
+use crate::compile::{HostnameClaims, LoopbackHosts, Options};
+use crate::proxy;
+use crate::telemetry::AccessTarget;
+use crate::values::Duration;
+
+#[derive(Args, Debug)]
+pub struct Run {
+    /// Read manifests from this folder or file instead of a cluster; may be given more than once
+    #[arg(long, value_name = "DIR", env = "PORTCULLIS_MANIFESTS", value_delimiter = ',')]
+    manifests: Vec<PathBuf>,
+    /// Where to listen for plain HTTP; port 0 takes any free port [default: port 8080 of every address]
+    #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_HTTP", value_delimiter = ',')]
+    http: Vec<SocketAddr>,
+    /// Where to listen for TLS [default: port 8443 of every address]
+    #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_HTTPS", value_delimiter = ',')]
+    https: Vec<SocketAddr>,
+    /// Where to answer /metrics, /livez, /readyz and /status [default: port 9100, with --manifests on loopback]
+    #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_ADMIN")]
+    admin: Option<SocketAddr>,
+    /// Worker threads [default: one a CPU that the process may use, at most 16]
+    #[arg(long, value_name = "N", env = "PORTCULLIS_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
+    workers: Option<u16>,
+    /// One JSON line a request: off, stdout, or a file that is appended to
+    #[arg(long, value_name = "off|stdout|FILE", env = "PORTCULLIS_ACCESS_LOG", default_value = "off")]
+    access_log: String,
+    /// Which routes are ours: their `spec.className`
+    #[arg(long, value_name = "NAME", env = "PORTCULLIS_CLASS_NAME", default_value = "portcullis")]
+    class_name: String,
+    /// Who may claim a hostname
+    #[arg(long, value_name = "FirstCome|Listed", env = "PORTCULLIS_HOSTNAMES", default_value = "FirstCome")]
+    hostnames: Hostnames,
+    /// How many proxies in front of the gateway are trusted to say who the client is
+    #[arg(long, value_name = "N", env = "PORTCULLIS_TRUSTED_HOPS", default_value_t = 0)]
+    trusted_hops: u8,
+    /// How long to go on accepting after the signal to end [default: 5s in a cluster, 0s with --manifests]
+    #[arg(long, value_name = "DURATION", env = "PORTCULLIS_DRAIN_DELAY")]
+    drain_delay: Option<Duration>,
+    /// How long open requests have after that
+    #[arg(long, value_name = "DURATION", env = "PORTCULLIS_DRAIN_TIMEOUT", default_value = "25s")]
+    drain_timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Hostnames {
+    #[value(name = "FirstCome")]
+    FirstCome,
+    #[value(name = "Listed")]
+    Listed,
+}
+
+impl From<Hostnames> for HostnameClaims {
+    fn from(claims: Hostnames) -> Self {
+        match claims {
+            Hostnames::FirstCome => Self::FirstCome,
+            Hostnames::Listed => Self::Listed,
+        }
+    }
+}
+
+pub fn run(args: Run) -> anyhow::Result<ExitCode> {
+    logging::start();
+    let bound = app::bind(settings(args)?)?;
+    print(bound.addresses());
+    let ended = bound.run()?;
+    Ok(match ended {
+        Ended::Drained => ExitCode::SUCCESS,
+        Ended::AtOnce => ExitCode::FAILURE,
+    })
+}
+
+fn settings(args: Run) -> anyhow::Result<Settings> {
+    if args.manifests.is_empty() {
+        bail!("no --manifests");
+    }
+    let files = !args.manifests.is_empty();
+    Ok(Settings {
+        source: Source::Files(args.manifests),
+        proxy: proxy::Settings {
+            http: or_every_address(args.http, 8080),
+            https: or_every_address(args.https, 8443),
+            workers: args.workers.map_or_else(app::default_workers, usize::from),
+            trusted_hops: args.trusted_hops.into(),
+            loopback_backends: files,
+            installation: Arc::from(args.class_name.as_str()),
+            limits: proxy::Limits::default(),
+        },
+        compile: Options {
+            class_name: args.class_name.into(),
+            hostnames: args.hostnames.into(),
+            loopback: if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused },
+        },
+        admin: args
+            .admin
+            .or_else(|| Some(if files { (Ipv4Addr::LOCALHOST, 9100).into() } else { every_address(9100) })),
+        access_log: match args.access_log.as_str() {
+            "off" => AccessTarget::Off,
+            "stdout" => AccessTarget::Stdout,
+            file => AccessTarget::File(file.into()),
+        },
+        drain_delay: args
+            .drain_delay
+            .map_or(std::time::Duration::from_secs(if files { 0 } else { 5 }), Duration::std),
+        drain_timeout: args.drain_timeout.std(),
+    })
+}
+
+fn or_every_address(given: Vec<SocketAddr>, port: u16) -> Vec<SocketAddr> {
+    if given.is_empty() { vec![every_address(port)] } else { given }
+}
+
+/// Both families by one socket where the machine has IPv6.
+fn every_address(port: u16) -> SocketAddr {
+    if std::net::UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)).is_ok() {
+        (Ipv6Addr::UNSPECIFIED, port).into()
+    } else {
+        (Ipv4Addr::UNSPECIFIED, port).into()
+    }
+}
+
+/// One line a listener, for people and scripts: `http 127.0.0.1:8080`. On stderr, because stdout may be the access log.
+fn print(addresses: &app::Addresses) {
+    let http = addresses.http.iter().map(|address| ("http", address));
+    let https = addresses.https.iter().map(|address| ("https", address));
+    let admin = addresses.admin.iter().map(|address| ("admin", address));
+    for (listener, address) in http.chain(https).chain(admin) {
+        tracing::info!(listener, %address, "listening");
+    }
+}

@@ -1,0 +1,363 @@
+//! The house rules that the compiler does not keep: who may import whom, where tasks are spawned, how long a file is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+/// Each module with what it may import of ours, in floor order. The nevers follow from what is not here.
+const TABLE: &[(&str, &[&str])] = &[
+    ("values", &[]),
+    ("lifecycle", &[]),
+    ("telemetry", &[]),
+    ("message", &["values", "telemetry"]),
+    ("expression", &["values", "message"]),
+    ("filters", &["values", "message", "expression", "telemetry"]),
+    ("api", &["values", "filters"]),
+    ("route_map", &["values", "message", "expression", "filters"]),
+    ("snapshot", &["api", "values"]),
+    ("upstream", &["route_map", "expression", "message", "values", "telemetry", "lifecycle"]),
+    ("compile", &["snapshot", "api", "filters", "route_map", "expression", "message", "values"]),
+    ("background", &["upstream", "filters", "message", "values", "telemetry", "lifecycle", "route_map"]),
+    ("standalone", &["snapshot", "values", "lifecycle"]),
+    (
+        "proxy",
+        &[
+            "route_map",
+            "filters",
+            "upstream",
+            "background",
+            "expression",
+            "message",
+            "values",
+            "telemetry",
+            "lifecycle",
+        ],
+    ),
+    ("controller", &["snapshot", "api", "compile", "values", "lifecycle", "telemetry"]),
+    (
+        "app",
+        &[
+            "values",
+            "lifecycle",
+            "telemetry",
+            "message",
+            "filters",
+            "api",
+            "route_map",
+            "snapshot",
+            "upstream",
+            "compile",
+            "background",
+            "standalone",
+            "proxy",
+            "controller",
+        ],
+    ),
+    (
+        "cli",
+        &[
+            "values",
+            "lifecycle",
+            "telemetry",
+            "message",
+            "expression",
+            "filters",
+            "api",
+            "route_map",
+            "snapshot",
+            "upstream",
+            "compile",
+            "background",
+            "standalone",
+            "proxy",
+            "controller",
+            "app",
+        ],
+    ),
+];
+
+/// Where tasks and threads are begun: each has an owner there, and ends with drain. The commands of `cli` that are
+/// programs of their own begin theirs.
+const SPAWNING: &[&str] = &[
+    "src/app/",
+    "src/proxy/connection",
+    "src/proxy/listener",
+    "src/proxy/plane",
+    "src/proxy/worker",
+    "src/background/",
+    "src/controller/",
+    "src/standalone/",
+    "src/telemetry/access_log",
+    "src/cli/echo",
+    "src/cli/load/",
+    "src/cli/websocket",
+];
+
+const SPAWNS: &[&str] = &[
+    "tokio::spawn(",
+    "task::spawn(",
+    "spawn_local(",
+    "spawn_blocking(",
+    "thread::spawn(",
+    "thread::Builder",
+    "JoinSet",
+];
+
+/// The parts of kube that talk to an API server.
+const KUBE: &[&str] =
+    &["kube::client", "kube::runtime", "kube::Client", "kube::Api", "kube::Config", "kube_runtime"];
+
+/// Names that say nothing.
+const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "helper", "helpers", "prelude", "misc", "shared"];
+
+const LONGEST: usize = 600;
+
+struct Source {
+    path: String,
+    text: String,
+}
+
+#[test]
+fn the_house_stands_by_its_rules() {
+    let found = violations(&sources());
+    assert!(found.is_empty(), "\n{}", found.join("\n"));
+}
+
+#[test]
+fn every_kind_of_violation_is_found() {
+    let clean = [
+        ("src/lib.rs", "//! Crate.\npub mod values;\npub mod proxy;\n"),
+        ("src/values/mod.rs", "//! Words.\n"),
+        ("src/proxy/mod.rs", "//! Way.\nuse crate::values::Duration;\n// use crate::compile::x;\n"),
+    ];
+    assert_eq!(violations(&made_up(&clean)), Vec::<String>::new());
+    for (path, text, expected) in [
+        ("src/proxy/mod.rs", "//! Way.\nuse crate::compile::Compiled;\n", "may not import compile"),
+        (
+            "src/proxy/mod.rs",
+            "//! Way.\nuse crate::{values::A, snapshot::{B, C}};\n",
+            "may not import snapshot",
+        ),
+        ("src/proxy/mod.rs", "//! Way.\nfn f(_: crate::app::Settings) {}\n", "may not import app"),
+        ("src/values/mod.rs", "//! Words.\nuse crate::proxy::A;\n", "circle"),
+        ("src/proxy/lost.rs", "//! Lost.\n", "no `mod lost`"),
+        ("src/proxy/mod.rs", "use std::fmt;\n", "first line"),
+        ("src/values/mod.rs", "//! Words.\nfn f() { tokio::spawn(async {}); }\n", "spawns"),
+        ("src/values/mod.rs", "//! Words.\nuse kube::Client;\n", "kube::Client"),
+        ("src/values/mod.rs", "//! Words.\nfn f() { Some(1).unwrap(); }\n", "unwrap"),
+        ("src/helpers/mod.rs", "//! Help.\n", "says nothing"),
+        ("src/new/mod.rs", "//! New.\n", "not in the table"),
+        ("src/values/mod.rs", &format!("//! Words.\n{}", "\n".repeat(LONGEST)), "lines"),
+    ] {
+        let mut all = made_up(&clean);
+        all.retain(|source| source.path != path);
+        all.push(Source { path: path.into(), text: text.into() });
+        let found = violations(&all);
+        assert!(found.iter().any(|violation| violation.contains(expected)), "{path} {text:?}: {found:?}");
+    }
+}
+
+#[test]
+fn test_modules_may_import_what_they_test_with() {
+    let text = "//! Way.\n#[cfg(test)]\nmod tests {\n    use crate::compile::compile;\n}\n";
+    let lib = "//! Crate.\npub mod proxy;\n";
+    assert_eq!(
+        violations(&made_up(&[("src/lib.rs", lib), ("src/proxy/mod.rs", text)])),
+        Vec::<String>::new()
+    );
+}
+
+fn made_up(files: &[(&str, &str)]) -> Vec<Source> {
+    files.iter().map(|(path, text)| Source { path: (*path).into(), text: (*text).into() }).collect()
+}
+
+fn sources() -> Vec<Source> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut found = Vec::new();
+    for folder in ["src", "tests", "benches"] {
+        collect(&root.join(folder), root, &mut found);
+    }
+    assert!(found.len() > 50, "the sources were not found");
+    found
+}
+
+fn collect(folder: &Path, root: &Path, found: &mut Vec<Source>) {
+    let Ok(entries) = std::fs::read_dir(folder) else { return };
+    for path in entries.map(|entry| entry.expect("readable").path()) {
+        if path.is_dir() {
+            collect(&path, root, found);
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).expect("UTF-8");
+            let path = path.strip_prefix(root).expect("below").to_string_lossy().into_owned();
+            found.push(Source { path, text });
+        }
+    }
+    found.sort_by(|a, b| a.path.cmp(&b.path));
+}
+
+fn violations(sources: &[Source]) -> Vec<String> {
+    let mut found = Vec::new();
+    let mut edges: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
+    for source in sources {
+        every_file(source, &mut found);
+        if let Some(module) = module(&source.path).filter(|_| !is_test(&source.path)) {
+            let imports = imports(&code(&source.text));
+            not_allowed(source, module, &imports, &mut found);
+            edges.entry(module).or_default().extend(imports);
+            places(source, &mut found);
+        }
+    }
+    orphans(sources, &mut found);
+    circles(&edges, &mut found);
+    found
+}
+
+fn every_file(source: &Source, found: &mut Vec<String>) {
+    let Source { path, text } = source;
+    if !text.starts_with("//!") {
+        found.push(format!("{path}: its first line does not say what it owns (//!)"));
+    }
+    let lines = text.lines().count();
+    if lines > LONGEST {
+        found.push(format!("{path}: {lines} lines; at most {LONGEST}"));
+    }
+    for part in path.trim_end_matches(".rs").split('/').filter(|part| EMPTY_NAMES.contains(part)) {
+        found.push(format!("{path}: the name {part} says nothing"));
+    }
+}
+
+fn not_allowed(source: &Source, module: &str, imports: &BTreeSet<String>, found: &mut Vec<String>) {
+    let Some((_, allowed)) = TABLE.iter().find(|(name, _)| *name == module) else {
+        found.push(format!("{}: the module {module} is not in the table", source.path));
+        return;
+    };
+    for import in imports.iter().filter(|import| *import != module && !allowed.contains(&import.as_str())) {
+        found.push(format!("{}: {module} may not import {import}", source.path));
+    }
+}
+
+fn places(source: &Source, found: &mut Vec<String>) {
+    let (path, code) = (&source.path, code(&source.text));
+    if !SPAWNING.iter().any(|place| path.starts_with(place)) {
+        for spawn in SPAWNS.iter().filter(|spawn| code.contains(**spawn)) {
+            found.push(format!("{path}: spawns ({spawn}); tasks are begun only in app, proxy's listener …"));
+        }
+    }
+    if !path.starts_with("src/controller/") {
+        for word in KUBE.iter().filter(|word| code.contains(**word)) {
+            found.push(format!("{path}: {word} belongs into controller"));
+        }
+    }
+    if code.contains(".unwrap()") {
+        found.push(format!("{path}: unwrap; say with expect why it cannot fail"));
+    }
+}
+
+/// A file that no `mod` names is not compiled, and rots.
+fn orphans(sources: &[Source], found: &mut Vec<String>) {
+    for source in sources {
+        let path = Path::new(&source.path);
+        let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
+        let folder = path.parent().unwrap_or(path);
+        if folder == Path::new("src") && matches!(stem, "lib" | "main")
+            || folder == Path::new("tests/it") && stem == "main"
+            || folder == Path::new("benches")
+        {
+            continue;
+        }
+        // `a/b.rs` and `a/b/mod.rs` are named in `a/mod.rs`, `a.rs` or the root.
+        let (name, home) = if stem == "mod" {
+            (folder.file_name().and_then(|name| name.to_str()).unwrap_or_default(), folder.parent())
+        } else {
+            (stem, Some(folder))
+        };
+        let home = home.unwrap_or(folder).to_string_lossy().into_owned();
+        let parents = [
+            format!("{home}/mod.rs"),
+            format!("{home}.rs"),
+            format!("{home}/lib.rs"),
+            format!("{home}/main.rs"),
+        ];
+        let named = sources.iter().filter(|other| parents.contains(&other.path)).any(|parent| {
+            parent.text.lines().any(|line| {
+                let line = line.trim();
+                line.strip_suffix(';').is_some_and(|line| line.rsplit(' ').next() == Some(name))
+                    && line.contains("mod ")
+            })
+        });
+        if !named {
+            found.push(format!("{}: no `mod {name}` names it", source.path));
+        }
+    }
+}
+
+fn circles(edges: &BTreeMap<&str, BTreeSet<String>>, found: &mut Vec<String>) {
+    for start in edges.keys() {
+        let mut reached = BTreeSet::new();
+        let mut waiting = vec![*start];
+        while let Some(module) = waiting.pop() {
+            for next in edges.get(module).into_iter().flatten().filter(|next| *next != module) {
+                if next == start {
+                    found.push(format!("a circle: {start} is imported by {module}, which it imports"));
+                }
+                if reached.insert(next.as_str()) {
+                    waiting.push(next);
+                }
+            }
+        }
+    }
+}
+
+fn is_test(path: &str) -> bool {
+    path.ends_with("/tests.rs") || path.contains("/tests/") || !path.starts_with("src/")
+}
+
+/// The top-level module of a file of `src`.
+fn module(path: &str) -> Option<&str> {
+    let rest = path.strip_prefix("src/")?;
+    let name = rest.split('/').next()?.trim_end_matches(".rs");
+    (!matches!(name, "lib" | "main")).then_some(name)
+}
+
+/// The text without comments and without what stands below `#[cfg(test)]`.
+fn code(text: &str) -> String {
+    let shipped = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let lines = shipped.lines().map(|line| line.split("//").next().unwrap_or_default());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// Every module of ours that the code names: `crate::a::b`, `use crate::{a, b::{c, d}}`.
+fn imports(code: &str) -> BTreeSet<String> {
+    let mut modules = BTreeSet::new();
+    for rest in code.split("crate::").skip(1) {
+        if let Some(group) = rest.strip_prefix('{') {
+            let mut depth = 0;
+            let mut first = true;
+            let mut name = String::new();
+            for character in group.chars() {
+                match character {
+                    '{' => depth += 1,
+                    '}' if depth == 0 => break,
+                    '}' => depth -= 1,
+                    ',' if depth == 0 => (first, name) = (true, String::new()),
+                    _ if depth > 0 || character.is_whitespace() => {}
+                    _ if !is_word(character) => first = false,
+                    _ if first => name.push(character),
+                    _ => {}
+                }
+                if !first && !name.is_empty() {
+                    modules.insert(name.clone());
+                }
+            }
+            modules.insert(name);
+            continue;
+        }
+        modules.insert(rest.chars().take_while(|character| is_word(*character)).collect());
+    }
+    // Items of the crate's root are macros and such: none of ours.
+    modules.retain(|name| !name.is_empty() && name.starts_with(|c: char| c.is_ascii_lowercase()));
+    modules
+}
+
+fn is_word(character: char) -> bool {
+    character.is_ascii_alphanumeric() || character == '_'
+}
