@@ -2,12 +2,15 @@
 
 The run lives in network, mount and process namespaces of its own (see isolation.py). So the addresses below
 cannot meet anyone else's, and nothing is left behind when the run is killed."""
+import contextlib
 import itertools
+import json
 import os
 import shutil
-import subprocess
-import urllib.request
 import ssl
+import subprocess
+import threading
+import urllib.request
 from pathlib import Path
 
 from . import ROOT
@@ -117,12 +120,26 @@ class Node:
             return any(c["type"] == "Ready" and c["status"] == "True" for c in found)
         until("the node is ready", ready, 120, every=0.3)
 
-    def balance(self, namespace, service):
-        """Gives a Service of type LoadBalancer its address, as a cloud would; kube-proxy does the rest."""
-        address = next(self.addresses)
-        self.cp.kube.kubectl("-n", namespace, "patch", "service", service, "--subresource=status", "--type=merge", "-p",
-                             '{"status":{"loadBalancer":{"ingress":[{"ip":"%s","ipMode":"VIP"}]}}}' % address)
-        return address
+    @contextlib.contextmanager
+    def balancing(self):
+        """Gives Services of type LoadBalancer their addresses, as a cloud would; kube-proxy does the rest."""
+        done = threading.Event()
+
+        def loop():
+            while not done.wait(0.5):
+                for s in self.cp.kube.json("get", "services", "-A")["items"]:
+                    if s["spec"]["type"] == "LoadBalancer" and not s["status"]["loadBalancer"]:
+                        ingress = [{"ip": next(self.addresses), "ipMode": "VIP"}]
+                        self.cp.kube.kubectl("-n", s["metadata"]["namespace"], "patch", "service", s["metadata"]["name"],
+                                             "--subresource=status", "--type=merge", "-p",
+                                             json.dumps({"status": {"loadBalancer": {"ingress": ingress}}}))
+        thread = threading.Thread(target=loop)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
 
     def kill_container(self, pod_uid, number=9):
         """Signals the processes of a Pod from outside, as the kernel's OOM killer would."""

@@ -1,0 +1,261 @@
+"""The chart as rendered by helm. A check is a function from objects to findings; for each there is a control, an
+edit of the rendered objects after which it must find something."""
+import copy
+import json
+import subprocess
+import unittest
+
+from harness import ROOT, world
+from harness.kube import CommandFailed, command
+
+CHART = ROOT / "charts" / "portcullis"
+VARIANTS = {
+    "default": [],
+    "daemonset": ["kind=DaemonSet"],
+    "namespaces": ["watchNamespaces={shop,pay}"],
+    "node-port": ["service.type=NodePort", "service.httpNodePort=30080"],
+    "cluster-ip": ["service.type=ClusterIP"],
+    "monitored": ["metrics.serviceMonitor.enabled=true"],
+    "dual-stack": ["bindAddress=[::]", "service.ipFamilyPolicy=PreferDualStack"],
+    "own-secret": ["peer.existingSecret=mine", "networkPolicy.enabled=false", "workers=4"],
+}
+
+
+def render(*values, release="gw", namespace="gateway"):
+    sets = [f for v in values for f in ("--set", v)]
+    text = command([world.tools / "helm", "template", release, CHART, "-n", namespace, *sets])
+    return json.loads(command([world.tools / "yaml2json"], stdin=text))
+
+
+def of(objects, kind):
+    return [o for o in objects if o["kind"] == kind]
+
+
+def pod(objects):
+    return next(o for o in objects if o["kind"] in ("Deployment", "DaemonSet"))["spec"]["template"]
+
+
+def container(objects):
+    return pod(objects)["spec"]["containers"][0]
+
+
+def env(objects):
+    return {e["name"]: e.get("value") for e in container(objects)["env"]}
+
+
+def restricted(objects):
+    """The profile `restricted` of Pod security, and a read-only root."""
+    spec, box = pod(objects)["spec"], container(objects)["securityContext"]
+    wanted = [
+        (spec["securityContext"].get("runAsNonRoot"), True), (spec["securityContext"].get("runAsUser"), 65532),
+        (spec["securityContext"].get("seccompProfile"), {"type": "RuntimeDefault"}),
+        (box.get("allowPrivilegeEscalation"), False), (box.get("readOnlyRootFilesystem"), True),
+        (box.get("capabilities"), {"drop": ["ALL"]}), (spec.get("hostNetwork", False), False),
+    ]
+    return [f"{got} and not {want}" for got, want in wanted if got != want]
+
+
+def memory_without_cpu_limit(objects):
+    limits = container(objects)["resources"]["limits"]
+    return ["cpu limit"] * ("cpu" in limits) + ["no memory limit"] * ("memory" not in limits)
+
+
+def selectors_meet_pods(objects):
+    """Every selector of ours finds the Pods; a Service's named port exists."""
+    labels, ports = pod(objects)["metadata"]["labels"], {p["name"] for p in container(objects)["ports"]}
+    found = []
+    for o in objects:
+        spec = o.get("spec", {})
+        selector = {"Service": spec.get("selector"), "PodDisruptionBudget": spec.get("selector", {}).get("matchLabels"),
+                    "NetworkPolicy": spec.get("podSelector", {}).get("matchLabels")}.get(o["kind"], {})
+        found += [f"{o['kind']} selects {k}={v}" for k, v in (selector or {}).items() if labels.get(k) != v]
+        if o["kind"] == "Service":
+            found += [f"no port {p['targetPort']}" for p in spec["ports"] if p["targetPort"] not in ports]
+    return found
+
+
+def least_rights(objects):
+    """No wildcard; nothing written but status, Events and the Lease; of Secrets nothing beyond reading."""
+    written = {"gatewayroutes/status", "gatewaybackends/status", "events", "leases"}
+    found = []
+    for role in of(objects, "Role") + of(objects, "ClusterRole"):
+        for rule in role["rules"]:
+            if "*" in rule["resources"] + rule["verbs"] + rule["apiGroups"]:
+                found.append(f"wildcard in {rule}")
+            if set(rule["verbs"]) - {"get", "list", "watch"} and set(rule["resources"]) - written:
+                found.append(f"writes {rule['resources']}")
+    return found
+
+
+def bindings_meet_roles(objects):
+    roles = {(r["kind"], r["metadata"]["name"], r["metadata"].get("namespace")) for r in of(objects, "Role") + of(objects, "ClusterRole")}
+    accounts = {a["metadata"]["name"] for a in of(objects, "ServiceAccount")}
+    found = []
+    for b in of(objects, "RoleBinding") + of(objects, "ClusterRoleBinding"):
+        ref = (b["roleRef"]["kind"], b["roleRef"]["name"], b["metadata"].get("namespace"))
+        found += [f"no role {ref}"] * (ref not in roles)
+        found += [f"no account {s['name']}" for s in b["subjects"] if s["name"] not in accounts]
+    if pod(objects)["spec"]["serviceAccountName"] not in accounts:
+        found.append("the Pods' account is not there")
+    return found
+
+
+def peers_are_all_replicas(objects):
+    peers = [s for s in of(objects, "Service") if s["metadata"]["name"] == env(objects)["PORTCULLIS_PEER_SERVICE"]]
+    if len(peers) != 1:
+        return ["no peer Service"]
+    return [] if peers[0]["spec"].get("publishNotReadyAddresses") and peers[0]["spec"]["clusterIP"] == "None" else ["not headless over all"]
+
+
+def drains_in_time(objects):
+    seconds = sum(int(env(objects)[f"PORTCULLIS_DRAIN_{k}"].removesuffix("s")) for k in ("DELAY", "TIMEOUT"))
+    return ["killed while it drains"] * (seconds >= pod(objects)["spec"]["terminationGracePeriodSeconds"])
+
+
+def never_fewer_while_updating(objects):
+    spec = next(o for o in objects if o["kind"] in ("Deployment", "DaemonSet"))["spec"]
+    update = spec.get("strategy") or spec.get("updateStrategy")
+    return ["loses a replica"] * (update["rollingUpdate"] != {"maxSurge": 1, "maxUnavailable": 0})
+
+
+def probes_on_admin(objects):
+    box = container(objects)
+    want = {"livenessProbe": "/livez", "readinessProbe": "/readyz", "startupProbe": "/livez"}
+    return [k for k, path in want.items() if box.get(k, {}).get("httpGet") != {"path": path, "port": "admin"}]
+
+
+def policy_closes(objects):
+    """Data ports for all, admin for monitoring, peers among themselves, no metadata service."""
+    if not (policies := of(objects, "NetworkPolicy")):
+        return []
+    spec, found = policies[0]["spec"], []
+    opened = {p["port"]: rule.get("from") for rule in spec["ingress"] for p in rule["ports"]}
+    found += ["data ports are not open"] * (opened["http"] is not None or opened["https"] is not None)
+    found += ["admin is open"] * (not opened["admin"] or not opened["admin"][0].get("namespaceSelector"))
+    own = [{"podSelector": spec["podSelector"]}]
+    found += ["peer is open"] * (opened["peer"] != own)
+    blocks = [to["ipBlock"] for rule in spec["egress"] for to in rule["to"] if "ipBlock" in to]
+    found += ["metadata service"] * any("169.254.169.254/32" not in b["except"] for b in blocks if b["cidr"] == "0.0.0.0/0")
+    found += ["egress is open"] * any("to" not in rule for rule in spec["egress"])
+    return found
+
+
+def token_is_there(objects):
+    volume = pod(objects)["spec"]["volumes"][0]["secret"]
+    made = [s for s in of(objects, "Secret") if s["metadata"]["name"] == volume["secretName"]]
+    if volume["secretName"] == "mine":
+        return ["made one beside it"] * bool(of(objects, "Secret"))
+    return [] if made and len(made[0]["data"]["token"]) == 64 else ["no token of 48 characters"]
+
+
+def edit(path, value):
+    """An edit of the first object for which the path exists: kind, then keys."""
+    def apply(objects):
+        for o in objects:
+            if o["kind"] != path[0]:
+                continue
+            at = o
+            for key in path[1:-1]:
+                at = at[key]
+            at[path[-1]] = value
+            return
+        raise LookupError(path)
+    return apply
+
+
+BOX = ("Deployment", "spec", "template", "spec", "containers", 0)
+CHECKS = {
+    restricted: edit((*BOX, "securityContext", "readOnlyRootFilesystem"), False),
+    memory_without_cpu_limit: edit((*BOX, "resources", "limits", "cpu"), "1"),
+    selectors_meet_pods: edit(("Service", "spec", "selector", "app.kubernetes.io/name"), "other"),
+    least_rights: edit(("ClusterRole", "rules", 0, "verbs"), ["get", "create"]),
+    bindings_meet_roles: edit(("RoleBinding", "roleRef", "name"), "other"),
+    peers_are_all_replicas: lambda objects: [s["spec"].pop("publishNotReadyAddresses", 0) for s in of(objects, "Service")],
+    drains_in_time: edit(("Deployment", "spec", "template", "spec", "terminationGracePeriodSeconds"), 30),
+    never_fewer_while_updating: edit(("Deployment", "spec", "strategy", "rollingUpdate", "maxUnavailable"), 1),
+    probes_on_admin: edit((*BOX, "readinessProbe", "httpGet", "path"), "/livez"),
+    policy_closes: edit(("NetworkPolicy", "spec", "ingress", 2, "from"), [{"podSelector": {}}]),
+    token_is_there: edit(("Secret", "data", "token"), ""),
+}
+
+
+class Chart(unittest.TestCase):
+    def test_lint(self):
+        command([world.tools / "helm", "lint", "--strict", CHART])
+        for name, values in VARIANTS.items():
+            with self.subTest(name):
+                command([world.tools / "helm", "lint", "--strict", CHART, *[f for v in values for f in ("--set", v)]])
+
+    def test_every_variant_passes_every_check(self):
+        for name, values in VARIANTS.items():
+            objects = render(*values)
+            for check in CHECKS:
+                with self.subTest(f"{name}: {check.__name__}"):
+                    self.assertEqual(check(objects), [])
+
+    def test_every_check_can_fail(self):
+        objects = render()
+        for check, spoil in CHECKS.items():
+            with self.subTest(check.__name__):
+                spoiled = copy.deepcopy(objects)
+                spoil(spoiled)
+                self.assertNotEqual(check(spoiled), [])
+
+    def test_watched_namespaces_need_nothing_cluster_wide(self):
+        kinds = {o["kind"] for o in render("watchNamespaces={shop,pay}")}
+        self.assertFalse({k for k in kinds if k.startswith("ClusterRole")})
+        self.assertTrue({k for k in {o["kind"] for o in render()} if k.startswith("ClusterRole")})  # the control
+        roles = of(render("watchNamespaces={shop,pay}"), "Role")
+        self.assertEqual({r["metadata"]["namespace"] for r in roles}, {"gateway", "shop", "pay"})
+        self.assertEqual(env(render("watchNamespaces={shop,pay}"))["PORTCULLIS_WATCH_NAMESPACES"], "shop,pay")
+
+    def test_two_releases_share_nothing(self):
+        def names(objects):
+            return {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects}
+        one = names(render())
+        self.assertFalse(one & names(render(release="other")))
+        self.assertFalse(one & names(render(namespace="other")))
+
+    def test_kinds_by_values(self):
+        def kinds(*values):
+            return sorted({o["kind"] for o in render(*values)})
+        self.assertIn("PodDisruptionBudget", kinds())
+        self.assertNotIn("PodDisruptionBudget", kinds("kind=DaemonSet"))
+        self.assertNotIn("ServiceMonitor", kinds())
+        self.assertIn("ServiceMonitor", kinds("metrics.serviceMonitor.enabled=true"))
+        self.assertNotIn("NetworkPolicy", kinds("networkPolicy.enabled=false"))
+
+    def test_values_are_checked(self):
+        for bad in ("kind=Pod", "replicas=-1", "drain.delay=5", "service.type=ExternalName", "replicsa=3", "hostnames=All",
+                    "trustedHops=-1", "accessLog=stderr", "watchNamespaces={Shop}", "image.digest=sha256:12"):
+            with self.subTest(bad), self.assertRaises(CommandFailed):
+                render(bad)
+        with self.assertRaisesRegex(CommandFailed, "leave watchNamespaces empty"):
+            render("hostnames=Listed", "watchNamespaces={shop}")
+        render("replicas=3", "drain.delay=1m30s")  # the control
+
+    def test_every_value_is_in_the_schema_and_used(self):
+        values = json.loads(command([world.tools / "yaml2json"], stdin=(CHART / "values.yaml").read_text()))[0]
+        schema = json.loads((CHART / "values.schema.json").read_text())
+        self.assertEqual(set(values), set(schema["properties"]) - {"global"})
+        templates = "".join(f.read_text() for f in (CHART / "templates").iterdir())
+        self.assertEqual([v for v in values if f".Values.{v}" not in templates], [])
+
+    def test_crds_are_the_generated_ones(self):
+        def files(folder):
+            return {f.name: f.read_text() for f in folder.glob("*.yaml")}
+        generated = files(ROOT / "crds")
+        self.assertEqual(set(generated), {"gatewayroutes.yaml", "gatewaybackends.yaml"})
+        self.assertEqual(files(CHART / "crds"), generated, "run `make crds`")
+
+    def test_no_image_of_a_registry(self):
+        for name, values in VARIANTS.items():
+            self.assertEqual(container(render(*values))["image"], "portcullis:0.1.0", name)
+        self.assertEqual(container(render("image.digest=sha256:" + "0" * 64))["image"], "portcullis@sha256:" + "0" * 64)
+
+
+class Shell(unittest.TestCase):
+    def test_scripts_parse(self):
+        for script in (ROOT / "e2e" / "cluster").rglob("*.sh"):
+            with self.subTest(script.name):
+                self.assertEqual(subprocess.run(["bash", "-n", script], capture_output=True, text=True).stderr, "")
