@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Installs those Debian packages of the cluster part that are missing, and starts none of their services.
-# packages.sh --missing only lists them.
+# packages.sh [PACKAGE...]   Installs those Debian packages (default: what the Pods part needs) that are missing, and
+# starts none of their services.
 set -euo pipefail
+[ $# -gt 0 ] || set -- containerd runc containernetworking-plugins conntrack iptables iproute2 nftables openssl prometheus
 missing=()
-for p in containerd runc containernetworking-plugins conntrack iptables iproute2 nftables openssl curl prometheus; do
+for p in "$@"; do
   dpkg-query -W -f '${Status}' "$p" 2>/dev/null | grep -q 'ok installed' || missing+=("$p")
 done
-[ "${1:-}" = --missing ] && { echo "${missing[*]}"; exit 0; }
 [ ${#missing[@]} -gt 0 ] || exit 0
 echo "installing ${missing[*]}" >&2
 export DEBIAN_FRONTEND=noninteractive

@@ -1,0 +1,63 @@
+# Everything here sets itself up; Rust is all that most of it needs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+TARGET ?= $(shell uname -m)-unknown-linux-musl
+# The program that goes into the image: BIN=… takes one that is built already.
+BIN ?= target/$(TARGET)/dist/portcullis
+IMAGE ?= portcullis:dev
+
+.PHONY: help run check test test-long e2e bench lint audit crds image cluster
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+run: ## start a gateway over examples/quickstart with two echo backends, and print what to try
+	@examples/quickstart/run
+
+check: ## the quick inner loop: format, compile, unit tests
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	cargo test --quiet --lib
+
+test: ## everything that this machine can carry; ends with a table
+	@tests/run
+
+test-long: ## the tests that take long: ten rollouts at 500 requests/s
+	@e2e/run pods --long
+
+e2e: ## only the parts with a real Kubernetes
+	@tests/run control-plane pods
+
+cluster: ## a shell beside a real Kubernetes, gone when you leave it (root)
+	@e2e/run pods --shell
+
+bench: ## CPU for each request, beside nginx in the same run
+	@command -v nginx wrk h2load openssl > /dev/null || e2e/cluster/packages.sh nginx-light wrk nghttp2-client openssl
+	cargo build --profile dist --bin portcullis
+	@benches/http/run
+
+lint: ## what CI refuses: format, clippy, chart
+	cargo fmt --check
+	cargo clippy --quiet --all-targets -- -D warnings
+	@e2e/run chart
+
+audit: ## licences, sources and advisories of the dependencies (cargo-deny)
+	@command -v cargo-deny > /dev/null || cargo install --locked cargo-deny
+	cargo deny check
+
+crds: ## write the CRDs from the Rust types, here and into the chart
+	@cargo build --quiet --bin portcullis
+	@target/debug/portcullis crds --output crds
+	@cp crds/*.yaml charts/portcullis/crds/
+
+ifeq ($(origin BIN),file)
+.PHONY: $(BIN)
+$(BIN):
+	@command -v musl-gcc > /dev/null || { echo "a static build needs musl-gcc (Debian: musl-tools)"; exit 1; }
+	rustup target add $(TARGET)
+	CC_$(subst -,_,$(TARGET))=musl-gcc cargo build --locked --profile dist --target $(TARGET) --bin portcullis
+endif
+
+image: $(BIN) ## a static image FROM scratch, as target/image.tar for `docker load` or `ctr images import`
+	@e2e/cluster/mkimage.py target/image.tar $(IMAGE) --entry /portcullis --user 65532:65532 \
+	  --port 8080/tcp --port 8443/tcp $(BIN)=/portcullis
