@@ -39,7 +39,7 @@ struct Errors {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct BackendTotals {
+pub(crate) struct BackendTotals {
     pub requests: u64,
     pub active: u64,
     pub idle: u64,
@@ -88,7 +88,7 @@ impl BackendStats {
         self.cells(worker).idle.add(by as u64);
     }
 
-    pub(super) fn totals(&self) -> Option<BackendTotals> {
+    pub(crate) fn totals(&self) -> Option<BackendTotals> {
         let mut totals = None::<BackendTotals>;
         for cells in self.cells.iter() {
             let totals = totals.get_or_insert_default();

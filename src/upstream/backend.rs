@@ -10,7 +10,8 @@ use crate::telemetry::BackendStats;
 #[derive(Debug)]
 pub struct Backend {
     pub plan: Arc<BackendPlan>,
-    /// Dense number of the backend among those that live: workers keep their pools in a table by it.
+    /// Dense number of the backend among those that live: workers keep their pools in a table by it. It may be given
+    /// again once this backend is gone.
     pub slot: usize,
     pub stats: Arc<BackendStats>,
     endpoints: ArcSwap<EndpointSet>,
@@ -24,5 +25,14 @@ impl Backend {
     /// Where requests go from now on; connections to endpoints that are gone take no new ones.
     pub fn set_endpoints(&self, endpoints: EndpointSet) {
         self.endpoints.store(Arc::new(endpoints));
+    }
+
+    pub fn endpoints(&self) -> Arc<EndpointSet> {
+        self.endpoints.load_full()
+    }
+
+    /// Whether `known` is still the newest set; cheaper than to fetch it.
+    pub(super) fn has_endpoints(&self, known: &Arc<EndpointSet>) -> bool {
+        Arc::ptr_eq(&self.endpoints.load(), known)
     }
 }

@@ -1,22 +1,44 @@
-//! A worker's kept connections.
+//! A worker's kept connections to all backends, and the way of a request through them.
+//!
+//! The one task spawned here sweeps the pools once a second and ends with them; connections spawn theirs in `connect`.
 
+use std::cell::RefCell;
 use std::net::SocketAddr;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::{HeaderValue, Method, Uri, Version, header};
 use tokio::time::Instant;
 
-use crate::message::{ErrorKind, ProxyError, Request, Response};
+use super::answer;
+use super::balance::BackendPool;
+use super::connect::{ConnectError, Connection, Unanswered};
+use super::endpoint::{Lease, SWEEP};
+use crate::message::{Body, BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side};
+use crate::telemetry::Connect;
 use crate::upstream::{Backend, Guard};
+
+const CONNECT: Duration = Duration::from_secs(2);
+/// So many endpoints are tried until one can be connected to.
+const MAX_ENDPOINTS: usize = 3;
+/// So often a request of which nothing was sent is sent again; after the first time on a new connection.
+const MAX_UNSENT: usize = 3;
 
 /// All kept connections of one worker.
 #[derive(Debug)]
-pub struct Pools {}
+pub struct Pools {
+    worker: usize,
+    seed: u64,
+    guard: Guard,
+    /// By slot of the backend.
+    table: RefCell<Vec<Option<Rc<BackendPool>>>>,
+}
 
 /// Bounds of one try.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct SendLimits {
+    /// 2 s by default, over all endpoints that are tried.
     pub connect: Option<Duration>,
     /// Until when the answer's head must be there.
     pub deadline: Option<Instant>,
@@ -29,28 +51,242 @@ pub struct Answer {
     pub endpoint: SocketAddr,
 }
 
+/// Where a request failed; for the log.
+#[derive(Debug, thiserror::Error)]
+#[error("request to {endpoint} failed")]
+struct Failure {
+    endpoint: SocketAddr,
+    source: hyper::Error,
+}
+
+/// How a request left to go.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum From {
+    Kept,
+    New,
+}
+
 impl Pools {
     /// Called on the worker's own runtime. `seed` decides where each round robin starts.
     pub fn new(worker: usize, seed: u64, guard: Guard) -> Rc<Self> {
-        let _ = (worker, seed, guard);
-        Rc::new(Self {})
+        let pools = Rc::new(Self { worker, seed, guard, table: RefCell::default() });
+        tokio::task::spawn_local(upkeep(Rc::downgrade(&pools)));
+        pools
     }
 
     /// Picks an endpoint, takes or makes a connection, sends the request (origin form, HTTP/1.1, hop-by-hop fields
-    /// already ours) and gives the answer's head; the body streams. `BackendPlan.host_header` is applied here: a name replaces
-    /// `Host` unless the request carries [`FixedHost`](crate::message::FixedHost). A kept connection that closes as we write never
-    /// shows: the request goes out again on another while nothing of it was sent. An answer 101 carries
-    /// `hyper::upgrade::OnUpgrade` in its extensions.
+    /// already ours) and gives the answer's head; the body streams. `BackendPlan.host_header` is applied here: a name
+    /// replaces `Host` unless the request carries [`FixedHost`]. A kept connection that closes as we write never shows:
+    /// the request goes out again on another while nothing of it was sent, or nothing came back and it may be repeated
+    /// (idempotent, its body at hand). An answer 101 carries `hyper::upgrade::OnUpgrade` in its extensions.
+    ///
+    /// Dropping this future, or the answer's body before its end, closes the connection at once.
     ///
     /// # Errors
     /// `NoHealthyEndpoints`, `ConnectFailure`, `ConnectTimeout`, `BackendTimeout`, `Reset`, `InvalidResponse`, ...
     pub async fn send(
         &self,
         backend: &Arc<Backend>,
-        request: Request,
+        mut request: Request,
         limits: SendLimits,
     ) -> Result<Answer, ProxyError> {
-        let _ = (backend, request, limits);
-        Err(ErrorKind::NoHealthyEndpoints.into())
+        let pool = self.pool(backend);
+        address_to(&mut request, pool.host.as_ref());
+        backend.stats.request(self.worker);
+        let attempts = self.attempts(backend, &pool, request, limits);
+        let outcome = match limits.deadline {
+            None => attempts.await,
+            Some(deadline) => tokio::time::timeout_at(deadline, attempts)
+                .await
+                .unwrap_or_else(|_| Err(ErrorKind::BackendTimeout.into())),
+        };
+        if let Err(error) = &outcome
+            && error.kind.side() == Side::Upstream
+        {
+            backend.stats.error(self.worker, error.kind.as_str());
+        }
+        outcome
+    }
+
+    async fn attempts(
+        &self,
+        backend: &Backend,
+        pool: &BackendPool,
+        mut request: Request,
+        limits: SendLimits,
+    ) -> Result<Answer, ProxyError> {
+        let (mut from, mut unsent, mut connect) = (From::Kept, 0, None);
+        loop {
+            let mut lease = self.lease(backend, pool, from, &limits, &mut connect).await?;
+            let kept = lease.1 == From::Kept;
+            let spare = if kept && from == From::Kept { copy(&request) } else { None };
+            let endpoint = lease.0.endpoint.address;
+            let connection = lease.0.connection.as_mut().expect("`lease` gives none without");
+            let failed = match connection.send(request).await {
+                Ok(head) => return Ok(Answer { response: answer::stream(head, lease.0), endpoint }),
+                Err(failed) => failed,
+            };
+            let Unanswered { error, unsent: whole, heard } = *failed;
+            match (whole, spare) {
+                (Some(whole), _) if unsent < MAX_UNSENT => request = whole,
+                (None, Some(spare)) if !heard && is_of_the_connection(&error) => {
+                    unsent = MAX_UNSENT;
+                    request = spare;
+                }
+                _ => return Err(classify(endpoint, error, heard)),
+            }
+            if unsent > 0 {
+                from = From::New;
+            }
+            unsent += 1;
+        }
+    }
+
+    /// A place at an endpoint with a connection in it. Endpoints that cannot be connected to are passed over: nothing
+    /// was sent to them.
+    async fn lease(
+        &self,
+        backend: &Backend,
+        pool: &BackendPool,
+        from: From,
+        limits: &SendLimits,
+        budget: &mut Option<Instant>,
+    ) -> Result<(Lease, From), ProxyError> {
+        let mut tried = Vec::new();
+        loop {
+            let endpoint = pool.next(&tried).ok_or_else(|| pool.nowhere(backend))?;
+            let mut lease = endpoint.lease();
+            if from == From::Kept
+                && let Some(connection) = endpoint.take_idle()
+            {
+                lease.connection = Some(connection);
+                return Ok((lease, From::Kept));
+            }
+            let now = Instant::now();
+            let end = *budget.get_or_insert_with(|| now + limits.connect.unwrap_or(CONNECT));
+            tried.push(endpoint.address);
+            // An endpoint that swallows packets must leave time for the others.
+            let left = pool.len().min(MAX_ENDPOINTS).saturating_sub(tried.len() - 1).max(1) as u32;
+            let until = now + end.saturating_duration_since(now) / left;
+            let error = match Connection::open(endpoint.address, self.guard, until).await {
+                Ok(connection) => {
+                    endpoint.connected();
+                    lease.connection = Some(connection);
+                    return Ok((lease, From::New));
+                }
+                Err(error) => error,
+            };
+            if error.is_of_the_endpoint() {
+                endpoint.not_connected(result(&error));
+            }
+            let more = tried.len() < pool.len().min(MAX_ENDPOINTS) && Instant::now() < end;
+            if !more || !error.is_of_the_endpoint() {
+                return Err(error.into());
+            }
+        }
+    }
+
+    fn pool(&self, backend: &Arc<Backend>) -> Rc<BackendPool> {
+        let mut table = self.table.borrow_mut();
+        if let Some(Some(pool)) = table.get(backend.slot)
+            && pool.is_of(backend)
+        {
+            pool.refresh(backend);
+            return pool.clone();
+        }
+        if table.len() <= backend.slot {
+            table.resize(backend.slot + 1, None);
+        }
+        let pool = BackendPool::new(backend, self.worker, self.seed, self.guard);
+        table[backend.slot] = Some(pool.clone());
+        pool
+    }
+
+    /// How many backends have a pool here.
+    #[cfg(test)]
+    pub(super) fn known(&self) -> usize {
+        self.table.borrow().iter().flatten().count()
+    }
+
+    fn sweep(&self, now: Instant) {
+        for place in self.table.borrow_mut().iter_mut() {
+            if place.as_ref().is_some_and(|pool| pool.sweep(now) == super::balance::Swept::Unused) {
+                *place = None;
+            }
+        }
+    }
+}
+
+async fn upkeep(pools: Weak<Pools>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(pools) = pools.upgrade() else { return };
+        pools.sweep(Instant::now());
+    }
+}
+
+/// Gives the request the form that goes over the wire.
+fn address_to(request: &mut Request, host: Option<&HeaderValue>) {
+    *request.version_mut() = Version::HTTP_11;
+    if request.uri().authority().is_some() {
+        let path = request.uri().path_and_query().cloned();
+        *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
+    }
+    if let Some(host) = host
+        && request.extensions().get::<FixedHost>().is_none()
+    {
+        request.headers_mut().insert(header::HOST, host.clone());
+    }
+    // Nothing of the client's side goes on from here.
+    request.extensions_mut().clear();
+}
+
+/// The same request once more, if it may be sent twice (RFC 9110, 9.2.2) and its body is at hand.
+fn copy(request: &Request) -> Option<Request> {
+    let idempotent = matches!(
+        *request.method(),
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
+    );
+    let body = match request.body() {
+        Body::Empty => Body::Empty,
+        Body::Full(bytes) => Body::Full(bytes.clone()),
+        Body::Incoming(incoming) if http_body::Body::is_end_stream(incoming) => Body::Empty,
+        Body::Incoming(_) | Body::Stream(_) => return None,
+    };
+    // An upgrade may have begun although no answer came.
+    if !idempotent || request.headers().contains_key(header::UPGRADE) {
+        return None;
+    }
+    let mut copy = Request::new(body);
+    *copy.method_mut() = request.method().clone();
+    *copy.uri_mut() = request.uri().clone();
+    *copy.version_mut() = request.version();
+    *copy.headers_mut() = request.headers().clone();
+    Some(copy)
+}
+
+/// The endpoint closed or reset; not: the request's own body failed, or nonsense came.
+fn is_of_the_connection(error: &hyper::Error) -> bool {
+    !error.is_user() && !error.is_parse()
+}
+
+fn classify(endpoint: SocketAddr, error: hyper::Error, heard: bool) -> ProxyError {
+    let source = std::error::Error::source(&error);
+    let kind = match source.and_then(|cause| cause.downcast_ref::<BodyError>()) {
+        Some(BodyError::Connection(_)) => ErrorKind::ClientGone,
+        Some(BodyError::Stalled(_)) => ErrorKind::RequestTimeout,
+        Some(BodyError::TooLarge { .. }) => ErrorKind::BodyTooLarge,
+        Some(BodyError::Other(_)) => ErrorKind::BadRequest,
+        None if error.is_parse() || heard => ErrorKind::InvalidResponse,
+        None => ErrorKind::Reset,
+    };
+    ProxyError::caused(kind, Failure { endpoint, source: error })
+}
+
+fn result(error: &ConnectError) -> Connect {
+    match error {
+        ConnectError::Refused(_) => Connect::Refused,
+        ConnectError::TimedOut(..) => Connect::TimedOut,
+        ConnectError::Failed(..) | ConnectError::OutOfSockets(_) => Connect::Failed,
     }
 }

@@ -1,0 +1,69 @@
+//! A backend's answer while it streams: the connection goes back to the pool when the last of it was read, and is
+//! closed at once when the reader leaves before.
+
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::StatusCode;
+use http_body::{Body as _, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::endpoint::Lease;
+use crate::message::{Body, BodyError, Response};
+
+struct Streaming {
+    incoming: Incoming,
+    /// None: the answer is over.
+    lease: Option<Lease>,
+}
+
+/// `head` with a body that takes care of the connection that it comes from.
+pub(super) fn stream(head: http::Response<Incoming>, lease: Lease) -> Response {
+    if head.status() == StatusCode::SWITCHING_PROTOCOLS {
+        lease.release();
+        return head.map(|_| Body::Empty);
+    }
+    if head.body().is_end_stream() {
+        lease.give_back();
+        return head.map(|_| Body::Empty);
+    }
+    head.map(|incoming| Body::stream(Streaming { incoming, lease: Some(lease) }))
+}
+
+impl Streaming {
+    fn end(&mut self) {
+        if let Some(lease) = self.lease.take() {
+            lease.give_back();
+        }
+    }
+}
+
+impl http_body::Body for Streaming {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) else {
+            return Poll::Pending;
+        };
+        match &frame {
+            Some(Ok(_)) if self.incoming.is_end_stream() => self.end(),
+            Some(Ok(_)) => {}
+            Some(Err(_)) => self.lease = None,
+            None => self.end(),
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.incoming.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.incoming.size_hint()
+    }
+}

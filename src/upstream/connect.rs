@@ -1,0 +1,168 @@
+//! Making a connection to an endpoint: the guard asked, the socket set up, HTTP/1.1 on it. The task that drives the
+//! connection is spawned here; it belongs to the [`Connection`], which ends it when it is dropped.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::task::AbortHandle;
+use tokio::time::Instant;
+
+use super::Guard;
+use super::wire::{Heard, Wire};
+use crate::message::{Body, ErrorKind, ProxyError, Request};
+
+/// Response heads over these answer 502.
+const MAX_HEAD: usize = 64 << 10;
+const MAX_FIELDS: usize = 200;
+/// After so long without an acknowledgement of what we wrote, a connection is dead.
+#[cfg(target_os = "linux")]
+const USER_TIMEOUT: Duration = Duration::from_secs(30);
+const KEEPALIVE: Duration = Duration::from_secs(30);
+
+/// One HTTP/1.1 connection to an endpoint. Dropping it closes it at once.
+#[derive(Debug)]
+pub(super) struct Connection {
+    sender: http1::SendRequest<Body>,
+    heard: Heard,
+    driver: Driver,
+}
+
+/// Ends the connection's task when dropped.
+#[derive(Debug)]
+struct Driver(Option<AbortHandle>);
+
+/// Why there is no connection.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("the egress guard refuses {0}")]
+    Refused(SocketAddr),
+    #[error("no connection to {0} within {1:?}")]
+    TimedOut(SocketAddr, Duration),
+    #[error("cannot connect to {0}")]
+    Failed(SocketAddr, #[source] std::io::Error),
+    #[error("no socket can be made")]
+    OutOfSockets(#[source] std::io::Error),
+}
+
+/// A request that got no answer.
+pub(super) struct Unanswered {
+    pub error: hyper::Error,
+    /// The request as it was: not a byte of it was sent.
+    pub unsent: Option<Request>,
+    /// Whether the endpoint sent anything before it failed.
+    pub heard: bool,
+}
+
+impl Connection {
+    pub async fn open(address: SocketAddr, guard: Guard, until: Instant) -> Result<Self, ConnectError> {
+        if !guard.permits(address.ip()) {
+            return Err(ConnectError::Refused(address));
+        }
+        let started = Instant::now();
+        let stream = tokio::time::timeout_at(until, dial(address))
+            .await
+            .map_err(|_| ConnectError::TimedOut(address, started.elapsed()))??;
+        let heard = Heard::default();
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(MAX_FIELDS)
+            .max_header_size(MAX_HEAD)
+            .handshake(TokioIo::new(Wire::new(stream, heard.clone())))
+            .await
+            .map_err(|error| ConnectError::Failed(address, std::io::Error::other(error)))?;
+        let task = tokio::task::spawn_local(async move {
+            // What goes wrong with a request is told to the request; what goes wrong while idle concerns nobody.
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%address, error = &error as &dyn std::error::Error, "idle connection ended");
+            }
+        });
+        Ok(Self { sender, heard, driver: Driver(Some(task.abort_handle())) })
+    }
+
+    /// Whether a request can be sent now: the last one is over in both directions and nobody closed.
+    pub fn is_ready(&self) -> bool {
+        self.sender.is_ready()
+    }
+
+    pub fn is_closed(&self) -> bool {
+        self.sender.is_closed()
+    }
+
+    /// # Errors
+    /// The request as it was where nothing of it was sent. The connection is of no more use then.
+    pub async fn send(
+        &mut self,
+        request: Request,
+    ) -> Result<http::Response<hyper::body::Incoming>, Box<Unanswered>> {
+        self.heard.expect_head();
+        match self.sender.try_send_request(request).await {
+            Ok(response) => {
+                self.heard.head_is_there();
+                Ok(response)
+            }
+            Err(mut failed) => {
+                let unsent = failed.take_message();
+                Err(Box::new(Unanswered { error: failed.into_error(), unsent, heard: self.heard.any() }))
+            }
+        }
+    }
+
+    /// Lets the connection live on as the tunnel that it has become.
+    pub fn release(mut self) {
+        self.driver.0 = None;
+    }
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        if let Some(task) = &self.0 {
+            task.abort();
+        }
+    }
+}
+
+impl ConnectError {
+    /// Whether another endpoint may do better.
+    pub fn is_of_the_endpoint(&self) -> bool {
+        !matches!(self, Self::OutOfSockets(_))
+    }
+}
+
+impl From<ConnectError> for ProxyError {
+    fn from(error: ConnectError) -> Self {
+        let kind = match error {
+            ConnectError::Refused(_) => ErrorKind::AddressNotPermitted,
+            ConnectError::TimedOut(..) => ErrorKind::ConnectTimeout,
+            ConnectError::Failed(..) | ConnectError::OutOfSockets(_) => ErrorKind::ConnectFailure,
+        };
+        Self::caused(kind, error)
+    }
+}
+
+async fn dial(address: SocketAddr) -> Result<TcpStream, ConnectError> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+        .map_err(ConnectError::OutOfSockets)?;
+    let failed = |error: std::io::Error| match error.kind() {
+        // Our own ephemeral ports are used up.
+        std::io::ErrorKind::AddrNotAvailable | std::io::ErrorKind::AddrInUse => {
+            ConnectError::OutOfSockets(error)
+        }
+        _ => ConnectError::Failed(address, error),
+    };
+    set_up(&socket).map_err(failed)?;
+    socket.connect(address).await.map_err(failed)
+}
+
+fn set_up(socket: &TcpSocket) -> std::io::Result<()> {
+    socket.set_nodelay(true)?;
+    let socket = SockRef::from(socket);
+    socket.set_tcp_keepalive(
+        &TcpKeepalive::new().with_time(KEEPALIVE).with_interval(Duration::from_secs(10)),
+    )?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(USER_TIMEOUT))?;
+    Ok(())
+}

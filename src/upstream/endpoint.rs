@@ -1,0 +1,195 @@
+//! One worker's connections to one endpoint.
+//!
+//! Law: as many idle connections are kept as were in use at once in the last 10 s, at most 1,024; the rest, and those
+//! that were idle for 55 s, are closed (below the 60 s after which most servers close theirs). A small fixed number was
+//! measured to cost three to five times the CPU under load.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::connect::Connection;
+use crate::telemetry::{BackendStats, Connect};
+
+const MAX_IDLE: usize = 1024;
+const MAX_IDLE_TIME: Duration = Duration::from_secs(55);
+/// A connection that was given back and is still busy after this is closed: its request's body was never finished.
+const LEFTOVERS: Duration = Duration::from_secs(1);
+/// Seconds over which use is looked back on, in steps of [`SWEEP`].
+const LOOK_BACK: usize = 10;
+/// How often [`EndpointPool::sweep`] is to be called.
+pub(super) const SWEEP: Duration = Duration::from_secs(1);
+/// An endpoint that cannot be reached is left alone for this long, doubled up to the second value.
+const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
+
+#[derive(Debug)]
+pub(super) struct EndpointPool {
+    pub address: SocketAddr,
+    pub worker: usize,
+    stats: Arc<BackendStats>,
+    /// Longest idle first.
+    idle: RefCell<Vec<Idle>>,
+    in_use: Cell<usize>,
+    /// The most that were in use at once in each of the last seconds.
+    peaks: [Cell<usize>; LOOK_BACK],
+    now: Cell<usize>,
+    /// It left the endpoint set.
+    gone: Cell<bool>,
+    rests_until: Cell<Option<Instant>>,
+    failures: Cell<u32>,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    since: Instant,
+}
+
+/// A place in use at an endpoint. The connection in it is closed with the lease unless it is given back.
+#[derive(Debug)]
+pub(super) struct Lease {
+    pub endpoint: Rc<EndpointPool>,
+    pub connection: Option<Connection>,
+}
+
+impl EndpointPool {
+    pub fn new(address: SocketAddr, worker: usize, stats: Arc<BackendStats>) -> Rc<Self> {
+        Rc::new(Self {
+            address,
+            worker,
+            stats,
+            idle: RefCell::default(),
+            in_use: Cell::new(0),
+            peaks: Default::default(),
+            now: Cell::new(0),
+            gone: Cell::new(false),
+            rests_until: Cell::new(None),
+            failures: Cell::new(0),
+        })
+    }
+
+    /// A place at the endpoint, without a connection yet.
+    pub fn lease(self: &Rc<Self>) -> Lease {
+        self.in_use.set(self.in_use.get() + 1);
+        let peak = &self.peaks[self.now.get()];
+        peak.set(peak.get().max(self.in_use.get()));
+        self.stats.active(self.worker, 1);
+        Lease { endpoint: self.clone(), connection: None }
+    }
+
+    /// The connection that was used last, so that those too many grow old.
+    pub fn take_idle(&self) -> Option<Connection> {
+        let mut idle = self.idle.borrow_mut();
+        loop {
+            let at =
+                idle.iter().rposition(|idle| idle.connection.is_ready() || idle.connection.is_closed())?;
+            let taken = idle.remove(at);
+            self.stats.idle(self.worker, -1);
+            if taken.connection.is_ready() {
+                return Some(taken.connection);
+            }
+        }
+    }
+
+    /// Whether the last attempts to connect failed and it is not time yet for another.
+    pub fn rests(&self) -> bool {
+        self.rests_until.get().is_some_and(|until| Instant::now() < until)
+    }
+
+    pub fn connected(&self) {
+        self.stats.connect(self.worker, Connect::Connected);
+        self.rests_until.set(None);
+        self.failures.set(0);
+    }
+
+    pub fn not_connected(&self, result: Connect) {
+        self.stats.connect(self.worker, result);
+        let rest = REST.0.saturating_mul(1 << self.failures.get().min(8)).min(REST.1);
+        self.failures.set(self.failures.get().saturating_add(1));
+        self.rests_until.set(Some(Instant::now() + rest));
+    }
+
+    /// The endpoint left the set: idle connections are closed, those in use when their request is over.
+    pub fn retire(&self) {
+        self.gone.set(true);
+        self.keep_last(0);
+    }
+
+    /// Once a second: keeps the law above.
+    pub fn sweep(&self, now: Instant) {
+        self.discard(|idle| {
+            let waited = now - idle.since;
+            idle.connection.is_closed()
+                || waited >= MAX_IDLE_TIME
+                || (waited >= LEFTOVERS && !idle.connection.is_ready())
+        });
+        self.keep_last(self.peak().min(MAX_IDLE));
+        self.now.set((self.now.get() + 1) % LOOK_BACK);
+        self.peaks[self.now.get()].set(self.in_use.get());
+    }
+
+    /// Nothing is open here and nothing was of late.
+    pub fn is_unused(&self) -> bool {
+        self.in_use.get() == 0 && self.idle.borrow().is_empty() && self.peak() == 0 && !self.rests()
+    }
+
+    fn peak(&self) -> usize {
+        self.peaks.iter().map(Cell::get).max().unwrap_or(0)
+    }
+
+    fn keep_last(&self, count: usize) {
+        let mut idle = self.idle.borrow_mut();
+        let surplus = idle.len().saturating_sub(count);
+        idle.drain(..surplus);
+        self.stats.idle(self.worker, -(surplus as i64));
+    }
+
+    fn discard(&self, unwanted: impl Fn(&Idle) -> bool) {
+        let mut idle = self.idle.borrow_mut();
+        let before = idle.len();
+        idle.retain(|idle| !unwanted(idle));
+        self.stats.idle(self.worker, idle.len() as i64 - before as i64);
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut idle = self.idle.borrow_mut();
+        if self.gone.get() || connection.is_closed() || idle.len() >= MAX_IDLE {
+            return;
+        }
+        idle.push(Idle { connection, since: Instant::now() });
+        self.stats.idle(self.worker, 1);
+    }
+}
+
+impl Drop for EndpointPool {
+    fn drop(&mut self) {
+        self.keep_last(0);
+    }
+}
+
+impl Lease {
+    /// The answer is over: the connection waits for the next request.
+    pub fn give_back(mut self) {
+        if let Some(connection) = self.connection.take() {
+            self.endpoint.keep(connection);
+        }
+    }
+
+    /// The connection became a tunnel and is no longer ours.
+    pub fn release(mut self) {
+        if let Some(connection) = self.connection.take() {
+            connection.release();
+        }
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.endpoint.in_use.set(self.endpoint.in_use.get() - 1);
+        self.endpoint.stats.active(self.endpoint.worker, -1);
+    }
+}
