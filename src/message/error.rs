@@ -50,6 +50,35 @@ pub enum ErrorKind {
 }
 
 impl ErrorKind {
+    pub const ALL: &[Self] = &[
+        Self::BadRequest,
+        Self::MisdirectedRequest,
+        Self::MethodNotSupported,
+        Self::NotImplemented,
+        Self::RequestTimeout,
+        Self::BodyTooLarge,
+        Self::UriTooLong,
+        Self::HeadersTooLarge,
+        Self::ClientGone,
+        Self::LoopDetected,
+        Self::NoRouteMatch,
+        Self::PolicyInvalid,
+        Self::RuleInvalid,
+        Self::BackendNotFound,
+        Self::Internal,
+        Self::Overloaded,
+        Self::Draining,
+        Self::NoHealthyEndpoints,
+        Self::ConnectFailure,
+        Self::ConnectTimeout,
+        Self::TlsFailure,
+        Self::AddressNotPermitted,
+        Self::Reset,
+        Self::BackendTimeout,
+        Self::InvalidResponse,
+        Self::NameResolution,
+    ];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "BadRequest",

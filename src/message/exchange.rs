@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use crate::message::{Client, Outbound, Request};
 
 /// Sixteen random bytes that name a request in answers and logs.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestId(pub [u8; 16]);
 
 impl fmt::Display for RequestId {

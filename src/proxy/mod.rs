@@ -1,5 +1,56 @@
-//! The way of a request: listener → TLS → connection → service → action → answer. Newcomers start in `service`.
+//! The way of a request. Newcomers start in `service`.
+//!
+//! ```text
+//! plane      start, install, drain          worker     a thread with its runtime      live    route map ⇄ state
+//!   listener ─► connection ─► (tls | sniff) ─► transport ─► hyper ─► service ─► filters ─► action ─► answer
+//!                    │                            │           │                              │
+//!                    └── watch: all deadlines     └── frames  │      forward · redirect · respond_with · tunnel
+//!                                                             └── request_head · forwarded · observed · account
+//! ```
+//!
+//! | file | owns |
+//! | --- | --- |
+//! | `settings` | what the data plane is told, and the hardening defaults |
+//! | `plane` | the handle: bind, start, install, endpoints, join |
+//! | `worker` | a thread: its runtime, newest map, phase of the drain |
+//! | `listener` | sockets, accepting, handing over to a less busy worker |
+//! | `connection` | one connection: TLS or plain, HTTP/1.1 or HTTP/2, goodbye |
+//! | `tls`, `certificates` | handshakes and certificates by server name |
+//! | `transport`, `frames` | a connection's bytes; the budget of HTTP/2 control frames |
+//! | `watch` | deadlines without timers: one sweep a worker |
+//! | `live`, `keep`, `spread` | the linked route map, state that outlives it, shares by weight |
+//! | `service` | one request: from head to answer |
+//! | `request_head` | hardening and normal form of a head |
+//! | `forwarded` | what backends are told about the client; loops |
+//! | `forward`, `redirect`, `respond_with`, `tunnel` | the actions |
+//! | `observed`, `account` | bodies on their way; what a request leaves in metrics and log |
+//! | `outbound` | sub-requests |
+//! | `respond` | what each failure answers: the only place with status codes |
 
+mod account;
+mod certificates;
+mod connection;
+mod forward;
+mod forwarded;
+mod frames;
+mod keep;
+mod listener;
+mod live;
+mod observed;
+mod outbound;
 mod plane;
+mod redirect;
+mod request_head;
+pub mod respond;
+mod respond_with;
+mod service;
+mod settings;
+mod spread;
+mod tls;
+mod transport;
+mod tunnel;
+mod watch;
+mod worker;
 
-pub use plane::{Addresses, DataPlane, Limits, Settings};
+pub use plane::DataPlane;
+pub use settings::{Addresses, Limits, Settings};

@@ -1,51 +1,36 @@
 //! The data plane as the process sees it: bound listeners, workers, and the newest route map.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::fmt;
+use std::io;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
 
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
+
+use super::live::{Linker, Live};
+use super::worker::{Desk, Ear, Shared};
+use super::{Addresses, Settings, keep::Kept, listener, tls, worker};
 use crate::lifecycle::DrainSignal;
 use crate::route_map::{EndpointSet, RouteMap};
 use crate::telemetry::{AccessLog, Telemetry};
 use crate::values::BackendId;
 
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// Port 0 binds any. Empty: no such listener.
-    pub http: Vec<SocketAddr>,
-    pub https: Vec<SocketAddr>,
-    pub workers: usize,
-    /// How many proxies in front of us are ours: that many entries of `X-Forwarded-For` are believed.
-    pub trusted_hops: usize,
-    /// Egress guard: loopback addresses may be backends (file mode).
-    pub loopback_backends: bool,
-    /// Names this installation in `Via`-like loop detection (four passes: 508).
-    pub installation: Arc<str>,
-    pub limits: Limits,
-}
-
-/// Hardening defaults; see docs/limits.md.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    pub tls_handshake: Duration,
-    pub request_head: Duration,
-    pub keep_alive_idle: Duration,
-    pub connection_age: Duration,
-    pub max_body: u64,
-}
-
-/// What was bound, port 0 resolved.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Addresses {
-    pub http: Vec<SocketAddr>,
-    pub https: Vec<SocketAddr>,
-}
+/// So many connections may be on their way to another worker.
+const INBOX: usize = 256;
 
 /// Handle of the running data plane. Cheap to clone, usable from any thread.
-#[derive(Clone, Debug)]
-pub struct DataPlane {
+#[derive(Clone)]
+pub struct DataPlane(Arc<Running>);
+
+struct Running {
     addresses: Addresses,
+    shared: Arc<Shared>,
+    linker: Mutex<Linker>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
 impl DataPlane {
@@ -53,45 +38,94 @@ impl DataPlane {
     /// until the first map is installed.
     ///
     /// # Errors
-    /// An address cannot be bound.
+    /// An address cannot be bound, or a thread cannot be started.
     pub fn start(
         settings: Settings,
         telemetry: Telemetry,
         log: AccessLog,
         drain: DrainSignal,
-    ) -> std::io::Result<Self> {
-        let _ = (settings, telemetry, log, drain);
-        Ok(Self { addresses: Addresses::default() })
+    ) -> io::Result<Self> {
+        let workers = settings.workers.max(1);
+        let mut addresses = Addresses::default();
+        let mut ears: Vec<Vec<Ear>> = (0..workers).map(|_| Vec::new()).collect();
+        for (wanted, bound, tls) in
+            [(&settings.http, &mut addresses.http, false), (&settings.https, &mut addresses.https, true)]
+        {
+            for address in wanted {
+                let (address, sockets) = listener::bind(*address, workers).map_err(|error| {
+                    io::Error::new(error.kind(), format!("cannot listen on {address}: {error}"))
+                })?;
+                bound.push(address);
+                ears.iter_mut().zip(sockets).for_each(|(ears, socket)| ears.push(Ear { socket, tls }));
+            }
+        }
+        let live = Arc::new(ArcSwap::from_pointee(Live::empty()));
+        let (desks, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| desk()).unzip();
+        let shared = Arc::new(Shared {
+            settings: Arc::new(settings),
+            telemetry,
+            log,
+            drain,
+            tls: Arc::new(tls::server_config(live.clone()).map_err(io::Error::other)?),
+            live,
+            generation: Default::default(),
+            keep: Kept::default(),
+            desks,
+        });
+        let threads = ears.into_iter().zip(inboxes).enumerate().map(|(index, (ears, inbox))| {
+            let shared = shared.clone();
+            let thread = std::thread::Builder::new().name(format!("worker-{index}"));
+            thread.spawn(move || worker::run(index, shared, ears, inbox))
+        });
+        let threads = Mutex::new(threads.collect::<io::Result<_>>()?);
+        Ok(Self(Arc::new(Running { addresses, shared, linker: Mutex::default(), threads })))
     }
 
     pub fn addresses(&self) -> &Addresses {
-        &self.addresses
+        &self.0.addresses
     }
 
     /// Serves `map` from the next request on; state of what did not change is kept, no connection is closed. Returns
     /// when every worker will use it for requests that it accepts from now on. `endpoints` are those of the backends
     /// that are new in `map` or whose plan changed, so that no request finds them empty; the others keep theirs.
     pub fn install(&self, map: Arc<RouteMap>, endpoints: BTreeMap<BackendId, EndpointSet>) {
-        let _ = (map, endpoints);
+        let shared = &self.0.shared;
+        let mut linker = self.0.linker.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = shared.live.load_full();
+        let live = linker.link(&before, &map, endpoints, &shared.telemetry, &shared.keep);
+        shared.live.store(Arc::new(live));
+        // Workers compare this number with each request.
+        shared.generation.fetch_add(1, Ordering::Release);
+        shared.keep.sweep(Instant::now());
     }
 
     /// Endpoints of a backend of the installed map; unknown backends are ignored.
     pub fn set_endpoints(&self, backend: &BackendId, endpoints: EndpointSet) {
-        let _ = (backend, endpoints);
+        // Under the lock, so that an install at the same time does not lose them.
+        let _linker = self.0.linker.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(backend) = self.0.shared.live.load().backend_by_id(backend) {
+            backend.set_endpoints(endpoints);
+        }
     }
 
     /// Waits until all workers have ended: after drain, or after its deadline. Blocks the calling thread.
-    pub fn join(self) {}
+    pub fn join(self) {
+        let threads = std::mem::take(&mut *self.0.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        for thread in threads {
+            if thread.join().is_err() {
+                tracing::error!("a worker panicked");
+            }
+        }
+    }
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self {
-            tls_handshake: Duration::from_secs(10),
-            request_head: Duration::from_secs(10),
-            keep_alive_idle: Duration::from_secs(60),
-            connection_age: Duration::from_secs(3600),
-            max_body: 10 << 20,
-        }
+fn desk() -> (Desk, mpsc::Receiver<listener::Handed>) {
+    let (sender, inbox) = mpsc::channel(INBOX);
+    (Desk { connections: Default::default(), inbox: sender }, inbox)
+}
+
+impl fmt::Debug for DataPlane {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DataPlane").field("addresses", &self.0.addresses).finish_non_exhaustive()
     }
 }

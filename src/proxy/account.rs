@@ -1,0 +1,179 @@
+//! What one request leaves behind: its sample in the metrics and its line in the access log, written once, when the
+//! answer's body has ended or was dropped.
+
+use std::cell::{Cell, OnceCell};
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use http::{HeaderValue, Method, Uri};
+use tokio::time::Instant;
+
+use super::live::LiveRule;
+use super::observed::Upload;
+use super::request_head::host_name;
+use super::worker::Worker;
+use crate::message::{ErrorKind, Labels, Protocol, RequestId, Scheme};
+use crate::telemetry::{InFlight, Record, RuleStats, Sample};
+use crate::upstream::Backend;
+
+pub struct Account {
+    pub worker: Rc<Worker>,
+    pub started: Instant,
+    pub method: Method,
+    pub protocol: Protocol,
+    pub scheme: Scheme,
+    pub request_id: RequestId,
+    /// 0 until there is an answer.
+    pub status: u16,
+    pub reason: Option<&'static str>,
+    pub upload: Option<Rc<Upload>>,
+    pub response_bytes: u64,
+    /// The answer was sent as a whole.
+    pub complete: bool,
+    /// What only the access log wants; none while it is off.
+    log: Option<Box<Line>>,
+    rule: Option<(Arc<RuleStats>, InFlight)>,
+    pub hop: Rc<Hop>,
+}
+
+/// Where the request went.
+#[derive(Debug, Default)]
+pub struct Hop {
+    asked: OnceCell<(Arc<Backend>, Instant)>,
+    answered: Cell<Option<(SocketAddr, Duration)>>,
+}
+
+#[derive(Debug)]
+struct Line {
+    time: SystemTime,
+    client: IpAddr,
+    host: String,
+    uri: Uri,
+    user_agent: Option<HeaderValue>,
+    labels: Option<Arc<Labels>>,
+}
+
+impl Account {
+    pub fn new(worker: Rc<Worker>, method: Method, protocol: Protocol, scheme: Scheme) -> Self {
+        let request_id = worker.next_request_id();
+        Self {
+            worker,
+            started: Instant::now(),
+            method,
+            protocol,
+            scheme,
+            request_id,
+            status: 0,
+            reason: None,
+            upload: None,
+            response_bytes: 0,
+            complete: false,
+            log: None,
+            rule: None,
+            hop: Rc::default(),
+        }
+    }
+
+    /// Notes for the access log what is known of the request once its head was taken in.
+    pub fn note(&mut self, parts: &http::request::Parts, client: IpAddr) {
+        if self.worker.log.enabled() {
+            self.log = Some(Box::new(Line {
+                time: SystemTime::now(),
+                client,
+                host: host_name(&parts.headers).into_owned(),
+                uri: parts.uri.clone(),
+                user_agent: parts.headers.get(http::header::USER_AGENT).cloned(),
+                labels: None,
+            }));
+        }
+    }
+
+    /// The rule under which the request is counted from now on.
+    pub fn matched(&mut self, rule: &LiveRule) {
+        self.rule = Some((rule.stats.clone(), rule.stats.start(self.worker.index)));
+        if let Some(line) = &mut self.log {
+            line.labels = Some(rule.rule.labels.clone());
+        }
+    }
+
+    /// Why it failed; the first reason stays.
+    pub fn fail(&mut self, kind: ErrorKind) {
+        self.reason.get_or_insert(kind.as_str());
+    }
+
+    fn protocol_name(&self) -> &'static str {
+        match self.protocol {
+            Protocol::Http10 => "HTTP/1.0",
+            Protocol::Http11 => "HTTP/1.1",
+            Protocol::Http2 => "HTTP/2",
+        }
+    }
+
+    fn write_line(&self, line: &Line, sample: &Sample) {
+        let backend = self.hop.asked.get().map(|(backend, _)| backend.plan.id.to_string());
+        let answered = self.hop.answered.get();
+        let names = line.labels.as_deref();
+        self.worker.log.write(&Record {
+            time: line.time,
+            request_id: self.request_id.0,
+            client: line.client,
+            method: sample.method.as_str(),
+            host: &line.host,
+            path: line.uri.path(),
+            has_query: line.uri.query().is_some(),
+            protocol: sample.protocol,
+            scheme: sample.scheme,
+            status: sample.status,
+            reason: sample.reason,
+            namespace: names.map_or("", |labels| &labels.namespace),
+            route: names.map_or("", |labels| &labels.route),
+            rule: names.map_or("", |labels| &labels.rule),
+            backend: backend.as_deref(),
+            endpoint: answered.map(|(endpoint, _)| endpoint),
+            duration: sample.duration,
+            upstream: answered.map(|(_, time)| time),
+            request_bytes: sample.request_bytes,
+            response_bytes: sample.response_bytes,
+            user_agent: line.user_agent.as_ref().map(HeaderValue::as_bytes),
+        });
+    }
+}
+
+impl Hop {
+    pub fn asked(&self, backend: &Arc<Backend>) {
+        let _ = self.asked.set((backend.clone(), Instant::now()));
+    }
+
+    pub fn answered(&self, endpoint: SocketAddr) {
+        let time = self.asked.get().map(|(_, since)| since.elapsed()).unwrap_or_default();
+        self.answered.set(Some((endpoint, time)));
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        if !self.complete {
+            self.fail(ErrorKind::ClientGone);
+            if self.status == 0 {
+                self.status = 499;
+            }
+        }
+        let sample = Sample {
+            status: self.status,
+            method: std::mem::take(&mut self.method),
+            protocol: self.protocol_name(),
+            scheme: self.scheme.as_str(),
+            duration: self.started.elapsed(),
+            request_bytes: self.upload.as_ref().map_or(0, |upload| upload.bytes.get()),
+            response_bytes: self.response_bytes,
+            reason: self.reason,
+        };
+        let stats = self.rule.as_ref().map_or(&self.worker.unmatched, |(stats, _)| stats);
+        stats.record(self.worker.index, &sample);
+        if let Some(line) = &self.log {
+            self.write_line(line, &sample);
+        }
+    }
+}

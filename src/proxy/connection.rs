@@ -1,0 +1,301 @@
+//! One connection from its first byte to its last: plain or TLS, HTTP/1.1 or HTTP/2, and what follows an upgrade.
+//!
+//! The only place besides `listener` where tasks of a worker begin. Deadlines are the worker's sweep's (see `watch`).
+
+use std::cell::{Cell, RefCell};
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use hyper::server::conn::{http1, http2};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use super::forwarded::Introduction;
+use super::observed::Upload;
+use super::transport::{Transport, Wire};
+use super::watch::{Verdict, Wait, Watch, Watched};
+use super::worker::Worker;
+use super::{service, tls, tunnel};
+use crate::message::Scheme;
+use crate::telemetry::HandshakeFailure;
+
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// What is read at most before we know which HTTP it is.
+const FIRST_READ: usize = 4096;
+/// A client that is still sending when we close gets this much time and bytes to read our answer first; closing at
+/// once would reset the connection and the answer with it.
+const LINGER: Duration = Duration::from_secs(2);
+const LINGER_BYTES: usize = 1 << 20;
+
+/// What the requests of a connection share.
+pub struct Connection {
+    pub worker: Rc<Worker>,
+    pub peer: SocketAddr,
+    pub scheme: Scheme,
+    pub server_name: Option<Arc<str>>,
+    pub introduction: Introduction,
+    /// What an answer 101 leaves for after it.
+    pub tunnel: Cell<Option<tunnel::Pending>>,
+    /// The body that is being read on HTTP/1.
+    pub reading: RefCell<Option<Rc<Upload>>>,
+    watch: Rc<Watch>,
+    /// The watch of the stream whose task is about to begin.
+    next_stream: Cell<Option<Stream>>,
+    streams: Cell<usize>,
+}
+
+/// Starts to serve a connection that was counted for this worker.
+pub fn begin(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bool) {
+    let place = Place(worker.clone());
+    spawn(async move { serve(&place.0, socket, peer, tls).await });
+}
+
+/// A task of this worker.
+pub fn spawn(work: impl Future<Output = ()> + 'static) {
+    tokio::task::spawn_local(work);
+}
+
+/// A counted connection.
+struct Place(Rc<Worker>);
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.desk().connections.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bool) {
+    let Ok(local) = socket.local_addr() else { return };
+    let watched = worker.sweep.watch(Wait::FirstByte, Some(age(worker)));
+    let watch = watched.share();
+    let (wire, read_ahead, http2, server_name) = if tls {
+        let Some(established) = unless_cut(&watch, tls::handshake(worker, socket)).await else {
+            worker.stats.handshake_failure(HandshakeFailure::TimedOut);
+            return;
+        };
+        let Some(established) = established else { return };
+        watch.read_waits(Wait::FirstByte);
+        (Wire::Tls(established.stream), Bytes::new(), established.http2, established.server_name)
+    } else {
+        let mut socket = socket;
+        let Some(Some((read_ahead, http2))) = unless_cut(&watch, sniff(&mut socket, &watch)).await else {
+            return;
+        };
+        (Wire::Plain(socket), read_ahead, http2, None)
+    };
+    let scheme = if tls { Scheme::Https } else { Scheme::Http };
+    let connection = Rc::new(Connection {
+        worker: worker.clone(),
+        peer,
+        scheme,
+        server_name,
+        introduction: Introduction::new(peer, local.port(), scheme),
+        tunnel: Cell::new(None),
+        reading: RefCell::default(),
+        watch: watch.clone(),
+        next_stream: Cell::new(None),
+        streams: Cell::new(0),
+    });
+    let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
+    let _open = worker.stats.connection(scheme.as_str(), protocol);
+    let transport = Transport::new(wire, read_ahead, watch);
+    if http2 {
+        serve_http2(&connection, transport.counting_frames()).await;
+    } else {
+        serve_http1(&connection, transport).await;
+    }
+}
+
+/// The configured age, give or take a tenth, so that clients do not come back all at once.
+fn age(worker: &Worker) -> Duration {
+    let tenths = 900 + u32::try_from(worker.next_random() % 201).unwrap_or(100);
+    worker.settings.limits.connection_age / 1000 * tenths
+}
+
+/// Runs `work` until the sweep cuts it.
+async fn unless_cut<T>(watch: &Watch, work: impl Future<Output = T>) -> Option<T> {
+    let mut work = pin!(work);
+    poll_fn(|context| match watch.verdict(context) {
+        Some(Verdict::Cut | Verdict::End) => Poll::Ready(None),
+        _ => work.as_mut().poll(context).map(Some),
+    })
+    .await
+}
+
+/// Reads until it is clear whether the client speaks HTTP/2 (RFC 9113 section 3.4).
+async fn sniff(socket: &mut TcpStream, watch: &Watch) -> Option<(Bytes, bool)> {
+    let mut read = BytesMut::with_capacity(FIRST_READ);
+    loop {
+        if socket.read_buf(&mut read).await.ok()? == 0 {
+            return None;
+        }
+        let known = read.len().min(PREFACE.len());
+        if read[..known] != PREFACE[..known] {
+            watch.read_waits(Wait::FirstByte);
+            return Some((read.freeze(), false));
+        }
+        if known == PREFACE.len() {
+            return Some((read.freeze(), true));
+        }
+        if watch.read_wait() == Wait::FirstByte {
+            watch.read_waits(Wait::Head);
+        }
+    }
+}
+
+/// How serving ended.
+enum End {
+    Over(hyper::Result<()>),
+    Cut,
+}
+
+async fn serve_http1(connection: &Rc<Connection>, transport: Transport) {
+    let watch = connection.watch.clone();
+    watch.keeps_alive();
+    let handler = service_fn(|request| service::answer(connection.clone(), watch.clone(), request));
+    // The limit of 100 fields is hyper's default; setting it would cost an allocation a request. Heads are timed by
+    // the sweep, which tells a slow head from an idle connection; hyper's one timer cannot.
+    let mut serving = http1::Builder::new()
+        .half_close(false)
+        .header_read_timeout(None)
+        .max_header_size(connection.worker.settings.limits.head_bytes)
+        .serve_connection(TokioIo::new(transport), handler);
+    let mut ending = false;
+    let end = poll_fn(|context| {
+        match watch.verdict(context) {
+            Some(Verdict::Cut) => return Poll::Ready(End::Cut),
+            Some(Verdict::End) if !ending => {
+                ending = true;
+                Pin::new(&mut serving).graceful_shutdown();
+            }
+            // To retire, the next answer says so.
+            _ => {}
+        }
+        Pin::new(&mut serving).poll(context).map(End::Over)
+    })
+    .await;
+    let http1::Parts { io, read_buf, .. } = serving.into_parts();
+    let mut transport = io.into_inner();
+    match end {
+        End::Over(Ok(())) => match connection.tunnel.take() {
+            Some(pending) => {
+                transport.give_back(read_buf);
+                watch.read_waits(Wait::Nothing);
+                tunnel::run(transport, pending, connection.worker.shared.drain.clone()).await;
+            }
+            None if connection.still_reading() => linger(transport).await,
+            None => {}
+        },
+        End::Over(Err(error)) if error.is_parse() => linger(transport).await,
+        // An answer was cut: without a reset, one that ends with the connection would look whole.
+        End::Over(Err(_)) | End::Cut => {
+            let _ = transport.wire().tcp().set_zero_linger();
+        }
+    }
+}
+
+async fn linger(mut transport: Transport) {
+    let discard = async {
+        let mut buffer = vec![0; 16 << 10];
+        let mut left = LINGER_BYTES;
+        while let Ok(read @ 1..) = transport.read(&mut buffer).await {
+            left = left.saturating_sub(read);
+            if left == 0 {
+                return;
+            }
+        }
+    };
+    let _ = tokio::time::timeout(LINGER, discard).await;
+}
+
+async fn serve_http2(connection: &Rc<Connection>, transport: Transport) {
+    let watch = connection.watch.clone();
+    watch.multiplexes();
+    let handler =
+        service_fn(|request| service::answer(connection.clone(), connection.open_stream(), request));
+    let mut serving = pin!(
+        http2::Builder::new(Streams(connection.clone()))
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(100)
+            .initial_stream_window_size(64 << 10)
+            .initial_connection_window_size(1 << 20)
+            .adaptive_window(false)
+            .max_frame_size(16 << 10)
+            .max_header_list_size(16 << 10)
+            .max_send_buf_size(64 << 10)
+            .max_pending_accept_reset_streams(20)
+            .max_local_error_reset_streams(1024)
+            .keep_alive_interval(Duration::from_secs(30))
+            .keep_alive_timeout(Duration::from_secs(10))
+            .serve_connection(TokioIo::new(transport), handler)
+    );
+    let mut ending = false;
+    poll_fn(|context| {
+        match watch.verdict(context) {
+            Some(Verdict::Cut) => return Poll::Ready(()),
+            Some(Verdict::End | Verdict::Retire) if !ending => {
+                ending = true;
+                serving.as_mut().graceful_shutdown();
+            }
+            _ => {}
+        }
+        serving.as_mut().poll(context).map(|_| ())
+    })
+    .await;
+}
+
+/// An open stream of HTTP/2.
+struct Stream {
+    watched: Watched,
+    connection: Rc<Connection>,
+}
+
+impl Connection {
+    /// Makes the watch of a new stream; hyper begins its task right after.
+    fn open_stream(self: &Rc<Self>) -> Rc<Watch> {
+        let watched = self.worker.sweep.watch(Wait::Nothing, None);
+        let watch = watched.share();
+        self.streams.set(self.streams.get() + 1);
+        self.watch.read_waits(Wait::Nothing);
+        self.next_stream.set(Some(Stream { watched, connection: self.clone() }));
+        watch
+    }
+
+    /// Whether the client may still be sending a body that nobody reads any more.
+    fn still_reading(&self) -> bool {
+        self.reading.borrow().as_ref().is_some_and(|upload| !upload.whole.get())
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let left = self.connection.streams.get() - 1;
+        self.connection.streams.set(left);
+        if left == 0 {
+            self.connection.watch.read_waits(Wait::Idle);
+        }
+    }
+}
+
+/// Runs the streams of a connection, each until its watch cuts it: dropping a stream's task resets the stream.
+#[derive(Clone)]
+struct Streams(Rc<Connection>);
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for Streams {
+    fn execute(&self, work: F) {
+        let stream = self.0.next_stream.take();
+        spawn(async move {
+            let Some(stream) = stream else { return drop(work.await) };
+            unless_cut(&stream.watched, work).await;
+        });
+    }
+}

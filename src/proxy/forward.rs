@@ -1,0 +1,135 @@
+//! The action `backendRefs`: a share of the requests to each backend, the head rewritten for the next hop, bodies
+//! streamed in both directions.
+
+use std::rc::Rc;
+
+use http::header::{self, HeaderMap, HeaderValue};
+use http::{StatusCode, Version};
+use http_body::Body as _;
+use tokio::time::Instant;
+
+use super::account::Hop;
+use super::connection::Connection;
+use super::forwarded::{self, Seen};
+use super::live::{Live, LiveRule, Target};
+use super::request_head::{Intake, lists, strip_hop_by_hop};
+use super::tunnel::Pending;
+use crate::message::{ErrorKind, Exchange, FixedHost, ProxyError, Request, Response};
+use crate::route_map::ForwardPlan;
+use crate::upstream::SendLimits;
+
+/// Sends the exchange's request to one of the rule's backends and gives its answer.
+///
+/// # Errors
+/// No backend, or none that answers properly.
+pub async fn answer(
+    connection: &Rc<Connection>,
+    live: &Live,
+    rule: &LiveRule,
+    plan: &ForwardPlan,
+    exchange: &mut Exchange,
+    intake: &Intake,
+    seen: &Seen,
+    hop: &Hop,
+) -> Result<Response, ProxyError> {
+    let worker = &connection.worker;
+    let backend = match rule.targets.choose() {
+        Some(Target::Backend(slot)) => live.backend(slot).ok_or(ErrorKind::BackendNotFound)?,
+        Some(Target::Unresolved(kind)) => return Err((*kind).into()),
+        None => return Err(ErrorKind::BackendNotFound.into()),
+    };
+    let mut request = std::mem::take(&mut exchange.request);
+    let hops = worker.settings.trusted_hops;
+    let headers = request.headers_mut();
+    connection.introduction.write(headers, seen, hops, exchange.request_id);
+    forwarded::count_pass(headers, &worker.first_pass, &worker.settings.installation)?;
+    if let Some(host) = exchange.host_override.take() {
+        headers.insert(header::HOST, host);
+        request.extensions_mut().insert(FixedHost);
+    }
+    for_next_hop(&mut request, intake);
+
+    let deadline = match plan.timeouts.backend_request {
+        None => exchange.deadline,
+        Some(limit) => {
+            let own = Instant::now() + limit;
+            Some(exchange.deadline.map_or(own, |deadline| deadline.min(own)))
+        }
+    };
+    let limits = SendLimits { connect: plan.timeouts.connect, deadline };
+    hop.asked(backend);
+    let answer = worker.pools.send(backend, request, limits).await?;
+    hop.answered(answer.endpoint);
+    let mut response = answer.response;
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        return switch(connection, plan, intake, response);
+    }
+    if response.status().is_informational() {
+        return Err(ErrorKind::InvalidResponse.into());
+    }
+    strip_answer(response.headers_mut());
+    *response.version_mut() = Version::HTTP_11;
+    Ok(response)
+}
+
+/// What concerns this hop only: framing, an upgrade that we pass on, trailers.
+fn for_next_hop(request: &mut Request, intake: &Intake) {
+    *request.version_mut() = Version::HTTP_11;
+    let streams = !request.body().is_end_stream() && request.body().size_hint().exact().is_none();
+    let headers = request.headers_mut();
+    if streams {
+        // hyper takes GET and HEAD without a length for bodiless.
+        headers.remove(header::CONTENT_LENGTH);
+        headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    }
+    match (&intake.upgrade, intake.trailers) {
+        (Some(protocol), _) => {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(header::UPGRADE, protocol.clone());
+        }
+        (None, true) => {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("te"));
+            headers.insert(header::TE, HeaderValue::from_static("trailers"));
+        }
+        (None, false) => {}
+    }
+}
+
+/// A 101 is an answer only to an upgrade that we passed on, to the same protocol (RFC 9110 section 7.8).
+fn switch(
+    connection: &Rc<Connection>,
+    plan: &ForwardPlan,
+    intake: &Intake,
+    mut response: Response,
+) -> Result<Response, ProxyError> {
+    let asked = intake.upgrade.as_ref().ok_or(ErrorKind::InvalidResponse)?;
+    let given = response.headers().get(header::UPGRADE).ok_or(ErrorKind::InvalidResponse)?;
+    if !given.as_bytes().eq_ignore_ascii_case(asked.as_bytes())
+        || !lists(response.headers(), &header::CONNECTION, "upgrade")
+    {
+        return Err(ErrorKind::InvalidResponse.into());
+    }
+    let upstream =
+        response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>().ok_or(ErrorKind::InvalidResponse)?;
+    let protocol = asked.clone();
+    let headers = response.headers_mut();
+    strip_hop_by_hop(headers);
+    headers.remove(header::CONTENT_LENGTH);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, protocol);
+    connection.tunnel.set(Some(Pending { upstream, idle: plan.timeouts.tunnel_idle }));
+    Ok(response)
+}
+
+fn strip_answer(headers: &mut HeaderMap) {
+    let ends_here = headers.keys().any(|name| {
+        *name == header::CONNECTION
+            || *name == header::TRANSFER_ENCODING
+            || *name == header::UPGRADE
+            || *name == header::TE
+            || matches!(name.as_str(), "keep-alive" | "proxy-connection")
+    });
+    if ends_here {
+        strip_hop_by_hop(headers);
+    }
+}

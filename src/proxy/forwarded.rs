@@ -1,0 +1,310 @@
+//! What backends are told about the client: `X-Forwarded-*`, `Forwarded` (RFC 7239), `X-Real-IP`, `X-Request-Id`, and
+//! our own count of passes, which finds loops.
+//!
+//! Invariant: nothing of these comes from a client unless that client is one of the trusted hops.
+
+use std::cell::RefCell;
+use std::net::{IpAddr, SocketAddr};
+
+use http::header::{self, HeaderName};
+use http::{HeaderMap, HeaderValue};
+
+use super::request_head::{host_name, split_host};
+use crate::message::{ErrorKind, ProxyError, RequestId, Scheme};
+
+pub static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+static X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
+static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
+static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+static PASSES: HeaderName = HeaderName::from_static("x-portcullis-passes");
+
+/// Others spell what we set in other ways; backends that read them must not read a client's word.
+static ALIASES: [HeaderName; 5] = [
+    HeaderName::from_static("x-forwarded-scheme"),
+    HeaderName::from_static("x-forwarded-ssl"),
+    HeaderName::from_static("x-forwarded-prefix"),
+    HeaderName::from_static("x-forwarded-server"),
+    HeaderName::from_static("x-forwarded"),
+];
+
+/// So many passes of one installation's gateways are no loop yet.
+const MAX_PASSES: u32 = 4;
+
+/// What is the same for all requests of a connection, made once.
+#[derive(Debug)]
+pub struct Introduction {
+    peer: IpAddr,
+    scheme: Scheme,
+    address: HeaderValue,
+    port: HeaderValue,
+    /// The last `Forwarded` with the host that it was made for; clients seldom change it.
+    forwarded: RefCell<Option<(HeaderValue, HeaderValue)>>,
+}
+
+/// How far a client's own word is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub ip: IpAddr,
+    pub scheme: Scheme,
+    pub request_id: Option<RequestId>,
+}
+
+impl Introduction {
+    pub fn new(peer: SocketAddr, local_port: u16, scheme: Scheme) -> Self {
+        let ip = peer.ip().to_canonical();
+        Self {
+            peer: ip,
+            scheme,
+            address: text(&ip.to_string()),
+            port: HeaderValue::from(local_port),
+            forwarded: RefCell::default(),
+        }
+    }
+
+    /// Who the client is behind the trusted hops.
+    pub fn see(&self, headers: &HeaderMap, trusted_hops: usize) -> Seen {
+        let mut seen = Seen { ip: self.peer, scheme: self.scheme, request_id: None };
+        if trusted_hops == 0 {
+            return seen;
+        }
+        if let Some(ip) = believed(headers, trusted_hops).first().and_then(|entry| entry.parse().ok()) {
+            seen.ip = ip;
+        }
+        match headers.get(&X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
+            Some(b"https") => seen.scheme = Scheme::Https,
+            Some(b"http") => seen.scheme = Scheme::Http,
+            _ => {}
+        }
+        seen.request_id = headers.get(&X_REQUEST_ID).and_then(|value| parse_id(value.as_bytes()));
+        seen
+    }
+
+    /// Writes the introduction into a request that goes to a backend.
+    pub fn write(&self, headers: &mut HeaderMap, seen: &Seen, trusted_hops: usize, id: RequestId) {
+        if headers.keys().any(|name| name.as_str().starts_with("x-forwarded")) {
+            ALIASES.iter().for_each(|name| drop(headers.remove(name)));
+        }
+        let host = headers.get(header::HOST).cloned().unwrap_or_else(|| HeaderValue::from_static(""));
+        if trusted_hops == 0 {
+            headers.insert(X_FORWARDED_FOR.clone(), self.address.clone());
+            headers.insert(X_REAL_IP.clone(), self.address.clone());
+            headers.insert(header::FORWARDED, self.forwarded(&host));
+            headers.insert(X_FORWARDED_HOST.clone(), host);
+            headers.insert(X_FORWARDED_PORT.clone(), self.port.clone());
+        } else {
+            self.continue_chain(headers, seen, trusted_hops, host);
+        }
+        headers.insert(X_FORWARDED_PROTO.clone(), HeaderValue::from_static(seen.scheme.as_str()));
+        headers.insert(X_REQUEST_ID.clone(), id_value(id));
+    }
+
+    /// Keeps what the trusted hops said and adds the hop that speaks to us.
+    fn continue_chain(&self, headers: &mut HeaderMap, seen: &Seen, trusted_hops: usize, host: HeaderValue) {
+        let mut chain = believed(headers, trusted_hops).join(", ");
+        if !chain.is_empty() {
+            chain += ", ";
+        }
+        chain += self.address.to_str().unwrap_or_default();
+        headers.insert(X_FORWARDED_FOR.clone(), text(&chain));
+        headers.insert(X_REAL_IP.clone(), text(&seen.ip.to_string()));
+        let forwarded = element(&seen.ip.to_string(), seen.scheme, &host);
+        headers.insert(header::FORWARDED, text(&forwarded));
+        let asked = headers.get(&X_FORWARDED_HOST).and_then(|value| value.to_str().ok()).and_then(split_host);
+        if asked.is_none() {
+            headers.insert(X_FORWARDED_HOST.clone(), host);
+        }
+        let port = headers.get(&X_FORWARDED_PORT).and_then(|value| value.to_str().ok()?.parse::<u16>().ok());
+        headers.insert(X_FORWARDED_PORT.clone(), port.map_or_else(|| self.port.clone(), HeaderValue::from));
+    }
+
+    fn forwarded(&self, host: &HeaderValue) -> HeaderValue {
+        let mut cached = self.forwarded.borrow_mut();
+        match &*cached {
+            Some((known, value)) if known == host => value.clone(),
+            _ => {
+                let value = text(&element(self.address.to_str().unwrap_or_default(), self.scheme, host));
+                *cached = Some((host.clone(), value.clone()));
+                value
+            }
+        }
+    }
+}
+
+/// Counts this pass through the installation's gateways.
+///
+/// # Errors
+/// The request was here too often: it goes in circles.
+pub fn count_pass(
+    headers: &mut HeaderMap,
+    first: &HeaderValue,
+    installation: &str,
+) -> Result<(), ProxyError> {
+    if !headers.contains_key(&PASSES) {
+        headers.insert(PASSES.clone(), first.clone());
+        return Ok(());
+    }
+    let (mut others, mut passes) = (Vec::new(), 0_u32);
+    for value in headers.get_all(&PASSES) {
+        match value.to_str().ok().and_then(|text| text.rsplit_once('=')) {
+            Some((name, count)) if name == installation => {
+                passes = passes.max(count.parse().unwrap_or(u32::MAX));
+            }
+            _ => others.push(value.clone()),
+        }
+    }
+    if passes >= MAX_PASSES {
+        return Err(ErrorKind::LoopDetected.into());
+    }
+    headers.insert(PASSES.clone(), pass_value(installation, passes + 1));
+    others.into_iter().for_each(|value| drop(headers.append(PASSES.clone(), value)));
+    Ok(())
+}
+
+/// The mark of a request's pass through an installation.
+pub fn pass_value(installation: &str, passes: u32) -> HeaderValue {
+    text(&format!("{installation}={passes}"))
+}
+
+/// The last `hops` entries of `X-Forwarded-For`: those that our own proxies wrote.
+fn believed(headers: &HeaderMap, hops: usize) -> Vec<&str> {
+    let entries: Vec<&str> = headers
+        .get_all(&X_FORWARDED_FOR)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(str::trim)
+        .collect();
+    let last = entries.len() - hops.min(entries.len());
+    entries[last..].iter().copied().filter(|entry| entry.parse::<IpAddr>().is_ok()).collect()
+}
+
+/// RFC 7239 section 4: values with other characters than a token's are quoted.
+fn element(address: &str, scheme: Scheme, host: &HeaderValue) -> String {
+    let node = if address.contains(':') { format!("\"[{address}]\"") } else { address.to_owned() };
+    let host = host.to_str().unwrap_or_default();
+    let host = if host.contains([':', '[']) { format!("\"{host}\"") } else { host.to_owned() };
+    format!("for={node};host={host};proto={}", scheme.as_str())
+}
+
+/// 32 hexadecimal digits, with or without the hyphens of a UUID.
+fn parse_id(text: &[u8]) -> Option<RequestId> {
+    let mut id = [0; 16];
+    let mut digits = 0;
+    for byte in text.iter().filter(|byte| **byte != b'-') {
+        let digit = u8::try_from((*byte as char).to_digit(16)?).ok()?;
+        *id.get_mut(digits / 2)? |= if digits % 2 == 0 { digit << 4 } else { digit };
+        digits += 1;
+    }
+    (digits == 32 && text.len() <= 36).then_some(RequestId(id))
+}
+
+fn id_value(id: RequestId) -> HeaderValue {
+    const HEX: &[u8; 16] = b"0123456789abcdef";
+    let mut text = [0; 32];
+    for (pair, byte) in text.chunks_exact_mut(2).zip(id.0) {
+        pair[0] = HEX[usize::from(byte >> 4)];
+        pair[1] = HEX[usize::from(byte & 15)];
+    }
+    HeaderValue::from_bytes(&text).expect("hexadecimal digits are a valid value")
+}
+
+fn text(text: &str) -> HeaderValue {
+    HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
+}
+
+/// The host under which the client asked, for redirects and logs.
+pub fn asked_host(headers: &HeaderMap) -> String {
+    host_name(headers).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ID: RequestId = RequestId([0xab; 16]);
+
+    fn introduction() -> Introduction {
+        Introduction::new("192.0.2.7:4000".parse().expect("address"), 8443, Scheme::Https)
+    }
+
+    fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
+        fields.iter().map(|(n, v)| (HeaderName::from_static(n), HeaderValue::from_static(v))).collect()
+    }
+
+    fn written(fields: &[(&'static str, &'static str)], hops: usize) -> (HeaderMap, Seen) {
+        let (mut headers, introduction) = (headers(fields), introduction());
+        let seen = introduction.see(&headers, hops);
+        introduction.write(&mut headers, &seen, hops, ID);
+        (headers, seen)
+    }
+
+    const SPOOFED: &[(&str, &str)] = &[
+        ("host", "shop.example:8443"),
+        ("x-forwarded-for", "10.0.0.1, 198.51.100.9"),
+        ("x-forwarded-proto", "http"),
+        ("x-forwarded-host", "evil.example"),
+        ("x-forwarded-prefix", "/admin"),
+        ("x-real-ip", "10.0.0.1"),
+        ("forwarded", "for=10.0.0.1"),
+        ("x-request-id", "abababababababababababababababab"),
+    ];
+
+    #[test]
+    fn a_client_s_word_about_itself_counts_for_nothing() {
+        let (headers, seen) = written(SPOOFED, 0);
+        assert_eq!(headers["x-forwarded-for"], "192.0.2.7");
+        assert_eq!(headers["x-forwarded-proto"], "https");
+        assert_eq!(headers["x-forwarded-host"], "shop.example:8443");
+        assert_eq!(headers["x-forwarded-port"], "8443");
+        assert_eq!(headers["x-real-ip"], "192.0.2.7");
+        assert_eq!(headers["forwarded"], "for=192.0.2.7;host=\"shop.example:8443\";proto=https");
+        assert!(!headers.contains_key("x-forwarded-prefix"));
+        assert_eq!(seen.request_id, None);
+        assert_eq!(seen.ip.to_string(), "192.0.2.7");
+    }
+
+    #[test]
+    fn as_many_entries_as_trusted_hops_are_believed_and_no_more() {
+        let (headers, seen) = written(SPOOFED, 1);
+        assert_eq!(headers["x-forwarded-for"], "198.51.100.9, 192.0.2.7");
+        assert_eq!((seen.ip.to_string().as_str(), seen.scheme), ("198.51.100.9", Scheme::Http));
+        assert_eq!(headers["x-request-id"], "abababababababababababababababab");
+        assert_eq!(seen.request_id, Some(ID));
+        assert_eq!(headers["x-forwarded-host"], "evil.example", "a trusted hop's word");
+        let (headers, seen) = written(SPOOFED, 2);
+        assert_eq!(headers["x-forwarded-for"], "10.0.0.1, 198.51.100.9, 192.0.2.7");
+        assert_eq!(seen.ip.to_string(), "10.0.0.1");
+    }
+
+    #[test]
+    fn the_fifth_pass_is_a_loop_and_other_installations_do_not_count() {
+        let first = pass_value("edge", 1);
+        let mut headers = headers(&[("x-portcullis-passes", "inner=4")]);
+        for _ in 0..4 {
+            count_pass(&mut headers, &first, "edge").expect("not yet");
+        }
+        let looped = count_pass(&mut headers, &first, "edge").expect_err("a loop");
+        assert_eq!(looped.kind, ErrorKind::LoopDetected);
+        let values: Vec<_> = headers.get_all(&PASSES).iter().map(|v| v.to_str().expect("text")).collect();
+        assert_eq!(values, ["edge=4", "inner=4"]);
+    }
+
+    #[test]
+    fn addresses_of_version_six_are_quoted_where_they_must_be() {
+        let host = HeaderValue::from_static("[::1]:80");
+        assert_eq!(
+            element("2001:db8::1", Scheme::Http, &host),
+            "for=\"[2001:db8::1]\";host=\"[::1]:80\";proto=http"
+        );
+    }
+
+    #[test]
+    fn request_ids_are_hexadecimal_or_made_anew() {
+        assert_eq!(parse_id(b"abababab-abab-abab-abab-abababababab"), Some(ID));
+        for bad in ["", "ab", "zz", "abababababababababababababababababab", "'; drop"] {
+            assert_eq!(parse_id(bad.as_bytes()), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! State that outlives route maps: limits, caches, whatever a filter keeps by a name.
+//!
+//! Invariant: the same key gives the same state while any linked map holds it, and for 60 s after.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::filters::Keep;
+
+type State = Arc<dyn Any + Send + Sync>;
+
+const FORGET_AFTER: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default)]
+pub struct Kept {
+    states: Mutex<HashMap<String, Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    state: State,
+    /// Since when nobody but us holds it.
+    lonely_since: Option<Instant>,
+}
+
+impl Kept {
+    /// Forgets what nobody has held for a minute. Called with each install and now and then between.
+    pub fn sweep(&self, now: Instant) {
+        self.states.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, entry| {
+            if Arc::strong_count(&entry.state) > 1 {
+                entry.lonely_since = None;
+                return true;
+            }
+            now.duration_since(*entry.lonely_since.get_or_insert(now)) < FORGET_AFTER
+        });
+    }
+}
+
+impl Keep for Kept {
+    fn state(&self, key: &str, make: &mut dyn FnMut() -> State) -> State {
+        let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = states.get(key) {
+            return known.state.clone();
+        }
+        let state = make();
+        states.insert(key.to_owned(), Entry { state: state.clone(), lonely_since: None });
+        state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn state_is_kept_while_held_and_a_minute_longer() {
+        let (kept, start) = (Kept::default(), Instant::now());
+        let held = kept.state("a", &mut || Arc::new(1_u32));
+        kept.sweep(start + Duration::from_secs(1_000));
+        assert!(Arc::ptr_eq(&held, &kept.state("a", &mut || Arc::new(2_u32))));
+        drop(held);
+        kept.sweep(start + Duration::from_secs(1_000));
+        kept.sweep(start + Duration::from_secs(1_059));
+        let again = kept.state("a", &mut || Arc::new(3_u32));
+        assert_eq!(again.downcast_ref::<u32>(), Some(&1), "still there after 59 s");
+        drop(again);
+        kept.sweep(start + Duration::from_secs(1_060));
+        kept.sweep(start + Duration::from_secs(1_121));
+        let anew = kept.state("a", &mut || Arc::new(4_u32));
+        assert_eq!(anew.downcast_ref::<u32>(), Some(&4));
+    }
+}

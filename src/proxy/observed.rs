@@ -1,0 +1,183 @@
+//! Bodies on their way: a request's is bounded in size and must make progress, an answer's is counted, bounded in idle
+//! time, and its end is when the request is logged.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+
+use super::account::Account;
+use super::watch::{Wait, Watch};
+use crate::message::{Body, BodyError, ErrorKind};
+
+/// So many bytes are progress.
+const PROGRESS: u64 = 1024;
+
+/// What became of a request's body; shared between the body, which goes to the backend, and the request's account.
+#[derive(Debug, Default)]
+pub struct Upload {
+    pub bytes: Cell<u64>,
+    pub failure: Cell<Option<ErrorKind>>,
+    /// It was read to its end.
+    pub whole: Cell<bool>,
+}
+
+/// A request's body as the backend's connection reads it.
+#[derive(Debug)]
+pub struct RequestBody {
+    inner: Incoming,
+    limit: u64,
+    credited: u64,
+    watch: Rc<Watch>,
+    upload: Rc<Upload>,
+    stall: std::time::Duration,
+}
+
+impl RequestBody {
+    pub fn new(
+        inner: Incoming,
+        limit: u64,
+        stall: std::time::Duration,
+        watch: Rc<Watch>,
+        upload: Rc<Upload>,
+    ) -> Self {
+        Self { inner, limit, credited: 0, watch, upload, stall }
+    }
+
+    fn fail(&self, kind: ErrorKind, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.upload.failure.set(Some(kind));
+        Poll::Ready(Some(Err(error)))
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match Pin::new(&mut self.inner).poll_frame(context) {
+            Poll::Pending if self.watch.await_body(context) => {
+                let stalled = BodyError::Stalled(self.stall);
+                self.fail(ErrorKind::RequestTimeout, stalled)
+            }
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(Some(Ok(frame))) => {
+                if let Some(data) = frame.data_ref() {
+                    let bytes = self.upload.bytes.get() + data.len() as u64;
+                    self.upload.bytes.set(bytes);
+                    if bytes > self.limit {
+                        let too_large = BodyError::TooLarge { limit: self.limit };
+                        return self.fail(ErrorKind::BodyTooLarge, too_large);
+                    }
+                    let progress = bytes - self.credited >= PROGRESS;
+                    if progress {
+                        self.credited = bytes;
+                    }
+                    self.watch.body_came(progress);
+                }
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => self.fail(ErrorKind::ClientGone, BodyError::Connection(error)),
+            Poll::Ready(None) => {
+                self.upload.whole.set(true);
+                self.watch.body_came(true);
+                Poll::Ready(None)
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        self.upload.whole.set(self.upload.whole.get() || self.inner.is_end_stream());
+        if self.watch.read_wait() == Wait::Body {
+            self.watch.body_came(true);
+        }
+    }
+}
+
+/// An answer's body as the client's connection reads it.
+pub struct AnswerBody {
+    inner: Body,
+    /// Trailers are for clients that said that they read them (RFC 9110 section 6.5.1).
+    trailers: bool,
+    watch: Rc<Watch>,
+    account: Account,
+}
+
+impl AnswerBody {
+    pub fn new(inner: Body, trailers: bool, watch: Rc<Watch>, account: Account) -> Self {
+        Self { inner, trailers, watch, account }
+    }
+}
+
+impl HttpBody for AnswerBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        loop {
+            let frame = match Pin::new(&mut self.inner).poll_frame(context) {
+                Poll::Pending if self.watch.await_answer(context) => {
+                    let kind = ErrorKind::BackendTimeout;
+                    self.account.fail(kind);
+                    return Poll::Ready(Some(Err(BodyError::Other("the backend sent nothing for too long"))));
+                }
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(frame) => frame,
+            };
+            match frame {
+                Some(Ok(frame)) => {
+                    if let Some(data) = frame.data_ref() {
+                        self.account.response_bytes += data.len() as u64;
+                    } else if !self.trailers {
+                        continue;
+                    }
+                    self.watch.answer_taken();
+                    return Poll::Ready(Some(Ok(frame)));
+                }
+                Some(Err(error)) => {
+                    self.account.fail(ErrorKind::Reset);
+                    return Poll::Ready(Some(Err(error)));
+                }
+                None => {
+                    self.account.complete = true;
+                    return Poll::Ready(None);
+                }
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for AnswerBody {
+    fn drop(&mut self) {
+        self.account.complete |= self.inner.is_end_stream();
+        self.watch.answer_over();
+    }
+}

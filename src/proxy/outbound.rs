@@ -1,0 +1,67 @@
+//! Sub-requests of filters and actions, on the request's own worker.
+
+use std::cell::Cell;
+use std::rc::{Rc, Weak};
+
+use tokio::time::Instant;
+
+use super::connection;
+use super::worker::Worker;
+use crate::message::{ErrorKind, LocalFuture, Outbound, ProxyError, Request, Response};
+use crate::upstream::SendLimits;
+use crate::values::BackendId;
+
+/// So much detached work a worker has at once.
+const MAX_DETACHED: usize = 1024;
+/// Nothing waits longer for a sub-request's head; callers bound it closer.
+const LONGEST: std::time::Duration = std::time::Duration::from_secs(30);
+const CONNECT: std::time::Duration = std::time::Duration::from_secs(2);
+
+pub struct WorkerOutbound {
+    worker: Weak<Worker>,
+    detached: Rc<Cell<usize>>,
+}
+
+impl WorkerOutbound {
+    pub fn new(worker: &Rc<Worker>) -> Rc<dyn Outbound> {
+        Rc::new(Self { worker: Rc::downgrade(worker), detached: Rc::default() })
+    }
+}
+
+impl Outbound for WorkerOutbound {
+    fn call<'a>(
+        &'a self,
+        backend: &'a BackendId,
+        request: Request,
+    ) -> LocalFuture<'a, Result<Response, ProxyError>> {
+        Box::pin(async move {
+            let worker = self.worker.upgrade().ok_or(ErrorKind::Draining)?;
+            let live = worker.live();
+            let backend = live.backend_by_id(backend).ok_or(ErrorKind::BackendNotFound)?;
+            let limits = SendLimits { connect: Some(CONNECT), deadline: Some(Instant::now() + LONGEST) };
+            Ok(worker.pools.send(backend, request, limits).await?.response)
+        })
+    }
+
+    fn detach(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>> {
+        if self.detached.get() >= MAX_DETACHED {
+            return Err(work);
+        }
+        self.detached.set(self.detached.get() + 1);
+        let count = Leave(self.detached.clone());
+        connection::spawn(async move {
+            let _count = count;
+            work.await;
+        });
+        Ok(())
+    }
+}
+
+/// One place of detached work; free when dropped.
+struct Leave(Rc<Cell<usize>>);
+
+impl Drop for Leave {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}

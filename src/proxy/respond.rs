@@ -1,0 +1,196 @@
+//! What each failure answers: the only place that knows status codes. Answers are problem+json (RFC 9457) with the
+//! stable reason and the request's id, or plain text for clients that ask for text.
+
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, StatusCode};
+
+use crate::message::{Body, ErrorKind, ProxyError, RequestId, Response};
+
+/// One row: what a kind of failure answers.
+#[derive(Debug)]
+pub struct Row {
+    pub kind: ErrorKind,
+    pub status: u16,
+    /// A sentence for people; never says anything of the inside.
+    pub title: &'static str,
+    /// Trying again soon may help.
+    pub retry: bool,
+    /// The rest of the request is not read: HTTP/1 connections end with the answer.
+    pub closes: bool,
+}
+
+const fn row(kind: ErrorKind, status: u16, title: &'static str) -> Row {
+    Row { kind, status, title, retry: false, closes: false }
+}
+
+const fn retry(kind: ErrorKind, status: u16, title: &'static str) -> Row {
+    Row { kind, status, title, retry: true, closes: false }
+}
+
+const fn closing(kind: ErrorKind, status: u16, title: &'static str) -> Row {
+    Row { kind, status, title, retry: false, closes: true }
+}
+
+/// Every kind of failure, once.
+pub static TABLE: &[Row] = &[
+    closing(ErrorKind::BadRequest, 400, "The request is malformed"),
+    row(ErrorKind::MisdirectedRequest, 421, "This host is not served on this connection"),
+    closing(ErrorKind::MethodNotSupported, 405, "The method is not supported"),
+    closing(ErrorKind::NotImplemented, 501, "The request asks for something that is not implemented"),
+    closing(ErrorKind::RequestTimeout, 408, "The request did not arrive in time"),
+    closing(ErrorKind::BodyTooLarge, 413, "The request's body is too large"),
+    closing(ErrorKind::UriTooLong, 414, "The request's target is too long"),
+    closing(ErrorKind::HeadersTooLarge, 431, "The request's header fields are too large"),
+    closing(ErrorKind::ClientGone, 499, "The client has gone"),
+    row(ErrorKind::LoopDetected, 508, "The request goes in circles"),
+    row(ErrorKind::NoRouteMatch, 404, "No route matches the request"),
+    row(ErrorKind::PolicyInvalid, 503, "A policy of this route is invalid"),
+    row(ErrorKind::RuleInvalid, 503, "This route is invalid"),
+    row(ErrorKind::BackendNotFound, 500, "The route's backend does not exist"),
+    closing(ErrorKind::Internal, 500, "The gateway failed"),
+    retry(ErrorKind::Overloaded, 503, "The gateway is overloaded"),
+    retry(ErrorKind::Draining, 503, "The gateway is going away"),
+    retry(ErrorKind::NoHealthyEndpoints, 503, "No backend is available"),
+    row(ErrorKind::ConnectFailure, 502, "The backend cannot be reached"),
+    row(ErrorKind::ConnectTimeout, 504, "The backend cannot be reached in time"),
+    row(ErrorKind::TlsFailure, 502, "The backend cannot be reached securely"),
+    row(ErrorKind::AddressNotPermitted, 502, "The backend's address is not permitted"),
+    row(ErrorKind::Reset, 502, "The backend ended the connection"),
+    row(ErrorKind::BackendTimeout, 504, "The backend did not answer in time"),
+    row(ErrorKind::InvalidResponse, 502, "The backend's answer is invalid"),
+    row(ErrorKind::NameResolution, 502, "The backend's name cannot be resolved"),
+];
+
+/// The row of a kind.
+pub fn row_of(kind: ErrorKind) -> &'static Row {
+    TABLE.iter().find(|row| row.kind == kind).expect("a test holds that every kind has a row")
+}
+
+/// The table as docs/errors.md shows it.
+pub fn table() -> String {
+    let mut text = String::from("| status | reason | says | Retry-After |\n| --- | --- | --- | --- |\n");
+    let mut rows: Vec<_> = TABLE.iter().collect();
+    rows.sort_by_key(|row| (row.status, row.kind.as_str()));
+    for row in rows {
+        let retry = if row.retry { "1" } else { "" };
+        text += &format!("| {} | `{}` | {} | {retry} |\n", row.status, row.kind.as_str(), row.title);
+    }
+    text
+}
+
+/// The answer to a request that failed. HEAD's lack of a body is the caller's to see to, as with any answer.
+pub fn failure(error: &ProxyError, wants_text: bool, id: RequestId) -> Response {
+    let row = row_of(error.kind);
+    let (content_type, body) = if wants_text { text(row, error, id) } else { problem(row, error, id) };
+    let mut response = Response::new(Body::Full(Bytes::from(body)));
+    *response.status_mut() = StatusCode::from_u16(row.status).expect("the table holds statuses only");
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    if row.retry {
+        headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if error.kind == ErrorKind::MethodNotSupported {
+        // RFC 9110 section 15.5.6 wants the list; these are what every route may take.
+        headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH"));
+    }
+    response.extensions_mut().insert(error.kind);
+    response
+}
+
+/// Whether the client asks for text and does not take JSON, by its `Accept`.
+pub fn wants_text(accept: Option<&HeaderValue>) -> bool {
+    let Some(accept) = accept.and_then(|value| value.to_str().ok()) else { return false };
+    let takes = |wanted: &[&str]| {
+        accept.split(',').any(|range| {
+            let media = range.split(';').next().unwrap_or_default().trim();
+            wanted.iter().any(|wanted| media.eq_ignore_ascii_case(wanted))
+        })
+    };
+    takes(&["text/plain", "text/*", "text/html"]) && !takes(&["application/json", "application/problem+json"])
+}
+
+fn problem(row: &Row, error: &ProxyError, id: RequestId) -> (&'static str, String) {
+    // All texts are ours and hold nothing that JSON must escape; a test looks.
+    let reason = row.kind.as_str();
+    let mut body = format!(
+        r#"{{"type":"about:blank","title":"{}","status":{},"reason":"{reason}","request_id":"{id}""#,
+        row.title, row.status
+    );
+    if let Some(detail) = error.detail {
+        body += r#","detail":"#;
+        body += &serde_json::Value::from(detail).to_string();
+    }
+    body += "}\n";
+    ("application/problem+json", body)
+}
+
+fn text(row: &Row, error: &ProxyError, id: RequestId) -> (&'static str, String) {
+    let detail = error.detail.map(|detail| format!(": {detail}")).unwrap_or_default();
+    let body =
+        format!("{} {}{detail}\nreason: {}\nrequest id: {id}\n", row.status, row.title, row.kind.as_str());
+    ("text/plain; charset=utf-8", body)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn body(response: Response) -> String {
+        match response.into_body() {
+            Body::Full(bytes) => String::from_utf8(bytes.to_vec()).expect("text"),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn every_kind_has_exactly_one_row() {
+        for kind in ErrorKind::ALL {
+            assert_eq!(TABLE.iter().filter(|row| row.kind == *kind).count(), 1, "{kind:?}");
+        }
+        assert_eq!(TABLE.len(), ErrorKind::ALL.len());
+    }
+
+    #[test]
+    fn a_failure_is_a_problem_document_with_reason_and_id() {
+        let error = ProxyError::with_detail(ErrorKind::BadRequest, "two \"Host\" fields");
+        let response = failure(&error, false, RequestId([7; 16]));
+        assert_eq!(response.status(), 400);
+        assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
+        assert_eq!(response.extensions().get(), Some(&ErrorKind::BadRequest));
+        let problem: serde_json::Value = serde_json::from_str(&body(response)).expect("JSON");
+        assert_eq!(
+            problem,
+            serde_json::json!({
+                "type": "about:blank", "title": "The request is malformed", "status": 400, "reason": "BadRequest",
+                "request_id": "07070707070707070707070707070707", "detail": "two \"Host\" fields",
+            })
+        );
+    }
+
+    #[test]
+    fn every_failure_without_a_detail_is_valid_json_too() {
+        for kind in ErrorKind::ALL {
+            let text = body(failure(&ProxyError::new(*kind), false, RequestId([0; 16])));
+            serde_json::from_str::<serde_json::Value>(&text).expect(&text);
+        }
+    }
+
+    #[test]
+    fn text_is_for_those_who_ask_for_it() {
+        let accepts = |value: &'static str| wants_text(Some(&HeaderValue::from_static(value)));
+        assert!(accepts("text/plain") && accepts("text/html, */*;q=0.8") && accepts("text/*"));
+        assert!(!accepts("*/*") && !accepts("application/json, text/plain") && !wants_text(None));
+        let response = failure(&ErrorKind::NoRouteMatch.into(), true, RequestId([0; 16]));
+        assert!(body(response).starts_with("404 No route matches the request\nreason: NoRouteMatch\n"));
+    }
+
+    #[test]
+    fn only_what_may_pass_soon_has_retry_after() {
+        let retry: Vec<_> = TABLE.iter().filter(|row| row.retry).map(|row| row.kind.as_str()).collect();
+        assert_eq!(retry, ["Overloaded", "Draining", "NoHealthyEndpoints"]);
+        let response = failure(&ErrorKind::NoHealthyEndpoints.into(), false, RequestId([0; 16]));
+        assert_eq!(response.headers()[RETRY_AFTER], "1");
+    }
+}

@@ -1,0 +1,266 @@
+//! One request from its head to its answer: newcomers start here.
+//!
+//! [`answer`] is the outer function: it always answers, and writes down what happened. [`serve`] is the inner one, which
+//! uses `?`: normal form → host → rule → redirect to HTTPS → filters around the action.
+
+use std::convert::Infallible;
+use std::panic::AssertUnwindSafe;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use futures_util::FutureExt;
+use http::header::{CONNECTION, CONTENT_LENGTH};
+use http::{HeaderValue, Method, StatusCode};
+use http_body::Body as _;
+use hyper::body::Incoming;
+
+use super::account::{Account, Hop};
+use super::connection::Connection;
+use super::forwarded::Seen;
+use super::live::{Live, LiveHost, LiveRule};
+use super::observed::{AnswerBody, RequestBody, Upload};
+use super::request_head::{Intake, host_name, take_in};
+use super::watch::Watch;
+use super::{forward, redirect, respond, respond_with};
+use crate::filters;
+use crate::lifecycle::Phase;
+use crate::message::{Body, Client, ErrorKind, Exchange, Protocol, ProxyError, Request, Response, Scheme};
+use crate::route_map::{Action, Found, RequestView};
+
+/// Answers a request, whatever happens. `watch` is the connection's on HTTP/1 and the stream's on HTTP/2.
+pub async fn answer(
+    connection: Rc<Connection>,
+    watch: Rc<Watch>,
+    request: http::Request<Incoming>,
+) -> Result<http::Response<AnswerBody>, Infallible> {
+    let protocol = match request.version() {
+        http::Version::HTTP_2 => Protocol::Http2,
+        http::Version::HTTP_10 => Protocol::Http10,
+        _ => Protocol::Http11,
+    };
+    watch.request_begins();
+    let worker = connection.worker.clone();
+    let mut account = Account::new(worker, request.method().clone(), protocol, connection.scheme);
+    let accept = request.headers().get(http::header::ACCEPT).cloned();
+    let mut told = Told { trailers: false };
+    let serving = serve(&connection, &watch, request, protocol, &mut account, &mut told);
+    let outcome = AssertUnwindSafe(serving).catch_unwind().await.unwrap_or_else(|_| {
+        connection.worker.count_panic();
+        Err(ErrorKind::Internal.into())
+    });
+    let response = outcome.unwrap_or_else(|error| {
+        let error = blame(error, &account);
+        respond::failure(&error, respond::wants_text(accept.as_ref()), account.request_id)
+    });
+    Ok(finish(&connection, watch, response, account, told.trailers))
+}
+
+/// What [`finish`] must know of the request's head.
+struct Told {
+    trailers: bool,
+}
+
+async fn serve(
+    connection: &Rc<Connection>,
+    watch: &Rc<Watch>,
+    request: http::Request<Incoming>,
+    protocol: Protocol,
+    account: &mut Account,
+    told: &mut Told,
+) -> Result<Response, ProxyError> {
+    let worker = &connection.worker;
+    let limits = &worker.settings.limits;
+    let (mut parts, incoming) = request.into_parts();
+    parts.extensions = http::Extensions::default();
+    let has_body = !incoming.is_end_stream();
+    if has_body {
+        let upload = Rc::new(Upload::default());
+        account.upload = Some(upload.clone());
+        *connection.reading.borrow_mut() = Some(upload);
+    }
+    let intake = take_in(&mut parts, protocol, has_body, limits)?;
+    told.trailers = intake.trailers;
+    if incoming.size_hint().lower() > limits.max_body {
+        return Err(ErrorKind::BodyTooLarge.into());
+    }
+    if intake.asterisk {
+        return Ok(no_content());
+    }
+    let seen = connection.introduction.see(&parts.headers, worker.settings.trusted_hops);
+    account.scheme = seen.scheme;
+    account.note(&parts, seen.ip);
+    if let Some(id) = seen.request_id {
+        account.request_id = id;
+    }
+
+    let live = worker.live();
+    let name = host_name(&parts.headers);
+    let host = find_host(connection, &live, &name)?;
+    let view = RequestView {
+        method: &parts.method,
+        path: parts.uri.path(),
+        query: parts.uri.query(),
+        headers: &parts.headers,
+    };
+    let found = host.host.table.find(&view);
+    if seen.scheme == Scheme::Http
+        && host.host.tls.as_ref().is_some_and(|tls| tls.redirect)
+        && !(found.is_some() && is_acme_challenge(parts.uri.path()))
+    {
+        return redirect::to_https(&name, &parts.uri);
+    }
+    let Some(Found { index, matched_prefix, captures, .. }) = found else {
+        return Err(ErrorKind::NoRouteMatch.into());
+    };
+    let rule = host.rule(index);
+    account.matched(rule);
+
+    let host_label = exact_name(host, &name);
+    let body = match &account.upload {
+        None => Body::Empty,
+        Some(upload) => {
+            let (most, patience) = (limits.max_body, limits.progress);
+            Body::stream(RequestBody::new(incoming, most, patience, watch.clone(), upload.clone()))
+        }
+    };
+    let mut exchange = Exchange {
+        request: Request::from_parts(parts, body),
+        client: Client {
+            peer: connection.peer,
+            ip: seen.ip,
+            scheme: seen.scheme,
+            protocol,
+            server_name: connection.server_name.clone(),
+        },
+        host: host_label,
+        labels: rule.rule.labels.clone(),
+        captures,
+        host_override: None,
+        matched_prefix,
+        request_id: account.request_id,
+        started: account.started,
+        deadline: deadline(&rule.rule.action, account.started),
+        outbound: worker.outbound(),
+    };
+    let hop = account.hop.clone();
+    let action = Act { connection, watch, live: &live, rule, intake: &intake, seen: &seen, hop: &hop };
+    if rule.filters.is_empty() {
+        return action.run(&mut exchange).await;
+    }
+    let account = &*account;
+    let action = async |exchange: &mut Exchange| match action.run(exchange).await {
+        Ok(response) => response,
+        Err(error) => respond::failure(&blame(error, account), false, account.request_id),
+    };
+    Ok(filters::run(&rule.filters, &mut exchange, action).await)
+}
+
+/// What an action needs beside the exchange.
+struct Act<'a> {
+    connection: &'a Rc<Connection>,
+    watch: &'a Rc<Watch>,
+    live: &'a Live,
+    rule: &'a LiveRule,
+    intake: &'a Intake,
+    seen: &'a Seen,
+    hop: &'a Hop,
+}
+
+impl Act<'_> {
+    async fn run(&self, exchange: &mut Exchange) -> Result<Response, ProxyError> {
+        match &self.rule.rule.action {
+            Action::Forward(plan) => {
+                self.watch.set_answer_idle(plan.timeouts.idle);
+                let Self { connection, live, rule, intake, seen, hop, .. } = self;
+                forward::answer(connection, live, rule, plan, exchange, intake, seen, hop).await
+            }
+            Action::Redirect(plan) => redirect::answer(plan, exchange),
+            Action::Respond(plan) => respond_with::answer(plan),
+            Action::Unserved(unserved) => Err(unserved.kind.into()),
+        }
+    }
+}
+
+/// The host's entry; none is 404, and 421 when the client meant another certificate's name (RFC 9110 section 15.5.20).
+fn find_host<'l>(
+    connection: &Connection,
+    live: &'l Live,
+    name: &str,
+) -> Result<&'l Arc<LiveHost>, ProxyError> {
+    let found = live.host(name);
+    if connection.scheme == Scheme::Https && connection.server_name.as_deref() != Some(name) {
+        let meant = live.host(connection.server_name.as_deref().unwrap_or_default());
+        let same = match (meant, found) {
+            (Some(meant), Some(found)) => Arc::ptr_eq(meant, found) || meant.shares_certificate(found),
+            _ => false,
+        };
+        if !same {
+            return Err(ErrorKind::MisdirectedRequest.into());
+        }
+    }
+    found.ok_or_else(|| ErrorKind::NoRouteMatch.into())
+}
+
+fn exact_name(host: &LiveHost, name: &str) -> Arc<str> {
+    match &host.host.hostname {
+        Some(crate::values::Hostname::Exact(exact)) => exact.clone(),
+        _ => Arc::from(name),
+    }
+}
+
+fn deadline(action: &Action, started: tokio::time::Instant) -> Option<tokio::time::Instant> {
+    match action {
+        Action::Forward(plan) => plan.timeouts.request.map(|limit| started + limit),
+        _ => None,
+    }
+}
+
+fn is_acme_challenge(path: &str) -> bool {
+    path.starts_with("/.well-known/acme-challenge/")
+}
+
+fn no_content() -> Response {
+    let mut response = Response::new(Body::Empty);
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    response
+}
+
+/// A backend that fails because the client's body failed is not to blame.
+fn blame(error: ProxyError, account: &Account) -> ProxyError {
+    match account.upload.as_ref().and_then(|upload| upload.failure.get()) {
+        Some(kind) => kind.into(),
+        None => error,
+    }
+}
+
+/// Puts the last touch to an answer: what its method, its status and this connection want.
+fn finish(
+    connection: &Connection,
+    watch: Rc<Watch>,
+    response: Response,
+    mut account: Account,
+    trailers: bool,
+) -> http::Response<AnswerBody> {
+    let (mut parts, mut body) = response.into_parts();
+    if account.method == Method::HEAD {
+        if let Body::Full(bytes) = &body {
+            parts.headers.entry(CONTENT_LENGTH).or_insert_with(|| HeaderValue::from(bytes.len()));
+        }
+        body = Body::Empty;
+    } else if matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
+        body = Body::Empty;
+    }
+    account.status = parts.status.as_u16();
+    let mut closes = connection.worker.phase() >= Phase::Leaving || watch.retiring();
+    if let Some(kind) = parts.extensions.get::<ErrorKind>() {
+        account.fail(*kind);
+        closes |= respond::row_of(*kind).closes;
+    }
+    if closes && account.protocol != Protocol::Http2 && parts.status != StatusCode::SWITCHING_PROTOCOLS {
+        parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    if !trailers {
+        parts.headers.remove(http::header::TRAILER);
+    }
+    http::Response::from_parts(parts, AnswerBody::new(body, trailers, watch, account))
+}

@@ -1,0 +1,71 @@
+//! What the data plane is told at its start, and the hardening defaults. Nothing of it changes while it runs.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Port 0 binds any. Empty: no such listener.
+    pub http: Vec<SocketAddr>,
+    pub https: Vec<SocketAddr>,
+    pub workers: usize,
+    /// How many proxies in front of us are ours: that many entries of `X-Forwarded-For` are believed.
+    pub trusted_hops: usize,
+    /// Egress guard: loopback addresses may be backends (file mode).
+    pub loopback_backends: bool,
+    /// Names this installation in `Via`-like loop detection (four passes: 508).
+    pub installation: Arc<str>,
+    pub limits: Limits,
+}
+
+/// Hardening defaults; see docs/limits.md. Everything that a client could hold or fill has its bound here.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// A TLS handshake, and the first byte of a connection.
+    pub tls_handshake: Duration,
+    /// A request's head, from its first byte.
+    pub request_head: Duration,
+    /// A kept connection between two requests.
+    pub keep_alive_idle: Duration,
+    /// After about this age (± 10 %) a client is asked to connect anew.
+    pub connection_age: Duration,
+    /// Bytes of a request's body.
+    pub max_body: u64,
+    /// A request's body brings at least 1 KiB in this time while we wait for it, and an answer can be written on.
+    pub progress: Duration,
+    /// How long an idle kept connection is left open in drain, so that a request on its way is still answered.
+    pub drain_idle: Duration,
+    /// Request heads: bytes in all (HTTP/1), fields, bytes of one field, of the target and of the method.
+    pub head_bytes: usize,
+    pub head_fields: usize,
+    pub field_bytes: usize,
+    pub target_bytes: usize,
+    pub method_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            tls_handshake: Duration::from_secs(10),
+            request_head: Duration::from_secs(10),
+            keep_alive_idle: Duration::from_secs(60),
+            connection_age: Duration::from_secs(3600),
+            max_body: 10 << 20,
+            progress: Duration::from_secs(30),
+            drain_idle: Duration::from_secs(1),
+            head_bytes: 32 << 10,
+            head_fields: 100,
+            field_bytes: 16 << 10,
+            target_bytes: 8 << 10,
+            method_bytes: 32,
+        }
+    }
+}
+
+/// What was bound, port 0 resolved.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Addresses {
+    pub http: Vec<SocketAddr>,
+    pub https: Vec<SocketAddr>,
+}

@@ -1,0 +1,118 @@
+//! TLS of clients: certificates by server name from the live map, so that a new Secret needs no restart.
+//!
+//! Invariants: a name that no certificate is configured for gets `unrecognized_name` and no certificate at all; a
+//! catch-all's certificate answers for its own names and for clients without a server name only.
+
+use std::io;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustls::ServerConfig;
+use rustls::crypto::aws_lc_rs::{self, Ticketer};
+use rustls::server::{Acceptor, ClientHello, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use super::certificates::LiveCertificate;
+use super::live::Live;
+use super::worker::Worker;
+use crate::telemetry::HandshakeFailure;
+
+/// A fatal `unrecognized_name` (RFC 6066 section 3), as a plain record: no keys exist yet.
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// A finished handshake.
+pub struct Established {
+    pub stream: Box<TlsStream<TcpStream>>,
+    pub server_name: Option<Arc<str>>,
+    pub http2: bool,
+}
+
+/// The one configuration of all listeners.
+///
+/// # Errors
+/// The crypto library fails.
+pub fn server_config(live: Arc<ArcSwap<Live>>) -> Result<ServerConfig, rustls::Error> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(Resolver { live }));
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    config.ticketer = Ticketer::new()?;
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
+/// Shakes hands; none when it failed. The caller bounds the time.
+pub async fn handshake(worker: &Worker, socket: TcpStream) -> Option<Established> {
+    let mut start = match LazyConfigAcceptor::new(Acceptor::default(), socket).await {
+        Ok(start) => start,
+        Err(error) => return failed(worker, &error),
+    };
+    let server_name = start.client_hello().server_name().map(str::to_ascii_lowercase);
+    if !serves(&worker.live(), server_name.as_deref()) {
+        worker.stats.handshake_failure(HandshakeFailure::UnknownName);
+        let _ = start.io.write_all(&UNRECOGNIZED_NAME).await;
+        let _ = start.io.shutdown().await;
+        return None;
+    }
+    let stream = match start.into_stream(worker.shared.tls.clone()).await {
+        Ok(stream) => stream,
+        Err(error) => return failed(worker, &error),
+    };
+    let session = stream.get_ref().1;
+    let old = session.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_2);
+    worker.stats.handshake(if old { "1.2" } else { "1.3" });
+    let http2 = session.alpn_protocol() == Some(b"h2");
+    Some(Established { stream: Box::new(stream), server_name: server_name.map(Arc::from), http2 })
+}
+
+fn failed(worker: &Worker, error: &io::Error) -> Option<Established> {
+    worker.stats.handshake_failure(cause(error));
+    None
+}
+
+fn cause(error: &io::Error) -> HandshakeFailure {
+    use rustls::Error;
+    match error.get_ref().and_then(|cause| cause.downcast_ref()) {
+        Some(Error::AlertReceived(_)) => HandshakeFailure::Alert,
+        Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => HandshakeFailure::NothingInCommon,
+        Some(Error::InvalidMessage(_)) => HandshakeFailure::NotTls,
+        Some(_) => HandshakeFailure::Other,
+        None => HandshakeFailure::Closed,
+    }
+}
+
+#[derive(Debug)]
+struct Resolver {
+    live: Arc<ArcSwap<Live>>,
+}
+
+impl ResolvesServerCert for Resolver {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let name = hello.server_name().map(str::to_ascii_lowercase);
+        LiveCertificate::choose(certificates(&self.live.load(), name.as_deref()), &hello)
+    }
+}
+
+fn serves(live: &Live, server_name: Option<&str>) -> bool {
+    certificates(live, server_name).next().is_some()
+}
+
+/// The certificates that may be shown to a client that asks for `server_name`.
+fn certificates<'l>(
+    live: &'l Live,
+    server_name: Option<&str>,
+) -> impl Iterator<Item = &'l Arc<LiveCertificate>> {
+    let host = live.host(server_name.unwrap_or_default());
+    let of_catch_all = host.is_some_and(|host| host.host.hostname.is_none());
+    let name = server_name.map(str::to_owned);
+    let all = host.map(|host| host.certificates.as_slice()).unwrap_or_default();
+    all.iter().filter(move |certificate| match &name {
+        Some(name) if of_catch_all => certificate.names(name),
+        _ => true,
+    })
+}

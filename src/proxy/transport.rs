@@ -1,0 +1,169 @@
+//! A client's connection as bytes: plain or TLS, with what was read ahead, watched for progress, and on HTTP/2 with a
+//! count of the control frames that nobody else bounds.
+
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+
+use super::frames::FrameBudget;
+use super::watch::{Wait, Watch};
+
+/// The socket.
+#[derive(Debug)]
+pub enum Wire {
+    Plain(TcpStream),
+    Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Wire {
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Plain(tcp) => tcp,
+            Self::Tls(tls) => tls.get_ref().0,
+        }
+    }
+}
+
+#[derive(Debug)]
+pub struct Transport {
+    wire: Wire,
+    read_ahead: Bytes,
+    watch: Rc<Watch>,
+    /// HTTP/2 only.
+    frames: Option<FrameBudget>,
+}
+
+impl Transport {
+    pub fn new(wire: Wire, read_ahead: Bytes, watch: Rc<Watch>) -> Self {
+        Self { wire, read_ahead, watch, frames: None }
+    }
+
+    pub fn counting_frames(mut self) -> Self {
+        self.frames = Some(FrameBudget::default());
+        self
+    }
+
+    pub fn wire(&self) -> &Wire {
+        &self.wire
+    }
+
+    /// Puts bytes in front of those still to be read.
+    pub fn give_back(&mut self, bytes: Bytes) {
+        if self.read_ahead.is_empty() {
+            self.read_ahead = bytes;
+        } else {
+            self.read_ahead = [bytes, std::mem::take(&mut self.read_ahead)].concat().into();
+        }
+    }
+
+    fn account(&mut self, read: &[u8]) -> io::Result<()> {
+        match self.watch.read_wait() {
+            Wait::FirstByte | Wait::Idle if !read.is_empty() && self.frames.is_none() => {
+                self.watch.read_waits(Wait::Head);
+            }
+            _ => {}
+        }
+        match &mut self.frames {
+            Some(frames) => frames.take(read),
+            None => Ok(()),
+        }
+    }
+
+    fn note_write(&mut self, written: &Poll<io::Result<usize>>) {
+        match written {
+            Poll::Pending => self.watch.write_blocked(),
+            Poll::Ready(Ok(bytes)) => {
+                self.watch.wrote();
+                if let Some(frames) = &mut self.frames {
+                    frames.wrote(*bytes);
+                }
+            }
+            Poll::Ready(Err(_)) => {}
+        }
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let before = buffer.filled().len();
+        if this.read_ahead.is_empty() {
+            ready!(match &mut this.wire {
+                Wire::Plain(tcp) => Pin::new(tcp).poll_read(context, buffer),
+                Wire::Tls(tls) => Pin::new(tls).poll_read(context, buffer),
+            })?;
+        } else {
+            let taken = this.read_ahead.len().min(buffer.remaining());
+            buffer.put_slice(&this.read_ahead[..taken]);
+            this.read_ahead.advance(taken);
+        }
+        Poll::Ready(this.account(&buffer.filled()[before..]))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = match &mut this.wire {
+            Wire::Plain(tcp) => Pin::new(tcp).poll_write(context, bytes),
+            Wire::Tls(tls) => Pin::new(tls).poll_write(context, bytes),
+        };
+        this.note_write(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = match &mut this.wire {
+            Wire::Plain(tcp) => Pin::new(tcp).poll_write_vectored(context, slices),
+            Wire::Tls(tls) => Pin::new(tls).poll_write_vectored(context, slices),
+        };
+        this.note_write(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.wire {
+            Wire::Plain(tcp) => tcp.is_write_vectored(),
+            Wire::Tls(tls) => tls.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let flushed = match &mut this.wire {
+            Wire::Plain(tcp) => Pin::new(tcp).poll_flush(context),
+            Wire::Tls(tls) => Pin::new(tls).poll_flush(context),
+        };
+        if flushed.is_pending() {
+            this.watch.write_blocked();
+        }
+        flushed
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let done = match &mut this.wire {
+            Wire::Plain(tcp) => Pin::new(tcp).poll_shutdown(context),
+            Wire::Tls(tls) => Pin::new(tls).poll_shutdown(context),
+        };
+        if done.is_pending() {
+            this.watch.write_blocked();
+        }
+        done
+    }
+}

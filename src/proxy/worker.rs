@@ -1,0 +1,195 @@
+//! One worker: a thread with its own runtime, listeners, connections and pools. Nothing here is shared but what stands
+//! in [`Shared`].
+
+use std::cell::{Cell, RefCell};
+use std::net::TcpListener as Socket;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use arc_swap::ArcSwap;
+use http::HeaderValue;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::forwarded::pass_value;
+use super::keep::Kept;
+use super::live::Live;
+use super::outbound::WorkerOutbound;
+use super::watch::{Sweep, Verdict};
+use super::{Settings, listener};
+use crate::lifecycle::{DrainSignal, Phase};
+use crate::message::{Outbound, RequestId};
+use crate::telemetry::{AccessLog, AccessWriter, RuleStats, Telemetry, WorkerStats};
+use crate::upstream::{Guard, Loopback, Pools};
+
+/// What all workers and the control side share.
+pub struct Shared {
+    pub settings: Arc<Settings>,
+    pub telemetry: Telemetry,
+    pub log: AccessLog,
+    pub drain: DrainSignal,
+    pub live: Arc<ArcSwap<Live>>,
+    /// Counts installs, so that a worker sees a new map with one plain load.
+    pub generation: AtomicU64,
+    pub tls: Arc<rustls::ServerConfig>,
+    pub keep: Kept,
+    /// Of each worker: how many connections it has, and where others hand it more.
+    pub desks: Vec<Desk>,
+}
+
+#[derive(Debug)]
+pub struct Desk {
+    pub connections: AtomicUsize,
+    pub inbox: mpsc::Sender<listener::Handed>,
+}
+
+/// A listening socket of one worker.
+#[derive(Debug)]
+pub struct Ear {
+    pub socket: Socket,
+    pub tls: bool,
+}
+
+pub struct Worker {
+    pub index: usize,
+    pub settings: Arc<Settings>,
+    pub shared: Arc<Shared>,
+    pub pools: Rc<Pools>,
+    pub stats: Arc<WorkerStats>,
+    pub log: AccessWriter,
+    /// Requests that matched no rule.
+    pub unmatched: Arc<RuleStats>,
+    pub sweep: Rc<Sweep>,
+    /// The mark of a request's first pass.
+    pub first_pass: HeaderValue,
+    live: RefCell<(u64, Rc<Arc<Live>>)>,
+    outbound: RefCell<Option<Rc<dyn Outbound>>>,
+    phase: Cell<Phase>,
+    /// SplitMix64: ids must differ, not be secret.
+    random: Cell<u64>,
+}
+
+/// Runs a worker until it has drained. Called on its own thread.
+pub fn run(index: usize, shared: Arc<Shared>, ears: Vec<Ear>, inbox: mpsc::Receiver<listener::Handed>) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build_local(tokio::runtime::LocalOptions::default())
+        .expect("a worker's runtime needs two descriptors; without them nothing can be served");
+    runtime.block_on(async move {
+        let worker = Worker::new(index, shared);
+        tokio::select! {
+            () = worker.keep_time() => {}
+            ((), ()) = async { tokio::join!(listener::listen(&worker, ears), listener::receive(&worker, inbox)) } => {}
+        }
+    });
+    // Whatever is left is cut.
+    runtime.shutdown_background();
+}
+
+impl Worker {
+    fn new(index: usize, shared: Arc<Shared>) -> Rc<Self> {
+        let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), index);
+        let live = shared.live.load_full();
+        let empty: Arc<str> = Arc::from("");
+        let loopback = if shared.settings.loopback_backends { Loopback::Allowed } else { Loopback::Refused };
+        let worker = Rc::new(Self {
+            index,
+            settings: shared.settings.clone(),
+            pools: Pools::new(index, seed, Guard::new(loopback)),
+            log: shared.log.worker(index),
+            stats: shared.telemetry.worker(index),
+            unmatched: shared.telemetry.rule(&empty, &empty, &empty),
+            sweep: Rc::default(),
+            first_pass: pass_value(&shared.settings.installation, 1),
+            live: RefCell::new((0, Rc::new(live))),
+            outbound: RefCell::default(),
+            phase: Cell::new(shared.drain.phase()),
+            random: Cell::new(seed),
+            shared,
+        });
+        *worker.outbound.borrow_mut() = Some(WorkerOutbound::new(&worker));
+        worker
+    }
+
+    /// The newest map.
+    pub fn live(&self) -> Rc<Arc<Live>> {
+        let newest = self.shared.generation.load(Ordering::Acquire);
+        let mut known = self.live.borrow_mut();
+        if known.0 != newest {
+            *known = (newest, Rc::new(self.shared.live.load_full()));
+        }
+        known.1.clone()
+    }
+
+    pub fn outbound(&self) -> Rc<dyn Outbound> {
+        self.outbound.borrow().clone().expect("set when the worker was made")
+    }
+
+    pub fn phase(&self) -> Phase {
+        self.phase.get()
+    }
+
+    pub fn desk(&self) -> &Desk {
+        &self.shared.desks[self.index]
+    }
+
+    pub fn next_request_id(&self) -> RequestId {
+        let mut id = [0; 16];
+        id[..8].copy_from_slice(&self.next_random().to_be_bytes());
+        id[8..].copy_from_slice(&self.next_random().to_be_bytes());
+        RequestId(id)
+    }
+
+    pub fn next_random(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    pub fn count_panic(&self) {
+        self.stats.panic();
+        tracing::error!(worker = self.index, "a request's handler panicked; its client got 500");
+    }
+
+    /// Sweeps the watches and follows the drain. Ends when all is over: drained, or closing.
+    async fn keep_time(self: &Rc<Self>) {
+        let limits = &self.settings.limits;
+        let (mut drain, mut draining_since) = (self.shared.drain.clone(), None);
+        let mut ticks = tokio::time::interval(Sweep::interval(limits));
+        ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            let next = following(self.phase.get());
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = drain.reached(next), if next != self.phase.get() => {}
+            }
+            self.phase.set(drain.phase());
+            if self.phase.get() >= Phase::Draining && draining_since.is_none() {
+                draining_since = Some(Instant::now());
+                // From here on each moment counts: look often.
+                ticks = tokio::time::interval(std::time::Duration::from_millis(10));
+            }
+            self.sweep.tick(limits, draining_since);
+            // So that a quiet worker does not hold an old map.
+            drop(self.live());
+            if self.phase.get() == Phase::Closing {
+                self.sweep.for_each(|watch| watch.tell(Verdict::Cut));
+                return;
+            }
+            if draining_since.is_some() && self.desk().connections.load(Ordering::Acquire) == 0 {
+                return;
+            }
+        }
+    }
+}
+
+fn following(phase: Phase) -> Phase {
+    match phase {
+        Phase::Serving => Phase::Leaving,
+        Phase::Leaving => Phase::Draining,
+        Phase::Draining | Phase::Closing => Phase::Closing,
+    }
+}
