@@ -3,9 +3,10 @@
 use kube::{CustomResource, KubeSchema};
 use serde::{Deserialize, Serialize};
 
+use super::gateway_route::{EXACT_HOSTNAME, OBJECT_NAME};
 use super::status::GatewayBackendStatus;
 
-/// How to reach a server.
+/// What is wanted.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "portcullis.dev",
@@ -17,38 +18,63 @@ use super::status::GatewayBackendStatus;
     namespaced,
     status = "GatewayBackendStatus",
     derive = "PartialEq",
-    doc = "How to reach a server: a Service with special settings, or a host outside."
+    doc = "How to reach a server: a Service with special settings, or a host outside.",
+    printcolumn(name = "Hosts", type_ = "string", json_path = ".spec.hosts[*].address"),
+    printcolumn(name = "Service", type_ = "string", json_path = ".spec.service.name"),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = r#".status.installations[*].conditions[?(@.type=="Accepted")].status"#
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.installations[*].conditions[?(@.type=="Accepted")].reason"#
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = ("has(self.hosts) != has(self.service)", "a backend has either hosts or a service"))]
 pub struct GatewayBackendSpec {
     /// Hosts by IP or name; requests are spread over them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub hosts: Option<Vec<BackendHost>>,
     /// A Service in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<BackendService>,
-    /// Name under which it is asked (Host header); see docs for the default.
+    /// Host under which it is asked; by default a host's name, or the client's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = EXACT_HOSTNAME))]
     pub host: Option<String>,
 }
 
+/// A server by address.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = Rule::new(
+        "isIP(self.address) || self.address.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$')"
+    )
+    .message("an address is an IP address or a DNS name in lower case")
+    .field_path(".address"))]
 pub struct BackendHost {
     /// IP address or DNS name.
     #[schemars(length(min = 1, max = 253))]
     pub address: String,
+    /// Port of the server.
     #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
     pub port: u16,
 }
 
+/// A Service and one of its ports.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendService {
-    #[schemars(length(min = 1, max = 253))]
+    /// Name of the Service.
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub name: String,
+    /// Port of the Service.
     #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
     pub port: u16,
 }

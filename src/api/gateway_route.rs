@@ -1,14 +1,17 @@
 //! `GatewayRoute`: which requests go where, and what happens to them on the way.
 
+use std::collections::BTreeMap;
+
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::policy::Policy;
+use super::policy::{Policy, RulePolicy};
+use super::route_match::RouteMatch;
 use super::status::GatewayRouteStatus;
 use crate::values::{PathRewriteSpec, SecretRef};
 
-/// Routes of one team: hostnames, TLS, and rules in order.
+/// What is wanted.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "portcullis.dev",
@@ -20,30 +23,63 @@ use crate::values::{PathRewriteSpec, SecretRef};
     namespaced,
     status = "GatewayRouteStatus",
     derive = "PartialEq",
-    doc = "Which requests go where, and what happens to them on the way."
+    doc = "Which requests go where, and what happens to them on the way.",
+    printcolumn(name = "Hostnames", type_ = "string", json_path = ".spec.hostnames"),
+    printcolumn(
+        name = "Accepted",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Accepted")].status"#
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Programmed")].status"#
+    ),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = r#".status.conditions[?(@.type=="Accepted")].reason"#
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct GatewayRouteSpec {
     /// Which installation serves the route.
     #[serde(default = "default_class")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = LABEL))]
     pub class_name: String,
-    /// Names that the route answers; none: every host that no other route names.
+    /// Names that it answers; none: every host that no other route names.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 253), regex(pattern = HOSTNAME)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = ("self.all(name, !isIP(name))", "an IP address is not a hostname")
+    )]
     pub hostnames: Vec<String>,
     /// Serves the hostnames over HTTPS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<RouteTls>,
-    /// Which other namespaces may serve the hostnames of this route too.
+    /// Who else may serve the hostnames of this route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_routes: Option<AllowedRoutes>,
-    /// For every rule, unless a rule says otherwise.
+    /// For every rule, unless a rule says otherwise; explained at rules.policy.
     #[serde(default, skip_serializing_if = "Policy::is_empty")]
     pub policy: Policy,
+    /// What happens to which requests.
     #[schemars(length(min = 1, max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub rules: Vec<RouteRule>,
 }
+
+/// A DNS label (RFC 1123).
+pub(super) const LABEL: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
+/// DNS labels, and before them a star where two follow.
+const HOSTNAME: &str = r"^([*][.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?[.])?[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$";
+/// DNS labels.
+pub(super) const EXACT_HOSTNAME: &str =
+    r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$";
+/// A name of an object.
+pub(super) const OBJECT_NAME: &str = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$";
 
 fn default_class() -> String {
     "portcullis".into()
@@ -53,8 +89,9 @@ fn default_class() -> String {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RouteTls {
-    /// Secrets of type kubernetes.io/tls.
+    /// Secrets of type kubernetes.io/tls; a changed one is served at once.
     #[schemars(length(min = 1, max = 4))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub certificate_refs: Vec<SecretRef>,
     /// Plain HTTP goes to HTTPS (308).
     #[serde(default = "default_redirect")]
@@ -69,14 +106,21 @@ fn default_redirect() -> bool {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct AllowedRoutes {
+    /// Namespaces whose routes may name the same hostnames.
     pub namespaces: AllowedNamespaces,
 }
 
+/// Namespaces by relation or label.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = ("(self.from == 'Selector') == has(self.selector)", "selector goes with from: Selector, and only with it")
+)]
 pub struct AllowedNamespaces {
+    /// Same (this namespace alone), Selector or All.
     #[serde(default)]
     pub from: AllowedFrom,
+    /// Labels of the namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<LabelSelector>,
 }
@@ -93,134 +137,87 @@ pub enum AllowedFrom {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LabelSelector {
-    #[serde(default)]
-    pub match_labels: std::collections::BTreeMap<String, String>,
+    /// Each label with the value that it must have.
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63}))]
+    #[x_kube(validation = ("self.all(key, size(key) <= 317)", "a label's name has at most 317 characters"))]
+    pub match_labels: BTreeMap<String, String>,
 }
 
 /// Requests that match get this treatment.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = (
+        "(has(self.backendRefs) ? 1 : 0) + (has(self.redirect) ? 1 : 0) + (has(self.respond) ? 1 : 0) == 1",
+        "a rule has exactly one of backendRefs, redirect and respond"
+    ),
+    validation = Rule::new(
+        "!has(self.redirect) || !has(self.redirect.path) || !has(self.redirect.path.replacePrefix) || !has(self.matches) || (size(self.matches) == 1 && (!has(self.matches[0].path) || self.matches[0].path.type == 'PathPrefix'))"
+    )
+    .message("replacePrefix needs exactly one match, of type PathPrefix")
+    .field_path(".redirect.path.replacePrefix"),
+    validation = Rule::new(
+        "!has(self.policy) || !has(self.policy.request) || !has(self.policy.request.path) || !has(self.policy.request.path.replacePrefix) || !has(self.matches) || (size(self.matches) == 1 && (!has(self.matches[0].path) || self.matches[0].path.type == 'PathPrefix'))"
+    )
+    .message("replacePrefix needs exactly one match, of type PathPrefix")
+    .field_path(".policy.request.path.replacePrefix")
+)]
 pub struct RouteRule {
     /// Names the rule in status, logs and metrics.
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = LABEL))]
     pub name: String,
     /// Any of these; none: every request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub matches: Vec<RouteMatch>,
-    #[serde(default, skip_serializing_if = "Policy::is_empty")]
-    pub policy: Policy,
-    /// Forwards to backends, by weight.
+    /// What happens on the way; a member here replaces the route's as a whole.
+    #[serde(default, skip_serializing_if = "RulePolicy::is_empty")]
+    pub policy: RulePolicy,
+    /// Forwards to these, by weight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub backend_refs: Option<Vec<BackendRef>>,
+    /// Sends the client elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redirect: Option<RedirectSpec>,
+    /// Answers with fixed text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub respond: Option<RespondSpec>,
 }
 
-/// All that is given must hold.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct RouteMatch {
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub path: Option<PathMatch>,
-    /// Short for methods with one entry.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 32))]
-    pub method: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 32)))]
-    pub methods: Vec<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    pub headers: Vec<HeaderMatch>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    pub query_params: Vec<QueryParamMatch>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
-    pub cookies: Vec<CookieMatch>,
-}
-
+/// A backend and its share of the requests.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct PathMatch {
-    #[serde(default, rename = "type")]
-    pub kind: PathMatchType,
-    #[schemars(length(min = 1, max = 1024))]
-    pub value: String,
-}
-
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum PathMatchType {
-    Exact,
-    #[default]
-    PathPrefix,
-    PathTemplate,
-    RegularExpression,
-}
-
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ValueMatchType {
-    #[default]
-    Exact,
-    RegularExpression,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct HeaderMatch {
-    #[schemars(length(min = 1, max = 256))]
-    pub name: String,
-    #[serde(default, rename = "type")]
-    pub kind: ValueMatchType,
-    #[schemars(length(max = 1024))]
-    pub value: String,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct QueryParamMatch {
-    #[schemars(length(min = 1, max = 256))]
-    pub name: String,
-    #[serde(default, rename = "type")]
-    pub kind: ValueMatchType,
-    #[schemars(length(max = 1024))]
-    pub value: String,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct CookieMatch {
-    #[schemars(length(min = 1, max = 256))]
-    pub name: String,
-    #[serde(default, rename = "type")]
-    pub kind: ValueMatchType,
-    #[schemars(length(max = 1024))]
-    pub value: String,
-}
-
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new("(self.kind == 'Service') == has(self.port)")
+        .message("port is required for a Service, and not for a GatewayBackend")
+        .field_path(".port"),
+    validation = Rule::new("!has(self.group) || self.group == (self.kind == 'Service' ? '' : 'portcullis.dev')")
+        .message("group is \"\" for a Service and portcullis.dev for a GatewayBackend; leave it out")
+        .field_path(".group")
+)]
 pub struct BackendRef {
     /// Follows from kind.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 253))]
     pub group: Option<String>,
+    /// Service or GatewayBackend.
     #[serde(default)]
     pub kind: BackendKind,
-    #[schemars(length(min = 1, max = 253))]
+    /// Name of the Service or GatewayBackend.
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub name: String,
-    /// Only where a ReferenceGrant there allows it.
+    /// Another one only where a ReferenceGrant there allows it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63))]
+    #[schemars(length(min = 1, max = 63), regex(pattern = LABEL))]
     pub namespace: Option<String>,
     /// Port of the Service; not for a GatewayBackend.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
     pub port: Option<u16>,
+    /// Share of the requests, in proportion to the sum of all.
     #[serde(default = "default_weight")]
     #[schemars(range(min = 0, max = 1_000_000), extend("format" = "int32"))]
     pub weight: u32,
@@ -237,25 +234,34 @@ pub enum BackendKind {
     GatewayBackend,
 }
 
-/// Sends the client elsewhere.
+/// Where the client is sent. What is left out stays as in the request.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = (
+        "has(self.scheme) || has(self.hostname) || has(self.port) || has(self.path)",
+        "a redirect changes at least one of scheme, hostname, port and path, else it leads to itself"
+    )
+)]
 pub struct RedirectSpec {
-    /// http or https; the request's by default.
+    /// http or https.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 8))]
+    #[schemars(extend("enum" = ["http", "https"]))]
     pub scheme: Option<String>,
+    /// Host of the new address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = EXACT_HOSTNAME))]
     pub hostname: Option<String>,
+    /// Port of the new address; by default the scheme's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
     pub port: Option<u16>,
+    /// Path of the new address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<PathRewriteSpec>,
     /// 301, 302, 303, 307 or 308.
     #[serde(default = "default_redirect_status")]
-    #[schemars(range(min = 301, max = 308), extend("format" = "int32"))]
+    #[schemars(extend("enum" = [301, 302, 303, 307, 308], "format" = "int32"))]
     pub status_code: u16,
 }
 
@@ -266,11 +272,19 @@ fn default_redirect_status() -> u16 {
 /// A fixed answer.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = (
+        "!(self.status in [204, 205, 304]) || (!has(self.text) && !has(self.contentType))",
+        "an answer of status 204, 205 or 304 has no text and no contentType"
+    )
+)]
 pub struct RespondSpec {
+    /// Status of the answer.
     #[schemars(range(min = 200, max = 599), extend("format" = "int32"))]
     pub status: u16,
+    /// Content type of the text; text/plain by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256))]
+    #[schemars(length(min = 1, max = 256), regex(pattern = "^[!-~]([ -~]*[!-~])?$"))]
     pub content_type: Option<String>,
     /// The body as text.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -3,12 +3,19 @@
 //! Invariants: total over any text; whatever the CRD's schema and rules refuse is refused here too (files have no API
 //! server); nothing in a result is outside of the limits of the schema.
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
+use serde::de::DeserializeOwned;
+use serde_json::{Map, Value};
+
+use super::layers_policy::{self, Members};
+use super::layers_rule;
+use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
 use super::{
-    AllowedNamespaces, BackendRef, GatewayBackendSpec, RedirectSpec, RespondSpec, RouteMatch, RouteTls,
+    AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendRef, GatewayBackendSpec, RedirectSpec, RespondSpec,
+    RouteMatch, RouteTls, crd,
 };
-use crate::values::{FieldPath, Hostname, Problem, Reason};
+use crate::values::{FieldPath, Hostname, Problem, Reason, SecretRef};
 
 /// A GatewayRoute's spec, as far as it can be used.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -54,7 +61,7 @@ pub struct PolicyMember {
     pub row: usize,
     /// Where it is written: `spec.policy.timeouts`
     pub path: FieldPath,
-    pub value: serde_json::Value,
+    pub value: Value,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -71,14 +78,255 @@ pub struct ParsedBackend {
     pub problems: Vec<Problem>,
 }
 
+/// The schemas of the specs.
+pub(super) struct Shapes {
+    pub route: Shape,
+    pub backend: Shape,
+}
+
+pub(super) static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
+    let shape = |crd: &Value| Shape::new(crd::spec_schema(crd)).expect("a test builds them");
+    Shapes { route: shape(&crd::gateway_route()), backend: shape(&crd::gateway_backend()) }
+});
+
 /// Parses the spec of a GatewayRoute, given as JSON.
 pub fn parse_route(spec: &str) -> ParsedRoute {
-    let _ = spec;
-    ParsedRoute::default()
+    let at = FieldPath::new("spec");
+    let mut route = ParsedRoute { class_name: "portcullis".into(), ..ParsedRoute::default() };
+    let mut object = match object(spec) {
+        Ok(object) => object,
+        Err(message) => {
+            route.problems.push(Problem::error(at, Reason::Invalid, message));
+            return route;
+        }
+    };
+    let shape = &SHAPES.route;
+    warn_of_unknown(&mut object, shape, &at, &mut route.problems);
+    let mut layer = Layer { shape, at: &at, problems: &mut route.problems };
+    let class = object.remove("className").map(|value| layer.read::<String>("className", value));
+    route.hostnames = object.remove("hostnames").map(|value| hostnames(value, &mut layer));
+    route.tls = object.remove("tls").map(|value| tls(value, &mut layer));
+    route.allowed_routes = object.remove("allowedRoutes").and_then(|value| allowed(value, &mut layer));
+    let inherited = match object.remove("policy") {
+        Some(policy) => {
+            let shape = shape.at("policy").expect("the schema has it");
+            layers_policy::read(policy, shape, &at.field("policy"), layer.problems)
+        }
+        None => Members::default(),
+    };
+    let rules = rules(object.remove("rules"), &mut layer);
+    match class {
+        // Whose it is cannot be told: it is served by nobody.
+        Some(None) => return route,
+        Some(Some(class)) => route.class_name = class,
+        None => {}
+    }
+    let shape = shape.at("rules").and_then(|rules| rules.at("[]")).expect("the schema has it");
+    route.rules = layers_rule::parse(rules, shape, &at.field("rules"), &inherited);
+    route
 }
 
 /// Parses the spec of a GatewayBackend, given as JSON.
 pub fn parse_backend(spec: &str) -> ParsedBackend {
-    let _ = spec;
-    ParsedBackend::default()
+    let at = FieldPath::new("spec");
+    let mut backend = ParsedBackend::default();
+    let mut value = match object(spec) {
+        Ok(object) => Value::Object(object),
+        Err(message) => {
+            backend.problems.push(Problem::error(at, Reason::Invalid, message));
+            return backend;
+        }
+    };
+    let parsed = checked::<GatewayBackendSpec>(&mut value, &SHAPES.backend, &at, &mut backend.problems);
+    let Some(spec) = parsed else { return backend };
+    let before = backend.problems.len();
+    let mut refuse = |path: FieldPath, message: String| {
+        backend.problems.push(Problem::error(path, Reason::Invalid, message));
+    };
+    if spec.hosts.is_some() == spec.service.is_some() {
+        refuse(at.clone(), "a backend has either hosts or a service".into());
+    }
+    for (index, host) in spec.hosts.iter().flatten().enumerate() {
+        let is_name = || matches!(host.address.parse(), Ok(Hostname::Exact(_)));
+        if host.address.parse::<std::net::IpAddr>().is_err() && !is_name() {
+            let path = at.field("hosts").index(index).field("address");
+            let found = super::shape::quoted(&host.address);
+            refuse(path, format!("found {found}; an address is an IP address or a DNS name in lower case"));
+        }
+    }
+    backend.spec = (backend.problems.len() == before).then_some(spec);
+    backend
+}
+
+fn object(spec: &str) -> Result<Map<String, Value>, String> {
+    match serde_json::from_str(spec) {
+        Ok(Value::Object(mut object)) => {
+            object.retain(|_, value| !value.is_null());
+            Ok(object)
+        }
+        Ok(other) => Err(format!("found {}, expected an object", kind_of(&other))),
+        Err(error) => Err(format!("the spec cannot be read: {error}")),
+    }
+}
+
+/// Takes out of `object` what the schema does not know.
+pub(super) fn warn_of_unknown(
+    object: &mut Map<String, Value>,
+    shape: &Shape,
+    at: &FieldPath,
+    problems: &mut Vec<Problem>,
+) {
+    let Shape::Object { fields, .. } = shape else { return };
+    let mut findings = Findings::default();
+    object.retain(|name, _| {
+        let known = fields.contains_key(name);
+        if !known {
+            findings.unknown(Place::Field(&Place::At(at), name), unknown_field(name, fields.keys()));
+        }
+        known
+    });
+    warn(findings, problems);
+}
+
+/// Tells of unknown fields that cost nothing.
+pub(super) fn warn(findings: Findings, problems: &mut Vec<Problem>) {
+    problems.extend(
+        findings.unknown.into_iter().map(|(path, message)| {
+            Problem::warning(path, Reason::UnknownField, format!("{message}; ignored"))
+        }),
+    );
+}
+
+/// Reads a value that fits its schema; tells why not, and of unknown fields.
+pub(super) fn checked<T: DeserializeOwned>(
+    value: &mut Value,
+    shape: &Shape,
+    at: &FieldPath,
+    problems: &mut Vec<Problem>,
+) -> Option<T> {
+    let mut findings = Findings::default();
+    shape.check(value, Place::At(at), &mut findings);
+    let is_wrong = !findings.wrong.is_empty();
+    let wrong = std::mem::take(&mut findings.wrong).into_iter();
+    problems.extend(wrong.map(|(path, message)| Problem::error(path, Reason::Invalid, message)));
+    warn(findings, problems);
+    if is_wrong {
+        return None;
+    }
+    match T::deserialize(&*value) {
+        Ok(read) => Some(read),
+        // The schema is made from the type, so this takes a value that only the type refuses.
+        Err(error) => {
+            problems.push(Problem::error(at.clone(), Reason::Invalid, error.to_string()));
+            None
+        }
+    }
+}
+
+/// The object's own layer.
+struct Layer<'a> {
+    shape: &'a Shape,
+    at: &'a FieldPath,
+    problems: &'a mut Vec<Problem>,
+}
+
+impl Layer<'_> {
+    fn read<T: DeserializeOwned>(&mut self, name: &str, mut value: Value) -> Option<T> {
+        let shape = self.shape.at(name).expect("the schema has it");
+        checked(&mut value, shape, &self.at.field(name), self.problems)
+    }
+
+    fn refuse(&mut self, path: FieldPath, message: impl Into<String>) {
+        self.problems.push(Problem::error(path, Reason::Invalid, message));
+    }
+}
+
+fn hostnames(value: Value, layer: &mut Layer<'_>) -> Vec<(FieldPath, Hostname)> {
+    let at = layer.at.field("hostnames");
+    let Value::Array(list) = value else {
+        layer.refuse(at, format!("found {}, expected a list", kind_of(&value)));
+        return Vec::new();
+    };
+    if list.len() > 16 {
+        layer.refuse(at, format!("found {} entries, expected at most 16", list.len()));
+        return Vec::new();
+    }
+    let mut names: Vec<(FieldPath, Hostname)> = Vec::new();
+    for (index, value) in list.iter().enumerate() {
+        let path = at.index(index);
+        let Some(text) = value.as_str() else {
+            layer.refuse(path, format!("found {}, expected a string", kind_of(value)));
+            continue;
+        };
+        match text.parse::<Hostname>() {
+            Ok(name) if names.iter().any(|(_, known)| *known == name) => {
+                layer.refuse(path, format!("{text:?} stands here twice; leave one out"));
+            }
+            Ok(name) => names.push((path, name)),
+            Err(error) => layer.refuse(path, error.to_string()),
+        }
+    }
+    names
+}
+
+/// Always something: whoever wrote `tls` did not mean plain HTTP.
+fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
+    let at = layer.at.field("tls");
+    let mut tls = RouteTls { certificate_refs: Vec::new(), redirect: true };
+    let Value::Object(mut object) = value else {
+        layer.refuse(at, format!("found {}, expected an object", kind_of(&value)));
+        return tls;
+    };
+    object.retain(|_, value| !value.is_null());
+    let shape = layer.shape.at("tls").expect("the schema has it");
+    warn_of_unknown(&mut object, shape, &at, layer.problems);
+    let of = |name: &str| shape.at(name).expect("the schema has it");
+    if let Some(mut redirect) = object.remove("redirect") {
+        tls.redirect =
+            checked(&mut redirect, of("redirect"), &at.field("redirect"), layer.problems).unwrap_or(true);
+    }
+    let at = at.field("certificateRefs");
+    match object.remove("certificateRefs") {
+        Some(Value::Array(refs)) if (1..=4).contains(&refs.len()) => {
+            let shape = of("certificateRefs").at("[]").expect("the schema has it");
+            for (index, mut reference) in refs.into_iter().enumerate() {
+                let read = checked::<SecretRef>(&mut reference, shape, &at.index(index), layer.problems);
+                tls.certificate_refs.extend(read);
+            }
+        }
+        Some(Value::Array(refs)) => {
+            layer.refuse(at, format!("found {} entries, expected 1 to 4", refs.len()));
+        }
+        Some(other) => layer.refuse(at, format!("found {}, expected a list", kind_of(&other))),
+        None => layer.refuse(at, "certificateRefs is missing; name a Secret of type kubernetes.io/tls"),
+    }
+    tls
+}
+
+fn allowed(value: Value, layer: &mut Layer<'_>) -> Option<AllowedNamespaces> {
+    let namespaces = layer.read::<AllowedRoutes>("allowedRoutes", value)?.namespaces;
+    let at = layer.at.field("allowedRoutes").field("namespaces");
+    if (namespaces.from == AllowedFrom::Selector) != namespaces.selector.is_some() {
+        layer.refuse(at, "selector goes with from: Selector, and only with it");
+        return None;
+    }
+    let labels = namespaces.selector.iter().flat_map(|selector| selector.match_labels.keys());
+    if labels.into_iter().any(|key| key.chars().count() > 317) {
+        layer.refuse(at.field("selector").field("matchLabels"), "a label's name has at most 317 characters");
+        return None;
+    }
+    Some(namespaces)
+}
+
+fn rules(value: Option<Value>, layer: &mut Layer<'_>) -> Vec<Value> {
+    let at = layer.at.field("rules");
+    match value {
+        Some(Value::Array(rules)) if (1..=64).contains(&rules.len()) => return rules,
+        Some(Value::Array(rules)) => {
+            layer.refuse(at, format!("found {} entries, expected 1 to 64", rules.len()));
+        }
+        Some(other) => layer.refuse(at, format!("found {}, expected a list", kind_of(&other))),
+        None => layer.refuse(layer.at.clone(), "rules is missing"),
+    }
+    Vec::new()
 }

@@ -1,21 +1,31 @@
 //! What users write: the CRD types, nothing else. The schema is generated from them into `crds/`.
 
+mod crd;
 mod gateway_backend;
 mod gateway_route;
 mod layers;
+mod layers_policy;
+mod layers_rule;
+#[cfg(test)]
+mod layers_tests;
 mod policy;
+mod route_match;
+mod shape;
 mod status;
 
+pub use crd::crds;
 pub use gateway_backend::{BackendHost, BackendService, GatewayBackend, GatewayBackendSpec};
 pub use gateway_route::{
-    AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendKind, BackendRef, CookieMatch, GatewayRoute,
-    GatewayRouteSpec, HeaderMatch, LabelSelector, PathMatch, PathMatchType, QueryParamMatch, RedirectSpec,
-    RespondSpec, RouteMatch, RouteRule, RouteTls, ValueMatchType,
+    AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendKind, BackendRef, GatewayRoute, GatewayRouteSpec,
+    LabelSelector, RedirectSpec, RespondSpec, RouteRule, RouteTls,
 };
 pub use layers::{
     ParsedBackend, ParsedRoute, ParsedRule, PolicyMember, RuleAction, parse_backend, parse_route,
 };
-pub use policy::Policy;
+pub use policy::{Policy, RulePolicy};
+pub use route_match::{
+    CookieMatch, HeaderMatch, PathMatch, PathMatchType, QueryParamMatch, RouteMatch, ValueMatchType,
+};
 pub use status::{GatewayBackendStatus, GatewayRouteStatus, InstallationStatus, RuleStatus};
 
 /// The API group of all our kinds.

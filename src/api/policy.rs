@@ -5,15 +5,35 @@ use std::collections::BTreeMap;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::layers_policy::given_and_disabled;
 use crate::filters::REGISTRY;
 
+/// `spec.policy`.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(transparent)]
 pub struct Policy(pub BTreeMap<String, serde_json::Value>);
 
+/// `spec.rules[].policy`: members, and the names of inherited ones that are dropped.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct RulePolicy {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub disable: Vec<String>,
+    #[serde(flatten)]
+    pub members: Policy,
+}
+
+/// The field of `rules[].policy` that is no member.
+pub(super) const DISABLE: &str = "disable";
+
 impl Policy {
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
+    }
+}
+
+impl RulePolicy {
+    pub fn is_empty(&self) -> bool {
+        self.disable.is_empty() && self.members.is_empty()
     }
 }
 
@@ -27,8 +47,43 @@ impl JsonSchema for Policy {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        let members: serde_json::Map<_, _> =
-            REGISTRY.iter().map(|row| (row.name.to_owned(), (row.schema)(generator).to_value())).collect();
-        json_schema!({"type": "object", "properties": members})
+        json_schema!({"type": "object", "properties": members(generator)})
     }
+}
+
+impl JsonSchema for RulePolicy {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "RulePolicy".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let names: Vec<_> = REGISTRY.iter().map(|row| row.name).collect();
+        let mut properties = members(generator);
+        properties.insert(
+            DISABLE.to_owned(),
+            serde_json::json!({
+                "description": "Members of the route's policy that this rule does not inherit.",
+                "type": "array", "minItems": 1, "maxItems": 64, "x-kubernetes-list-type": "set",
+                "items": {"type": "string", "enum": names},
+            }),
+        );
+        let not_both: Vec<_> = names
+            .iter()
+            .map(|name| {
+                serde_json::json!({
+                    "rule": format!("!has(self.disable) || !has(self.{name}) || !('{name}' in self.disable)"),
+                    "message": given_and_disabled(name),
+                })
+            })
+            .collect();
+        json_schema!({"type": "object", "properties": properties, "x-kubernetes-validations": not_both})
+    }
+}
+
+fn members(generator: &mut SchemaGenerator) -> serde_json::Map<String, serde_json::Value> {
+    REGISTRY.iter().map(|row| (row.name.to_owned(), (row.schema)(generator).to_value())).collect()
 }

@@ -38,7 +38,7 @@ pub struct RuleStatus {
     pub message: String,
 }
 
-/// What became of the backend; one entry for each installation that serves a route to it.
+/// What became of the backend, for each installation.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct GatewayBackendStatus {

@@ -1,0 +1,363 @@
+//! Tests of the layers: what is broken, and what it costs.
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::layers::{ParsedRoute, ParsedRule, RuleAction, SHAPES, parse_backend, parse_route};
+use super::{RouteMatch, RouteTls};
+use crate::values::{FieldPath, Problem, Reason};
+
+fn parse(spec: &Value) -> ParsedRoute {
+    parse_route(&spec.to_string())
+}
+
+/// A route with these rules.
+fn rules(rules: Value) -> ParsedRoute {
+    parse(&json!({"rules": rules}))
+}
+
+/// A rule that is good but for what is given.
+fn rule(changes: Value) -> ParsedRule {
+    let mut rule = json!({"name": "a", "backendRefs": [{"name": "b", "port": 80}]});
+    for (name, value) in changes.as_object().expect("an object") {
+        rule[name] = value.clone();
+    }
+    rules(json!([rule])).rules.remove(0)
+}
+
+fn told(problems: &[Problem]) -> Vec<String> {
+    problems.iter().map(|p| format!("{} {p}", p.reason.as_str())).collect()
+}
+
+#[test]
+fn the_shapes_are_built_from_the_schemas() {
+    assert!(SHAPES.route.at("rules").is_some() && SHAPES.backend.at("hosts").is_some());
+}
+
+#[test]
+fn a_small_route_is_read_with_its_defaults() {
+    let route = parse(&json!({
+        "hostnames": ["a.example", "*.b.example"],
+        "tls": {"certificateRefs": [{"name": "cert"}]},
+        "policy": {"timeouts": {"request": "5s"}},
+        "rules": [{"name": "a", "backendRefs": [{"name": "b", "port": 80}]}],
+    }));
+    assert_eq!(route.class_name, "portcullis");
+    assert_eq!(route.hostnames.expect("given").len(), 2);
+    assert!(route.tls.expect("given").redirect);
+    assert_eq!(told(&route.problems), [""; 0]);
+    let rule = &route.rules[0];
+    assert_eq!(rule.matches, [(FieldPath::new("spec.rules[0].matches"), RouteMatch::default())]);
+    assert_eq!(rule.policy[0].path.as_str(), "spec.policy.timeouts");
+    assert!(matches!(&rule.action, Some(RuleAction::BackendRefs(refs)) if refs[0].weight == 1));
+    assert_eq!((rule.failed, told(&rule.problems)), (None, vec![]));
+}
+
+#[test]
+fn what_is_no_object_is_one_problem() {
+    for (spec, expected) in [
+        ("", "Invalid spec: the spec cannot be read: EOF while parsing a value at line 1 column 0"),
+        ("[]", "Invalid spec: found a list, expected an object"),
+        ("{}", "Invalid spec: rules is missing"),
+        (r#"{"rules": 7}"#, "Invalid spec.rules: found a number, expected a list"),
+        (r#"{"rules": []}"#, "Invalid spec.rules: found 0 entries, expected 1 to 64"),
+    ] {
+        let route = parse_route(spec);
+        assert_eq!((told(&route.problems), route.rules.len()), (vec![expected.to_owned()], 0), "{spec}");
+    }
+}
+
+#[test]
+fn a_broken_hostname_costs_itself_and_never_makes_a_catch_all() {
+    let route = parse(&json!({"hostnames": ["a.example", "B.example", "*.x", 7, "a.example"], "rules": []}));
+    assert_eq!(route.hostnames.expect("given").len(), 1);
+    assert_eq!(route.problems.iter().filter(|p| p.path.as_str().starts_with("spec.hostnames[")).count(), 4);
+    for broken in [json!(["10.0.0.1"]), json!("a.example"), json!(vec!["a.example"; 17])] {
+        let route = parse(&json!({"hostnames": broken, "rules": []}));
+        assert_eq!(route.hostnames.as_deref(), Some(&[][..]));
+    }
+    assert_eq!(parse(&json!({"rules": []})).hostnames, None);
+}
+
+#[test]
+fn broken_tls_still_forbids_plain_http() {
+    for broken in [
+        json!("yes"),
+        json!({}),
+        json!({"certificateRefs": []}),
+        json!({"certificateRefs": [{"name": "Bad_Name"}], "redirect": "no"}),
+    ] {
+        let route = parse(&json!({"tls": broken, "rules": []}));
+        assert_eq!(route.tls, Some(RouteTls { certificate_refs: vec![], redirect: true }));
+        assert!(route.problems.len() > 1, "{broken}");
+    }
+}
+
+#[test]
+fn a_broken_delegation_allows_nobody() {
+    for broken in [
+        json!({"namespaces": {"from": "Everyone"}}),
+        json!({"namespaces": {"from": "Selector"}}),
+        json!({"namespaces": {"from": "All", "selector": {"matchLabels": {"a": "b"}}}}),
+        json!({"namespaces": {"from": "Selector", "selector": {"matchLabels": {}}}}),
+    ] {
+        let route =
+            parse(&json!({"allowedRoutes": broken, "rules": [{"name": "a", "respond": {"status": 200}}]}));
+        assert_eq!((route.allowed_routes, route.problems.len()), (None, 1), "{broken}");
+        assert_eq!(route.rules[0].failed, None);
+    }
+}
+
+#[test]
+fn an_unknown_field_is_served_with_a_warning() {
+    let route = parse(&json!({
+        "hostname": [], "rules": [{"name": "a", "respond": {"status": 200, "body": ""}, "when": 1}]
+    }));
+    assert_eq!(
+        told(&route.problems),
+        ["UnknownField spec.hostname: there is no field \"hostname\"; did you mean hostnames?; ignored"]
+    );
+    let rule = &route.rules[0];
+    assert_eq!((rule.failed, rule.problems.len()), (None, 2));
+    assert!(rule.problems.iter().all(|problem| problem.severity == crate::values::Severity::Warning));
+}
+
+#[test]
+fn a_broken_rest_leaves_the_matches() {
+    for rest in [
+        json!({"name": "B_"}),
+        json!({"redirect": {"port": 80}}),
+        json!({"backendRefs": []}),
+        json!({"backendRefs": [{"name": "b"}]}),
+        json!({"backendRefs": [{"name": "b", "port": 80, "kind": "GatewayBackend"}]}),
+        json!({"backendRefs": [{"name": "b", "port": 80, "group": "apps"}]}),
+        json!({"backendRefs": null}),
+        json!({"backendRefs": null, "redirect": {}}),
+        json!({"backendRefs": null, "redirect": {"path": {"replaceFull": "/a/../b"}}}),
+        json!({"backendRefs": null, "respond": {"status": 204, "text": "x"}}),
+    ] {
+        let mut changes = rest.clone();
+        changes["matches"] = json!([{"path": {"value": "/a"}}]);
+        let rule = rule(changes);
+        assert_eq!((rule.matches.len(), rule.failed), (1, Some(Reason::Invalid)), "{rest}");
+        assert!(!rule.problems.is_empty(), "{rest}");
+    }
+}
+
+#[test]
+fn a_rule_without_a_usable_match_is_not_installed() {
+    for matches in [
+        json!([]),
+        json!("/a"),
+        json!([7]),
+        json!([{"path": "/a"}]),
+        json!([{"path": {"value": "a"}}]),
+        json!([{"path": {"value": "/a//b"}}]),
+        json!([{"path": {"value": "/a b"}}]),
+        json!([{"path": {"type": "PathTemplate", "value": "/a{b}"}}]),
+        json!([{"path": {"type": "RegularExpression", "value": "a".repeat(513)}}]),
+        json!([{"headers": [{"name": "x y", "value": ""}]}]),
+        json!([{"headers": [{"name": "x", "value": ""}, {"name": "x", "value": ""}]}]),
+        json!([{"method": "get"}]),
+        json!([{"method": "CONNECT"}]),
+        json!([{"method": "GET", "methods": ["PUT"]}]),
+    ] {
+        let rule = rule(json!({"matches": matches}));
+        assert_eq!((rule.matches.len(), rule.failed), (0, Some(Reason::Invalid)), "{matches}");
+    }
+}
+
+#[test]
+fn one_broken_match_makes_the_others_answer_503() {
+    let rule = rule(json!({"matches": [{"path": {"value": "/a"}}, {"path": {"value": 7}}]}));
+    assert_eq!((rule.matches.len(), rule.failed), (1, Some(Reason::Invalid)));
+    assert_eq!(
+        told(&rule.problems),
+        ["Invalid spec.rules[0].matches[1].path.value: found a number, expected a string"]
+    );
+}
+
+#[test]
+fn an_unknown_predicate_keeps_its_match_and_costs_the_rule() {
+    let rule = rule(json!({"matches": [{"path": {"value": "/a"}, "header": []}]}));
+    assert_eq!((rule.matches.len(), rule.failed), (1, Some(Reason::Invalid)));
+    assert_eq!(
+        told(&rule.problems),
+        ["Invalid spec.rules[0].matches[0].header: there is no field \"header\"; did you mean headers?"]
+    );
+}
+
+#[test]
+fn a_policy_that_cannot_be_told_costs_its_rules() {
+    for policy in [
+        json!({"timeout": {}}),
+        json!({"timeouts": {"requst": "5s"}}),
+        json!({"timeouts": {"request": "5"}}),
+        json!([]),
+        json!({"disable": ["cache"]}),
+        json!({"disable": ["timeouts"], "timeouts": {}}),
+    ] {
+        let rule = rule(json!({"policy": policy}));
+        assert_eq!(rule.failed, Some(Reason::PolicyInvalid), "{policy}");
+        assert!(rule.problems.iter().all(|p| p.reason == Reason::PolicyInvalid), "{policy}");
+    }
+}
+
+#[test]
+fn a_broken_inherited_member_costs_the_rules_that_inherit_it() {
+    let to = |name: &str, policy: Value| json!({"name": name, "policy": policy, "backendRefs": [{"name": "b", "port": 80}]});
+    let route = parse(&json!({
+        "policy": {"timeouts": {"request": 5}},
+        "rules": [
+            to("inherits", json!({})),
+            to("replaces", json!({"timeouts": {"request": "1s"}})),
+            to("drops", json!({"disable": ["timeouts"]})),
+            {"name": "has-no-use-for-it", "respond": {"status": 200}},
+        ],
+    }));
+    assert_eq!(
+        told(&route.problems),
+        ["PolicyInvalid spec.policy.timeouts.request: found a number, expected a string"]
+    );
+    let failed: Vec<_> = route.rules.iter().map(|rule| rule.failed).collect();
+    assert_eq!(failed, [Some(Reason::PolicyInvalid), None, None, None]);
+    let unknown =
+        parse(&json!({"policy": {"timeout": {}}, "rules": [to("a", json!({})), to("b", json!({}))]}));
+    assert!(unknown.rules.iter().all(|rule| rule.failed == Some(Reason::PolicyInvalid)));
+    let disable = parse(&json!({"policy": {"disable": ["timeouts"]}, "rules": [to("a", json!({}))]}));
+    assert_eq!(disable.rules[0].failed, Some(Reason::PolicyInvalid));
+}
+
+#[test]
+fn a_member_without_meaning_is_refused_where_written() {
+    let rule = rule(json!({
+        "backendRefs": null, "redirect": {"port": 80}, "policy": {"timeouts": {"request": "1s"}}
+    }));
+    assert_eq!(rule.failed, Some(Reason::PolicyInvalid));
+}
+
+#[test]
+fn names_of_rules_are_unique() {
+    let two = json!([{"name": "a", "respond": {"status": 200}}, {"name": "a", "respond": {"status": 200}}]);
+    let route = rules(two);
+    assert_eq!((route.rules[0].failed, route.rules[1].failed), (None, Some(Reason::Invalid)));
+    assert_eq!(route.rules[1].name, "rules[1]");
+}
+
+#[test]
+fn a_prefix_is_replaced_only_where_there_is_one() {
+    let replaced = |matches: Value| {
+        let redirect = json!({"path": {"replacePrefix": "/"}});
+        rule(json!({"backendRefs": null, "redirect": redirect, "matches": matches})).failed
+    };
+    assert_eq!(replaced(json!([{"path": {"value": "/v0"}}])), None);
+    assert_eq!(replaced(json!([{}])), None);
+    assert_eq!(replaced(json!([{"path": {"type": "Exact", "value": "/v0"}}])), Some(Reason::Invalid));
+    assert_eq!(
+        replaced(json!([{"path": {"value": "/a"}}, {"path": {"value": "/b"}}])),
+        Some(Reason::Invalid)
+    );
+}
+
+#[test]
+fn a_route_has_at_most_a_hundred_regular_expressions() {
+    let one = json!({"path": {"type": "RegularExpression", "value": "/a"}});
+    let many: Vec<_> = (0..8)
+        .map(|i| json!({"name": format!("r{i}"), "matches": vec![&one; 16], "respond": {"status": 200}}))
+        .collect();
+    let route = rules(many.into());
+    let failed = route.rules.iter().filter(|rule| rule.failed.is_some()).count();
+    assert_eq!(failed, 2, "6 rules have 96, the seventh passes the bound");
+}
+
+#[test]
+fn a_backend_is_whole_or_not_at_all() {
+    let parse = |spec: Value| parse_backend(&spec.to_string());
+    let good = json!({"hosts": [{"address": "10.0.0.1", "port": 80}, {"address": "a.example", "port": 80}]});
+    assert!(parse(good).spec.is_some());
+    assert!(parse(json!({"service": {"name": "a", "port": 80}, "protocol": "Auto"})).spec.is_some());
+    for bad in [
+        json!({}),
+        json!({"hosts": []}),
+        json!({"hosts": [{"address": "*.a.example", "port": 80}]}),
+        json!({"hosts": [{"address": "a.example", "port": 0}]}),
+        json!({"hosts": [{"address": "a.example", "port": 80}], "service": {"name": "a", "port": 80}}),
+        json!({"service": {"name": "a", "port": 80}, "host": "a.example:80"}),
+    ] {
+        let parsed = parse(bad.clone());
+        assert_eq!((parsed.spec, parsed.problems.len()), (None, 1), "{bad}");
+    }
+}
+
+/// JSON made of the words of the API, in all the wrong places.
+fn any_value() -> impl Strategy<Value = Value> {
+    let word = prop::sample::select(vec![
+        "rules",
+        "name",
+        "matches",
+        "path",
+        "type",
+        "value",
+        "policy",
+        "timeouts",
+        "request",
+        "disable",
+        "backendRefs",
+        "redirect",
+        "respond",
+        "hostnames",
+        "tls",
+        "certificateRefs",
+        "status",
+        "port",
+        "a",
+        "/a",
+        "Exact",
+        "headers",
+        "method",
+        "allowedRoutes",
+        "namespaces",
+        "selector",
+        "from",
+        "hosts",
+        "replacePrefix",
+    ]);
+    let leaf = prop_oneof![
+        Just(Value::Null),
+        any::<bool>().prop_map(Value::from),
+        any::<i32>().prop_map(Value::from),
+        word.clone().prop_map(Value::from),
+        "\\PC{0,8}".prop_map(Value::from),
+    ];
+    leaf.prop_recursive(6, 64, 6, move |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..6).prop_map(Value::from),
+            prop::collection::btree_map(word.clone(), inner, 0..8)
+                .prop_map(|map| map.into_iter().map(|(k, v)| (k.to_owned(), v)).collect()),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_text_is_parsed(text in "\\PC{0,200}") {
+        parse_route(&text);
+        parse_backend(&text);
+    }
+
+    #[test]
+    fn any_json_is_parsed(value in any_value(), rule in any_value()) {
+        parse(&value);
+        parse_backend(&value.to_string());
+        parse(&json!({"rules": [rule], "hostnames": value}));
+    }
+
+    #[test]
+    fn a_broken_rule_changes_nothing_about_the_others(broken in any_value()) {
+        let good = json!({"name": "good", "matches": [{"path": {"value": "/a"}}], "respond": {"status": 200}});
+        let alone = rules(json!([good]));
+        let beside = rules(json!([good, broken]));
+        prop_assert_eq!(&alone.rules[0], &beside.rules[0]);
+        prop_assert_eq!(alone.problems, beside.problems);
+    }
+}
