@@ -1,0 +1,164 @@
+//! Who may answer under which hostname.
+//!
+//! A name belongs to the namespace of the oldest route that names it; a wildcard owns the names under it that nobody
+//! claimed earlier; the owner's routes may let other namespaces in (`allowedRoutes`). No hostname at all is one name
+//! like the others, the catch-all.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use super::gateway_route::LoweredRoute;
+use super::{HostnameClaims, Options};
+use crate::api::{AllowedFrom, AllowedNamespaces};
+use crate::snapshot::{Manifest, Snapshot};
+use crate::values::{FieldPath, Hostname, Problem, Reason};
+
+/// A route of ours; they stand in the order of age.
+#[derive(Clone)]
+pub(super) struct Claimant {
+    pub manifest: Arc<Manifest>,
+    pub lowered: Arc<LoweredRoute>,
+}
+
+/// The routes of one hostname, by their place among the claimants, and the namespace that owns it.
+#[derive(Debug, Default)]
+pub(super) struct Claim {
+    pub owner: Option<Arc<str>>,
+    pub routes: Vec<usize>,
+}
+
+pub(super) struct Claims {
+    /// `None`: the catch-all.
+    pub by_host: BTreeMap<Option<Hostname>, Claim>,
+    /// What a claimant did not get, by its place.
+    pub refused: BTreeMap<usize, Vec<Problem>>,
+}
+
+#[derive(Default)]
+struct Owner {
+    namespace: Arc<str>,
+    /// Its routes that name the hostname.
+    routes: Vec<usize>,
+}
+
+pub(super) fn settle(claimants: &[Claimant], world: &Snapshot, options: &Options) -> Claims {
+    let mut owners: HashMap<Option<Hostname>, Owner, foldhash::fast::RandomState> = HashMap::default();
+    let mut refused: BTreeMap<usize, Vec<Problem>> = BTreeMap::new();
+    let mut standing = Vec::new();
+    for (place, claimant) in claimants.iter().enumerate() {
+        let namespace = &claimant.manifest.name.namespace;
+        for (path, hostname) in claimed(&claimant.lowered) {
+            if options.hostnames == HostnameClaims::Listed && !is_listed(world, namespace, hostname) {
+                refused.entry(place).or_default().push(not_listed(path, hostname, namespace));
+                continue;
+            }
+            standing.push((place, path, hostname));
+            match owner(&owners, hostname) {
+                Some(other) if other.namespace != *namespace => {}
+                _ => {
+                    let owner = owners.entry(hostname.cloned()).or_default();
+                    owner.namespace = namespace.clone();
+                    owner.routes.push(place);
+                }
+            }
+        }
+    }
+    let mut by_host: BTreeMap<Option<Hostname>, Claim> = BTreeMap::new();
+    for (place, path, hostname) in standing {
+        let namespace = &claimants[place].manifest.name.namespace;
+        let Some(owner) = owner(&owners, hostname) else { continue };
+        let let_in = || {
+            owner.routes.iter().any(|route| {
+                claimants[*route]
+                    .lowered
+                    .allowed
+                    .as_ref()
+                    .is_some_and(|allowed| admits(allowed, world, namespace))
+            })
+        };
+        if owner.namespace != *namespace && !let_in() {
+            refused.entry(place).or_default().push(conflict(path, hostname, &owner.namespace));
+            continue;
+        }
+        let claim = by_host.entry(hostname.cloned()).or_default();
+        claim.owner = Some(owner.namespace.clone());
+        if claim.routes.last() != Some(&place) {
+            claim.routes.push(place);
+        }
+    }
+    Claims { by_host, refused }
+}
+
+fn claimed(route: &LoweredRoute) -> Vec<(FieldPath, Option<&Hostname>)> {
+    match &route.hostnames {
+        None => vec![(FieldPath::new("spec.hostnames"), None)],
+        Some(names) => names.iter().map(|(path, name)| (path.clone(), Some(name))).collect(),
+    }
+}
+
+/// The owner of a name: whoever owns it itself, else the most specific wildcard above it.
+fn owner<'o>(
+    owners: &'o HashMap<Option<Hostname>, Owner, foldhash::fast::RandomState>,
+    hostname: Option<&Hostname>,
+) -> Option<&'o Owner> {
+    if let Some(owner) = owners.get(&hostname.cloned()) {
+        return Some(owner);
+    }
+    let (Hostname::Exact(name) | Hostname::Wildcard(name)) = hostname?;
+    let mut rest = &**name;
+    while let Some((_, parent)) = rest.split_once('.') {
+        if let Some(owner) = owners.get(&Some(Hostname::Wildcard(parent.into()))) {
+            return Some(owner);
+        }
+        rest = parent;
+    }
+    None
+}
+
+fn admits(allowed: &AllowedNamespaces, world: &Snapshot, namespace: &Arc<str>) -> bool {
+    match allowed.from {
+        AllowedFrom::Same => false,
+        AllowedFrom::All => true,
+        AllowedFrom::Selector => {
+            let Some(selector) = &allowed.selector else { return false };
+            let Some(namespace) = world.namespaces.get(namespace) else { return false };
+            !selector.match_labels.is_empty()
+                && selector.match_labels.iter().all(|(key, value)| namespace.labels.get(key) == Some(value))
+        }
+    }
+}
+
+fn is_listed(world: &Snapshot, namespace: &Arc<str>, hostname: Option<&Hostname>) -> bool {
+    let Some(listed) = world.namespaces.get(namespace).and_then(|namespace| namespace.hostnames.as_ref())
+    else {
+        return false;
+    };
+    listed.split([',', ' ', '\n']).map(str::trim).filter(|entry| !entry.is_empty()).any(
+        |entry| match hostname {
+            None => entry == "*",
+            Some(hostname) => entry.parse::<Hostname>().is_ok_and(|entry| entry.covers_all_of(hostname)),
+        },
+    )
+}
+
+fn word(hostname: Option<&Hostname>) -> String {
+    hostname.map_or_else(|| "a route without hostnames".into(), Hostname::to_string)
+}
+
+fn conflict(path: FieldPath, hostname: Option<&Hostname>, owner: &str) -> Problem {
+    let message = match hostname {
+        Some(name) => format!(
+            "{name} belongs to namespace {owner}; use another name, or let its route allow this namespace by allowedRoutes"
+        ),
+        None => format!("what no hostname names is answered for namespace {owner}; give the route hostnames"),
+    };
+    Problem::error(path, Reason::HostnameConflict, message)
+}
+
+fn not_listed(path: FieldPath, hostname: Option<&Hostname>, namespace: &str) -> Problem {
+    let message = format!(
+        "{} is not in the annotation portcullis.dev/hostnames of namespace {namespace}, which this installation asks for; have it added",
+        word(hostname)
+    );
+    Problem::error(path, Reason::HostnameConflict, message)
+}

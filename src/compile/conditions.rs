@@ -1,0 +1,237 @@
+//! What was found out → conditions, rules with something to say, and the fingerprint that replicas compare.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+
+use super::gateway_route::LoweredRoute;
+use super::report::{Condition, ConditionStatus, ConditionType, Report, RuleReport};
+use super::{ObjectRef, object, worst};
+use crate::route_map::{Action, BackendPlan};
+use crate::snapshot::{Kind, Manifest};
+use crate::values::{Hostname, Problem, Reason, Severity};
+
+/// So much of what is wrong stands in one message; all of it stands in the report.
+const TOLD: usize = 4;
+
+/// Everything that a route's report is made from.
+pub(super) struct RouteFacts {
+    pub lowered: Arc<LoweredRoute>,
+    /// Hostnames under which it answers; `None` is the catch-all.
+    pub served: Vec<Option<Hostname>>,
+    /// Those of its hostnames, beside what it says of itself.
+    pub problems: Vec<Problem>,
+}
+
+impl RouteFacts {
+    pub fn new(lowered: Arc<LoweredRoute>) -> Self {
+        Self { lowered, served: Vec::new(), problems: Vec::new() }
+    }
+
+    pub fn same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.lowered, &other.lowered)
+            && self.served == other.served
+            && self.problems == other.problems
+    }
+}
+
+pub(super) fn route(manifest: &Manifest, facts: &RouteFacts) -> Report {
+    let lowered = &facts.lowered;
+    let mut problems = lowered.problems.clone();
+    problems.extend(facts.problems.iter().cloned());
+    problems.sort();
+    problems.dedup();
+    let is_served = !facts.served.is_empty()
+        && lowered
+            .rules
+            .iter()
+            .any(|rule| !rule.matches.is_empty() && !matches!(rule.rule.action, Action::Unserved(_)));
+    let mut conditions = accepted(&problems, is_served);
+    conditions.push(resolved_refs(&problems));
+    let shadowed: Vec<_> = problems.iter().filter(|problem| problem.reason == Reason::Shadowed).collect();
+    if !shadowed.is_empty() {
+        conditions.push(condition(
+            ConditionType::Shadowed,
+            ConditionStatus::True,
+            "Shadowed",
+            told(&shadowed),
+        ));
+    }
+    let rules = rules(lowered, &problems);
+    let mut print = Fingerprint::new();
+    print.text(&manifest.spec);
+    print.problems(&problems);
+    for hostname in &facts.served {
+        print.text(&hostname.as_ref().map_or_else(String::new, Hostname::to_string));
+    }
+    for plan in lowered.backends.values() {
+        print.text(&format!("{plan:?}"));
+    }
+    for certificate in lowered.tls.iter().flat_map(|tls| &tls.certificates) {
+        certificate.chain.iter().for_each(|der| print.bytes(der));
+    }
+    Report {
+        object: object(manifest, Kind::GatewayRoute),
+        origin: manifest.origin.clone(),
+        problems,
+        conditions,
+        rules,
+        resolved: print.finish(),
+    }
+}
+
+pub(super) fn backend(
+    object: ObjectRef,
+    manifest: &Manifest,
+    plan: Option<&BackendPlan>,
+    problems: Vec<Problem>,
+) -> Report {
+    let mut conditions = accepted(&problems, plan.is_some());
+    conditions.push(resolved_refs(&problems));
+    let mut print = Fingerprint::new();
+    print.text(&manifest.spec);
+    print.problems(&problems);
+    print.text(&format!("{plan:?}"));
+    Report {
+        object,
+        origin: manifest.origin.clone(),
+        problems,
+        conditions,
+        rules: Vec::new(),
+        resolved: print.finish(),
+    }
+}
+
+/// `Accepted`, and `PartiallyInvalid` where some of it is served and some is not.
+fn accepted(problems: &[Problem], is_served: bool) -> Vec<Condition> {
+    let own = |severity| {
+        move |problem: &&Problem| {
+            problem.severity == severity
+                && !problem.reason.is_about_references()
+                && problem.reason != Reason::Shadowed
+        }
+    };
+    let errors: Vec<_> = problems.iter().filter(own(Severity::Error)).collect();
+    let warnings: Vec<_> = problems.iter().filter(own(Severity::Warning)).collect();
+    let Some(first) = errors.first() else {
+        let message = if warnings.is_empty() {
+            "the spec compiles".into()
+        } else {
+            format!("the spec compiles; {}", told(&warnings))
+        };
+        return vec![condition(ConditionType::Accepted, ConditionStatus::True, "Accepted", message)];
+    };
+    if !is_served {
+        return vec![condition(
+            ConditionType::Accepted,
+            ConditionStatus::False,
+            first.reason.as_str(),
+            told(&errors),
+        )];
+    }
+    vec![
+        condition(
+            ConditionType::Accepted,
+            ConditionStatus::True,
+            "Accepted",
+            format!("served in part; {}", told(&errors)),
+        ),
+        condition(
+            ConditionType::PartiallyInvalid,
+            ConditionStatus::True,
+            first.reason.as_str(),
+            told(&errors),
+        ),
+    ]
+}
+
+fn resolved_refs(problems: &[Problem]) -> Condition {
+    let broken: Vec<_> = problems
+        .iter()
+        .filter(|problem| problem.severity == Severity::Error && problem.reason.is_about_references())
+        .collect();
+    match broken.first() {
+        None => condition(
+            ConditionType::ResolvedRefs,
+            ConditionStatus::True,
+            "ResolvedRefs",
+            "everything that it refers to is there and may be used".into(),
+        ),
+        Some(first) => condition(
+            ConditionType::ResolvedRefs,
+            ConditionStatus::False,
+            first.reason.as_str(),
+            told(&broken),
+        ),
+    }
+}
+
+fn condition(
+    kind: ConditionType,
+    status: ConditionStatus,
+    reason: &'static str,
+    message: String,
+) -> Condition {
+    Condition { kind, status, reason, message }
+}
+
+fn told(problems: &[&Problem]) -> String {
+    let mut text = String::new();
+    for problem in problems.iter().take(TOLD) {
+        let separator = if text.is_empty() { "" } else { "; " };
+        let _ = write!(text, "{separator}{problem}");
+    }
+    if problems.len() > TOLD {
+        let _ = write!(text, "; and {} more", problems.len() - TOLD);
+    }
+    text
+}
+
+fn rules(lowered: &LoweredRoute, problems: &[Problem]) -> Vec<RuleReport> {
+    let of_rule = |path: &str| -> Vec<Problem> {
+        let below = |problem: &&Problem| {
+            problem
+                .path
+                .as_str()
+                .strip_prefix(path)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+        };
+        problems.iter().filter(below).cloned().collect()
+    };
+    let report = |rule: &super::gateway_route::LoweredRule| {
+        let problems = of_rule(rule.path.as_str());
+        let worst = worst(&problems)?;
+        let message = told(&problems.iter().collect::<Vec<_>>());
+        Some(RuleReport { name: rule.name.clone(), reason: worst.reason.as_str(), message })
+    };
+    if problems.is_empty() { Vec::new() } else { lowered.rules.iter().filter_map(report).collect() }
+}
+
+/// FNV-1a, 64 bit: the same in every process and version.
+struct Fingerprint(u64);
+
+impl Fingerprint {
+    const fn new() -> Self {
+        Self(0xcbf2_9ce4_8422_2325)
+    }
+
+    fn bytes(&mut self, bytes: &[u8]) {
+        // The length first, so that two texts are never taken for one.
+        for byte in (bytes.len() as u64).to_le_bytes().iter().chain(bytes) {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+
+    fn text(&mut self, text: &str) {
+        self.bytes(text.as_bytes());
+    }
+
+    fn problems(&mut self, problems: &[Problem]) {
+        for problem in problems {
+            self.text(&problem.to_string());
+        }
+    }
+
+    const fn finish(self) -> u64 {
+        self.0
+    }
+}

@@ -1,0 +1,130 @@
+//! GatewayBackend → plan.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use super::question::Asker;
+use super::services::{self, Unusable};
+use super::{LoopbackHosts, Options};
+use crate::api::{self, BackendHost, GatewayBackendSpec};
+use crate::route_map::{Address, BackendPlan, BackendTarget, HostHeader};
+use crate::snapshot::Manifest;
+use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem, Reason};
+
+/// A backend alone: its plan unless something is wrong, and all that is wrong.
+#[derive(Clone, Debug)]
+pub(super) struct LoweredBackend {
+    pub plan: Option<BackendPlan>,
+    pub problems: Vec<Problem>,
+}
+
+pub(super) fn lower(manifest: &Manifest, options: &Options, asker: &mut Asker<'_>) -> LoweredBackend {
+    let parsed = api::parse_backend(&manifest.spec);
+    let mut problems = parsed.problems;
+    let plan = parsed.spec.and_then(|spec| plan(manifest, &spec, options, asker, &mut problems));
+    problems.sort();
+    LoweredBackend { plan, problems }
+}
+
+fn plan(
+    manifest: &Manifest,
+    spec: &GatewayBackendSpec,
+    options: &Options,
+    asker: &mut Asker<'_>,
+    problems: &mut Vec<Problem>,
+) -> Option<BackendPlan> {
+    let id = BackendId::GatewayBackend(manifest.name.clone());
+    let path = FieldPath::new("spec");
+    let fixed_host = spec.host.as_deref().map(Arc::<str>::from);
+    if let Some(service) = &spec.service {
+        let name = ObjectName::new(manifest.name.namespace.clone(), service.name.as_str());
+        if let Err(unusable) = services::check(&name, service.port, asker) {
+            problems.push(unusable.problem(path.field("service")));
+            return None;
+        }
+        let target = BackendTarget::Service { service: name, port: service.port };
+        return Some(BackendPlan {
+            id,
+            target,
+            host_header: fixed_host.map_or(HostHeader::Preserve, HostHeader::Name),
+        });
+    }
+    let hosts = spec.hosts.as_deref().unwrap_or_default();
+    let mut addresses = Vec::with_capacity(hosts.len());
+    for (index, host) in hosts.iter().enumerate() {
+        match address(host, options) {
+            Ok(address) => addresses.push((address, host.port)),
+            Err((reason, message)) => {
+                problems.push(Problem::error(
+                    path.field("hosts").index(index).field("address"),
+                    reason,
+                    message,
+                ));
+            }
+        }
+    }
+    if addresses.len() < hosts.len() || addresses.is_empty() {
+        return None;
+    }
+    let named = addresses.iter().find_map(|(address, _)| match address {
+        Address::Name(name) => Some(name.clone()),
+        Address::Ip(_) => None,
+    });
+    let host_header = fixed_host.or(named).map_or(HostHeader::Preserve, HostHeader::Name);
+    Some(BackendPlan { id, target: BackendTarget::Hosts(addresses), host_header })
+}
+
+fn address(host: &BackendHost, options: &Options) -> Result<Address, (Reason, String)> {
+    let text = host.address.as_str();
+    if let Ok(ip) = text.parse::<IpAddr>() {
+        return permitted(ip, options).map(|()| Address::Ip(ip));
+    }
+    let lower = text.to_ascii_lowercase();
+    if lower == "localhost" || lower.ends_with(".localhost") {
+        if options.loopback == LoopbackHosts::Allowed {
+            return Ok(Address::Name(lower.into()));
+        }
+        return Err((
+            Reason::UnsupportedValue,
+            format!("{text} is this machine itself; name the Service or host that is meant"),
+        ));
+    }
+    match lower.parse::<Hostname>() {
+        Ok(Hostname::Exact(name)) => Ok(Address::Name(name)),
+        Ok(Hostname::Wildcard(_)) => {
+            Err((Reason::Invalid, format!("{text} is a wildcard; a host is one name or address")))
+        }
+        Err(error) => Err((Reason::Invalid, error.to_string())),
+    }
+}
+
+/// What can be said of an address before anybody connects; the egress guard asks again at connect.
+fn permitted(ip: IpAddr, options: &Options) -> Result<(), (Reason, String)> {
+    let ip = ip.to_canonical();
+    let refused =
+        |what: &str| Err((Reason::UnsupportedValue, format!("{ip} is {what}; backends may not be there")));
+    let link_local = match ip {
+        IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
+        IpAddr::V6(ip) => ip.segments()[0] & 0xffc0 == 0xfe80,
+    };
+    if ip.is_loopback() && options.loopback == LoopbackHosts::Refused {
+        return refused("a loopback address");
+    }
+    if ip.is_unspecified() {
+        return refused("the unspecified address");
+    }
+    if ip.is_multicast() {
+        return refused("a multicast address");
+    }
+    if link_local {
+        return refused("a link-local address");
+    }
+    Ok(())
+}
+
+impl Unusable {
+    pub(super) fn problem(self, path: FieldPath) -> Problem {
+        let (reason, message) = self.into_parts();
+        Problem::error(path, reason, message)
+    }
+}

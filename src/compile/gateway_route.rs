@@ -1,0 +1,420 @@
+//! GatewayRoute → lowered route: everything that can be decided about it alone.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::certificates;
+use super::gateway_backend::{LoweredBackend, lower as lower_backend};
+use super::policies::{self, Effective};
+use super::question::{Answer, Asker, Question};
+use super::services;
+use super::{Certificates, Options};
+use crate::api::{
+    self, AllowedNamespaces, BackendKind, BackendRef, GROUP, HeaderMatch, ParsedRule, PathMatchType,
+    RedirectSpec, RespondSpec, RouteMatch, RouteTls, RuleAction, ValueMatchType,
+};
+use crate::message::{ErrorKind, Labels, Scheme};
+use crate::route_map::{
+    Action, BackendPlan, CertificatePlan, Comparison, ForwardPlan, HeaderPredicate, MatchPlan,
+    NamedPredicate, PathPredicate, PatternText, Predicates, RedirectPlan, RespondPlan, Rule, Template,
+    Unserved, WeightedBackend, WeightedTarget,
+};
+use crate::snapshot::{Manifest, Snapshot};
+use crate::values::{BackendId, FieldPath, Hostname, ObjectName, PathRewrite, Problem, Reason};
+
+/// What one object may spend on regular expressions, in bytes of their text.
+const REGEX_BUDGET: usize = 32 << 10;
+
+/// A route alone. `None` in the memo's place: another class.
+#[derive(Debug)]
+pub(super) struct LoweredRoute {
+    pub hostnames: Option<Vec<(FieldPath, Hostname)>>,
+    pub tls: Option<LoweredTls>,
+    pub allowed: Option<AllowedNamespaces>,
+    pub rules: Vec<LoweredRule>,
+    /// Every backend that its rules resolve to.
+    pub backends: BTreeMap<BackendId, Arc<BackendPlan>>,
+    /// All of the object itself and of its rules, in the order of their paths.
+    pub problems: Vec<Problem>,
+}
+
+#[derive(Debug, PartialEq)]
+pub(super) struct LoweredTls {
+    pub certificates: Vec<Arc<CertificatePlan>>,
+    pub unusable: Vec<ObjectName>,
+    /// What is named, whether it is there or not.
+    pub named: Vec<ObjectName>,
+    pub redirect: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct LoweredRule {
+    pub index: usize,
+    pub name: Arc<str>,
+    pub path: FieldPath,
+    pub rule: Arc<Rule>,
+    /// Empty: not installed.
+    pub matches: Vec<Arc<MatchPlan>>,
+}
+
+/// A route with what it asked.
+pub(super) struct RouteUnit {
+    pub manifest: Arc<Manifest>,
+    pub asked: Vec<(Question, Answer)>,
+    /// `None`: of another class.
+    pub lowered: Option<Arc<LoweredRoute>>,
+}
+
+impl RouteUnit {
+    pub fn new(
+        manifest: &Arc<Manifest>,
+        world: &Snapshot,
+        options: &Options,
+        certificates: &mut Certificates,
+    ) -> Self {
+        let mut asker = Asker::new(world);
+        let parsed = api::parse_route(&manifest.spec);
+        let lowered = (*parsed.class_name == *options.class_name).then(|| {
+            let lowering = Lowering {
+                manifest,
+                options,
+                asker: &mut asker,
+                certificates,
+                backends: BTreeMap::new(),
+                known_backends: BTreeMap::new(),
+                problems: parsed.problems,
+                regex_left: REGEX_BUDGET,
+            };
+            Arc::new(lowering.run(parsed.hostnames, parsed.tls, parsed.allowed_routes, parsed.rules))
+        });
+        Self { manifest: Arc::clone(manifest), asked: asker.finish(), lowered }
+    }
+
+    /// Whether lowering again would give the same.
+    pub fn stands(&self, manifest: &Arc<Manifest>, world: &Snapshot) -> bool {
+        Arc::ptr_eq(&self.manifest, manifest)
+            && self.asked.iter().all(|(question, answer)| question.answer(world).is(answer))
+    }
+}
+
+struct Lowering<'a, 'w> {
+    manifest: &'a Manifest,
+    options: &'a Options,
+    asker: &'a mut Asker<'w>,
+    certificates: &'a mut Certificates,
+    backends: BTreeMap<BackendId, Arc<BackendPlan>>,
+    known_backends: BTreeMap<ObjectName, LoweredBackend>,
+    problems: Vec<Problem>,
+    regex_left: usize,
+}
+
+impl Lowering<'_, '_> {
+    fn run(
+        mut self,
+        hostnames: Option<Vec<(FieldPath, Hostname)>>,
+        tls: Option<RouteTls>,
+        allowed: Option<AllowedNamespaces>,
+        rules: Vec<ParsedRule>,
+    ) -> LoweredRoute {
+        let tls = tls.map(|tls| self.tls(&tls, hostnames.as_deref()));
+        let mut inherited = BTreeMap::new();
+        let rules = rules.into_iter().map(|rule| self.rule(rule, &mut inherited)).collect();
+        self.problems.sort();
+        self.problems.dedup();
+        LoweredRoute { hostnames, tls, allowed, rules, backends: self.backends, problems: self.problems }
+    }
+
+    fn tls(&mut self, tls: &RouteTls, hostnames: Option<&[(FieldPath, Hostname)]>) -> LoweredTls {
+        let base = FieldPath::new("spec.tls.certificateRefs");
+        let (mut proven, mut unusable, mut named) = (Vec::new(), Vec::new(), Vec::new());
+        for (index, secret) in tls.certificate_refs.iter().enumerate() {
+            let path = base.index(index);
+            let namespace: Arc<str> =
+                secret.namespace.as_deref().map_or_else(|| self.manifest.name.namespace.clone(), Into::into);
+            let name = ObjectName::new(namespace, secret.name.as_str());
+            named.push(name.clone());
+            if !self.asker.may_refer(&self.manifest.name.namespace, "", "Secret", &name) {
+                self.problems.push(not_permitted(path, "Secret", &name));
+                continue;
+            }
+            let Some(data) = self.asker.secret(&name) else {
+                let message = format!(
+                    "there is no Secret {name} of type kubernetes.io/tls; create it or correct the name"
+                );
+                self.problems.push(Problem::error(path, Reason::SecretNotFound, message));
+                continue;
+            };
+            match self.certificates.prove(&data) {
+                Ok(plan) => proven.push(plan),
+                Err(message) => {
+                    self.problems.push(Problem::error(
+                        path,
+                        Reason::InvalidCertificate,
+                        format!("Secret {name}: {message}"),
+                    ));
+                    unusable.push(name);
+                }
+            }
+        }
+        if unusable.is_empty() && !proven.is_empty() {
+            for (path, hostname) in hostnames.unwrap_or_default() {
+                if !proven.iter().any(|plan| certificates::covers(&plan.names, hostname)) {
+                    let message = format!(
+                        "no certificate of spec.tls covers {hostname}; clients will refuse the connection"
+                    );
+                    self.problems.push(Problem::warning(path.clone(), Reason::InvalidCertificate, message));
+                }
+            }
+        }
+        LoweredTls { certificates: proven, unusable, named, redirect: tls.redirect }
+    }
+
+    fn rule(&mut self, parsed: ParsedRule, inherited: &mut policies::Inherited) -> LoweredRule {
+        self.problems.extend(parsed.problems);
+        let mut failed = parsed.failed.map(|reason| match reason {
+            Reason::PolicyInvalid => ErrorKind::PolicyInvalid,
+            _ => ErrorKind::RuleInvalid,
+        });
+        let mut matches = Vec::with_capacity(parsed.matches.len());
+        for (path, spec) in &parsed.matches {
+            match self.match_plan(spec, path) {
+                Ok(plan) => matches.push(Arc::new(plan)),
+                Err(problem) => {
+                    self.problems.push(problem);
+                    failed.get_or_insert(ErrorKind::RuleInvalid);
+                }
+            }
+        }
+        let labels = Arc::new(Labels {
+            namespace: self.manifest.name.namespace.clone(),
+            route: self.manifest.name.name.clone(),
+            rule: parsed.name.as_str().into(),
+        });
+        let Effective { filters, policy, timeouts, problems } =
+            policies::effective(&parsed.policy, inherited);
+        if problems.iter().any(|problem| problem.severity == crate::values::Severity::Error) {
+            failed.get_or_insert(ErrorKind::PolicyInvalid);
+        }
+        self.problems.extend(problems);
+        let prefixes_only = matches.iter().all(|plan| matches!(plan.path(), PathPredicate::Prefix(_)));
+        let action = match parsed.action {
+            Some(RuleAction::BackendRefs(refs)) => {
+                let path = parsed.path.field("backendRefs");
+                let backends = refs
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(i, backend)| self.weighted(backend, path.index(i)))
+                    .collect();
+                Some(Action::Forward(ForwardPlan { backends, timeouts }))
+            }
+            Some(RuleAction::Redirect(spec)) => {
+                self.redirect(&spec, &parsed.path.field("redirect"), prefixes_only).map(Action::Redirect)
+            }
+            Some(RuleAction::Respond(spec)) => Some(Action::Respond(respond(&spec))),
+            None => None,
+        };
+        let action = match (failed, action) {
+            (None, Some(action)) => action,
+            (kind, _) => Action::Unserved(Unserved { kind: kind.unwrap_or(ErrorKind::RuleInvalid) }),
+        };
+        // A rule that is not served runs no filter either.
+        let filters = if matches!(action, Action::Unserved(_)) { Vec::new() } else { filters };
+        LoweredRule {
+            index: parsed.index,
+            name: labels.rule.clone(),
+            path: parsed.path,
+            rule: Arc::new(Rule { labels, filters, action, policy }),
+            matches,
+        }
+    }
+
+    fn match_plan(&mut self, spec: &RouteMatch, base: &FieldPath) -> Result<MatchPlan, Problem> {
+        let path = match &spec.path {
+            None => PathPredicate::prefix("/").map_err(|error| invalid(base.field("path"), &error))?,
+            Some(path) => {
+                let at = base.field("path").field("value");
+                match path.kind {
+                    PathMatchType::Exact => {
+                        PathPredicate::exact(&path.value).map_err(|error| invalid(at, &error))?
+                    }
+                    PathMatchType::PathPrefix => {
+                        PathPredicate::prefix(&path.value).map_err(|error| invalid(at, &error))?
+                    }
+                    PathMatchType::PathTemplate => PathPredicate::Template(
+                        Template::parse(&path.value).map_err(|error| invalid(at, &error))?,
+                    ),
+                    PathMatchType::RegularExpression => PathPredicate::Regex(self.pattern(&path.value, at)?),
+                }
+            }
+        };
+        let mut predicates = Predicates::default();
+        let methods =
+            spec.methods.iter().enumerate().map(|(i, method)| (base.field("methods").index(i), method));
+        for (at, method) in methods.chain(spec.method.iter().map(|method| (base.field("method"), method))) {
+            let method = http::Method::from_bytes(method.as_bytes()).map_err(|error| invalid(at, &error))?;
+            predicates.methods.push(method);
+        }
+        for (i, header) in spec.headers.iter().enumerate() {
+            let at = base.field("headers").index(i);
+            predicates.headers.push(self.header(header, &at)?);
+        }
+        for (i, param) in spec.query_params.iter().enumerate() {
+            let at = base.field("queryParams").index(i);
+            let value = self.comparison(param.kind, &param.value, at.field("value"))?;
+            predicates.query_params.push(NamedPredicate { name: param.name.as_str().into(), value });
+        }
+        for (i, cookie) in spec.cookies.iter().enumerate() {
+            let at = base.field("cookies").index(i);
+            let value = self.comparison(cookie.kind, &cookie.value, at.field("value"))?;
+            predicates.cookies.push(NamedPredicate { name: cookie.name.as_str().into(), value });
+        }
+        Ok(MatchPlan::new(path, predicates))
+    }
+
+    fn header(&mut self, header: &HeaderMatch, at: &FieldPath) -> Result<HeaderPredicate, Problem> {
+        let name = http::HeaderName::from_bytes(header.name.as_bytes())
+            .map_err(|error| invalid(at.field("name"), &error))?;
+        let value = self.comparison(header.kind, &header.value, at.field("value"))?;
+        Ok(HeaderPredicate { name, value })
+    }
+
+    fn comparison(
+        &mut self,
+        kind: ValueMatchType,
+        value: &str,
+        at: FieldPath,
+    ) -> Result<Comparison, Problem> {
+        match kind {
+            ValueMatchType::Exact => Ok(Comparison::Exact(value.into())),
+            ValueMatchType::RegularExpression => self.pattern(value, at).map(Comparison::Regex),
+        }
+    }
+
+    fn pattern(&mut self, text: &str, at: FieldPath) -> Result<PatternText, Problem> {
+        let Some(left) = self.regex_left.checked_sub(text.len()) else {
+            let message = format!(
+                "the regular expressions of this object have more than {REGEX_BUDGET} bytes together; split the object"
+            );
+            return Err(Problem::error(at, Reason::UnsupportedValue, message));
+        };
+        self.regex_left = left;
+        PatternText::new(text).map_err(|error| {
+            let reason = error.lines().last().unwrap_or_default().trim();
+            Problem::error(
+                at,
+                Reason::UnsupportedValue,
+                format!("not a regular expression that is supported: {reason}"),
+            )
+        })
+    }
+
+    /// `None`: weight 0.
+    fn weighted(&mut self, backend: &BackendRef, at: FieldPath) -> Option<WeightedBackend> {
+        let target = match self.target(backend, &at) {
+            Ok(id) => WeightedTarget::Backend(id),
+            Err(problem) => {
+                self.problems.push(problem);
+                WeightedTarget::Unresolved(ErrorKind::BackendNotFound)
+            }
+        };
+        (backend.weight > 0).then_some(WeightedBackend { weight: backend.weight, target })
+    }
+
+    fn target(&mut self, backend: &BackendRef, at: &FieldPath) -> Result<BackendId, Problem> {
+        let namespace: Arc<str> =
+            backend.namespace.as_deref().map_or_else(|| self.manifest.name.namespace.clone(), Into::into);
+        let name = ObjectName::new(namespace, backend.name.as_str());
+        let (group, kind, word) = match backend.kind {
+            BackendKind::Service => ("", "Service", "Service"),
+            BackendKind::GatewayBackend => (GROUP, "GatewayBackend", "GatewayBackend"),
+        };
+        if !self.asker.may_refer(&self.manifest.name.namespace, group, kind, &name) {
+            return Err(not_permitted(at.clone(), word, &name));
+        }
+        match backend.kind {
+            BackendKind::Service => {
+                let Some(port) = backend.port else {
+                    return Err(Problem::error(
+                        at.field("port"),
+                        Reason::Invalid,
+                        "a Service needs a port; add it",
+                    ));
+                };
+                services::check(&name, port, self.asker).map_err(|unusable| unusable.problem(at.clone()))?;
+                let id = BackendId::Service { service: name.clone(), port };
+                self.backends.entry(id.clone()).or_insert_with(|| Arc::new(services::plan(&id, name, port)));
+                Ok(id)
+            }
+            BackendKind::GatewayBackend => self.gateway_backend(&name, at),
+        }
+    }
+
+    fn gateway_backend(&mut self, name: &ObjectName, at: &FieldPath) -> Result<BackendId, Problem> {
+        let Some(manifest) = self.asker.backend(name) else {
+            let message = format!("there is no GatewayBackend {name}; create it or correct the name");
+            return Err(Problem::error(at.clone(), Reason::BackendNotFound, message));
+        };
+        if !self.known_backends.contains_key(name) {
+            let lowered = lower_backend(&manifest, self.options, self.asker);
+            self.known_backends.insert(name.clone(), lowered);
+        }
+        let plan = self.known_backends.get(name).and_then(|lowered| lowered.plan.as_ref());
+        let Some(plan) = plan else {
+            let message = format!("GatewayBackend {name} cannot be used; its own status says why");
+            return Err(Problem::error(at.clone(), Reason::BackendNotFound, message));
+        };
+        self.backends.entry(plan.id.clone()).or_insert_with(|| Arc::new(plan.clone()));
+        Ok(plan.id.clone())
+    }
+
+    fn redirect(&mut self, spec: &RedirectSpec, at: &FieldPath, prefixes_only: bool) -> Option<RedirectPlan> {
+        let path = match spec.path.as_ref().map(PathRewrite::new).transpose() {
+            Ok(path) => path,
+            Err(error) => {
+                self.problems.push(invalid(at.field("path"), &error));
+                return None;
+            }
+        };
+        if path.as_ref().is_some_and(PathRewrite::replaces_prefix) && !prefixes_only {
+            let message =
+                "replacePrefix needs matches of type PathPrefix only; use replaceFull or split the rule";
+            self.problems.push(Problem::error(
+                at.field("path").field("replacePrefix"),
+                Reason::Invalid,
+                message,
+            ));
+            return None;
+        }
+        let scheme = match spec.scheme.as_deref() {
+            None => None,
+            Some("http") => Some(Scheme::Http),
+            Some("https") => Some(Scheme::Https),
+            Some(other) => {
+                let message = format!("{other} is not a scheme for a redirect; write http or https");
+                self.problems.push(Problem::error(at.field("scheme"), Reason::UnsupportedValue, message));
+                return None;
+            }
+        };
+        let hostname = spec.hostname.as_deref().map(|name| name.to_ascii_lowercase().into());
+        Some(RedirectPlan { scheme, hostname, port: spec.port, path, status: spec.status_code })
+    }
+}
+
+fn respond(spec: &RespondSpec) -> RespondPlan {
+    let body = spec.text.clone().unwrap_or_default();
+    let content_type =
+        spec.content_type.as_deref().or(spec.text.as_ref().map(|_| "text/plain; charset=utf-8"));
+    RespondPlan { status: spec.status, content_type: content_type.map(Into::into), body: body.into() }
+}
+
+fn invalid(at: FieldPath, error: &dyn std::fmt::Display) -> Problem {
+    Problem::error(at, Reason::Invalid, error.to_string())
+}
+
+/// The same whether the object exists or not.
+fn not_permitted(at: FieldPath, kind: &str, name: &ObjectName) -> Problem {
+    let message = format!(
+        "{kind} {name} is in another namespace and no ReferenceGrant there allows it; create one or move the object"
+    );
+    Problem::error(at, Reason::RefNotPermitted, message)
+}

@@ -1,0 +1,105 @@
+//! Services and their endpoints.
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+
+use super::question::Asker;
+use crate::route_map::{BackendPlan, BackendTarget, Endpoint, EndpointSet, HostHeader};
+use crate::snapshot::{EndpointSliceData, Snapshot};
+use crate::values::{BackendId, ObjectName, Reason};
+
+/// Why a Service's port cannot be a backend.
+pub(super) enum Unusable {
+    NoService(ObjectName),
+    NoPort(ObjectName, u16, Vec<u16>),
+    ExternalName(ObjectName),
+}
+
+impl Unusable {
+    pub fn into_parts(self) -> (Reason, String) {
+        match self {
+            Self::NoService(name) => (
+                Reason::BackendNotFound,
+                format!("there is no Service {name}; create it or correct the name"),
+            ),
+            Self::NoPort(name, port, ports) => {
+                let known: Vec<_> = ports.iter().map(u16::to_string).collect();
+                (
+                    Reason::PortNotFound,
+                    format!("Service {name} has no port {port}; it has {}", known.join(", ")),
+                )
+            }
+            Self::ExternalName(name) => (
+                Reason::InvalidKind,
+                format!(
+                    "Service {name} is of type ExternalName, which is not served; use a GatewayBackend with hosts"
+                ),
+            ),
+        }
+    }
+}
+
+pub(super) fn check(name: &ObjectName, port: u16, asker: &mut Asker<'_>) -> Result<(), Unusable> {
+    let Some(service) = asker.service(name) else { return Err(Unusable::NoService(name.clone())) };
+    if service.external_name.is_some() {
+        return Err(Unusable::ExternalName(name.clone()));
+    }
+    if !service.ports.iter().any(|known| known.port == port) {
+        let ports = service.ports.iter().map(|known| known.port).collect();
+        return Err(Unusable::NoPort(name.clone(), port, ports));
+    }
+    Ok(())
+}
+
+/// The addresses that take new requests for a Service's port: ready ones that are not terminating; when there is none,
+/// those that terminate but still serve (as kube-proxy does). One address of each endpoint, each address once.
+pub(super) fn endpoints(world: &Snapshot, service: &ObjectName, port: u16) -> EndpointSet {
+    let Some(known) = world.services.get(service) else { return EndpointSet::default() };
+    let Some(name) = known.ports.iter().find(|known| known.port == port).map(|known| &known.name) else {
+        return EndpointSet { endpoints: Vec::new(), known: true };
+    };
+    let gather = |takes: fn(bool, bool, bool) -> bool| -> BTreeSet<Endpoint> {
+        let mut taken: BTreeSet<Endpoint> = BTreeSet::new();
+        let mut targets = BTreeSet::new();
+        for slice in by_family(world, service) {
+            let Some(port) = slice.ports.iter().find(|port| port.name == *name).map(|port| port.port) else {
+                continue;
+            };
+            for endpoint in &slice.endpoints {
+                if !takes(endpoint.ready, endpoint.serving, endpoint.terminating) {
+                    continue;
+                }
+                // A dual-stack Pod stands in a slice of each family: it gets its share once.
+                if endpoint.target.as_ref().is_some_and(|target| !targets.insert((target.clone(), port))) {
+                    continue;
+                }
+                if let Some(address) = endpoint.addresses.first() {
+                    taken.insert(Endpoint { address: SocketAddr::new(*address, port) });
+                }
+            }
+        }
+        taken
+    };
+    let ready = gather(|ready, _, terminating| ready && !terminating);
+    let endpoints =
+        if ready.is_empty() { gather(|_, serving, terminating| serving && terminating) } else { ready };
+    EndpointSet { endpoints: endpoints.into_iter().collect(), known: true }
+}
+
+/// IPv4 slices first.
+fn by_family<'w>(world: &'w Snapshot, service: &ObjectName) -> Vec<&'w EndpointSliceData> {
+    let mut slices: Vec<_> = world.slices_of(service).collect();
+    slices.sort_by_key(|slice| {
+        slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses).any(IpAddr::is_ipv6)
+    });
+    slices
+}
+
+/// The plan of a Service's port that passed `check`.
+pub(super) fn plan(id: &BackendId, service: ObjectName, port: u16) -> BackendPlan {
+    BackendPlan {
+        id: id.clone(),
+        target: BackendTarget::Service { service, port },
+        host_header: HostHeader::Preserve,
+    }
+}
