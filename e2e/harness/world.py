@@ -7,6 +7,7 @@ from .kube import Kube
 
 tools = binary = data = kube = control_plane = node = None
 image = cluster.GATEWAY_IMAGE
+installed = None  # see installed.py
 
 
 def start(part, tools_, binary_, data_, cgroup):
