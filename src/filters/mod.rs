@@ -3,9 +3,17 @@
 
 mod chain;
 mod contract;
+#[cfg(test)]
+mod contract_tests;
+mod header_edits;
+mod query_edits;
 mod registry;
 
+mod request;
+mod response;
 mod timeouts;
+#[cfg(test)]
+mod transform_tests;
 
 pub use chain::run;
 pub use contract::{
@@ -13,4 +21,6 @@ pub use contract::{
     setting,
 };
 pub use registry::REGISTRY;
+pub use request::Request;
+pub use response::Response;
 pub use timeouts::{Timeouts, TimeoutsPlan};

@@ -1,6 +1,6 @@
 //! `timeouts`: how long a request, one try at a backend, a connect and a silent stream may take.
 
-use schemars::JsonSchema;
+use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use super::contract::{Applies, Member, Scope};
@@ -9,8 +9,15 @@ use crate::values::{Duration, FieldPath, Problem, Reason};
 pub struct Timeouts;
 
 /// Time limits of a rule; `0s` means none.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = Rule::new(
+        "!has(self.backendRequest) || duration(has(self.request) ? self.request : '30s') == duration('0s') || duration(self.backendRequest) <= duration(has(self.request) ? self.request : '30s')"
+    )
+    .message("backendRequest is at most as long as request, which is 30s by default")
+    .field_path(".backendRequest")
+)]
 pub struct Spec {
     /// From the request's head to the answer's head; 30s by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,17 +79,53 @@ impl Member for Timeouts {
             tunnel_idle: limit(spec.idle, defaults.tunnel_idle),
         };
         if let (Some(whole), Some(one_try)) = (plan.request, plan.backend_request)
-            && spec.request.is_some()
             && one_try > whole
         {
+            let by_default = if spec.request.is_none() { " by default" } else { "" };
             return Err(vec![Problem::error(
                 FieldPath::new("backendRequest"),
                 Reason::PolicyInvalid,
                 format!(
-                    "backendRequest is {one_try:?} and longer than request, which is {whole:?}; make it at most as long"
+                    "backendRequest is {one_try:?} and longer than request, which is {whole:?}{by_default}; make it at most as long"
                 ),
             )]);
         }
         Ok(plan)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filters::contract_tests::NoScope;
+
+    fn compile(request: Option<&str>, backend_request: Option<&str>) -> Result<TimeoutsPlan, Vec<Problem>> {
+        let duration = |text: Option<&str>| text.map(|text| text.parse().expect("a duration"));
+        let spec = Spec {
+            request: duration(request),
+            backend_request: duration(backend_request),
+            ..Spec::default()
+        };
+        Timeouts::compile(spec, &mut NoScope)
+    }
+
+    #[test]
+    fn one_try_fits_into_the_whole() {
+        for (request, backend_request, is_good) in [
+            (Some("5s"), Some("5s"), true),
+            (Some("5s"), Some("5001ms"), false),
+            (Some("0s"), Some("1h"), true),
+            (None, Some("30s"), true),
+            (None, Some("31s"), false),
+            (Some("5s"), Some("0s"), true),
+        ] {
+            assert_eq!(compile(request, backend_request).is_ok(), is_good, "{request:?} {backend_request:?}");
+        }
+    }
+
+    #[test]
+    fn zero_asks_for_no_limit_and_nothing_for_the_default() {
+        let plan = compile(Some("0s"), None).expect("valid");
+        assert_eq!(plan, TimeoutsPlan { request: None, ..TimeoutsPlan::default() });
     }
 }

@@ -43,7 +43,7 @@ impl fmt::Display for BackendId {
     }
 }
 
-/// A Secret by name; in another namespace only where a ReferenceGrant there allows it.
+/// A Secret by name.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct SecretRef {

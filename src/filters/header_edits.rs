@@ -1,0 +1,287 @@
+//! Changes to header fields, as `request.headers` and `response.headers` write them, proven and done.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::values::{FieldPath, Problem, Reason};
+
+/// Changes to header fields.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeadersSpec {
+    /// Fields that get exactly this value, whatever there was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub set: Vec<HeaderSpec>,
+    /// Fields that are added to what there is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub add: Vec<HeaderSpec>,
+    /// Names of fields that are removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 256), regex(pattern = TOKEN)))]
+    #[x_kube(
+        merge_strategy = ListMerge::Set,
+        validation = (
+            "self.all(name, !(name.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'upgrade', 'te', 'trailer', 'keep-alive']) && !name.lowerAscii().startsWith('proxy-'))",
+            NOT_OURS
+        )
+    )]
+    pub remove: Vec<String>,
+}
+
+/// A header field.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HeaderSpec {
+    /// Name of the field, in any case.
+    #[schemars(length(min = 1, max = 256), regex(pattern = TOKEN))]
+    #[x_kube(
+        validation = (
+            "!(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'upgrade', 'te', 'trailer', 'keep-alive']) && !self.lowerAscii().startsWith('proxy-')",
+            NOT_OURS
+        )
+    )]
+    pub name: String,
+    /// Value of the field.
+    #[schemars(length(max = 1024), regex(pattern = VALUE))]
+    #[x_kube(validation = ("!self.contains('${')", NO_EXPRESSION))]
+    pub value: String,
+}
+
+/// A token (RFC 9110 section 5.6.2).
+const TOKEN: &str = "^[-A-Za-z0-9!#$%&'*+.^_`|~]+$";
+/// Visible ASCII, with spaces and tabs between (RFC 9110 section 5.5).
+const VALUE: &str = "^([!-~]([\t -~]*[!-~])?)?$";
+
+const NOT_OURS: &str = "Host (use host), Content-Length, Transfer-Encoding, Connection, Upgrade, TE, Trailer, Keep-Alive and Proxy-* are not changed here";
+const NO_EXPRESSION: &str = "expressions (${...}) are not supported here yet";
+
+/// Proven changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct HeaderEdits {
+    remove: Box<[HeaderName]>,
+    set: Box<[(HeaderName, HeaderValue)]>,
+    add: Box<[(HeaderName, HeaderValue)]>,
+}
+
+impl HeaderEdits {
+    /// Proves what is written at `headers`; problems carry paths from there.
+    pub fn new(spec: &HeadersSpec, problems: &mut Vec<Problem>) -> Self {
+        let at = FieldPath::new("headers");
+        let mut edits = Edits { problems, seen: Vec::new() };
+        let remove: Vec<_> = spec
+            .remove
+            .iter()
+            .enumerate()
+            .filter_map(|(index, text)| {
+                let path = at.field("remove").index(index);
+                let name = edits.name(text, &path)?;
+                edits.once(&name, &path)?;
+                Some(name)
+            })
+            .collect();
+        let set: Vec<_> = spec
+            .set
+            .iter()
+            .enumerate()
+            .filter_map(|(index, field)| {
+                let path = at.field("set").index(index);
+                let (name, value) = edits.field(field, &path)?;
+                edits.once(&name, &path.field("name"))?;
+                Some((name, value))
+            })
+            .collect();
+        let seen = edits.seen.len();
+        let mut add = Vec::new();
+        for (index, field) in spec.add.iter().enumerate() {
+            let path = at.field("add").index(index);
+            let Some((name, value)) = edits.field(field, &path) else { continue };
+            if edits.seen[..seen].contains(&name) {
+                edits.twice(&name, &path.field("name"));
+                continue;
+            }
+            add.push((name, value));
+        }
+        Self { remove: remove.into(), set: set.into(), add: add.into() }
+    }
+
+    pub fn apply(&self, headers: &mut HeaderMap) {
+        for name in &self.remove {
+            headers.remove(name);
+        }
+        for (name, value) in &self.set {
+            headers.insert(name, value.clone());
+        }
+        for (name, value) in &self.add {
+            headers.append(name, value.clone());
+        }
+    }
+}
+
+/// Whether a transform may not touch the field: it belongs to the connection or to the framing of the message.
+fn is_forbidden(name: &HeaderName) -> bool {
+    const FORBIDDEN: [&str; 8] = [
+        "host",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+        "upgrade",
+        "te",
+        "trailer",
+        "keep-alive",
+    ];
+    FORBIDDEN.contains(&name.as_str()) || name.as_str().starts_with("proxy-")
+}
+
+struct Edits<'a> {
+    problems: &'a mut Vec<Problem>,
+    seen: Vec<HeaderName>,
+}
+
+impl Edits<'_> {
+    fn refuse(&mut self, path: FieldPath, message: impl Into<String>) {
+        self.problems.push(Problem::error(path, Reason::PolicyInvalid, message));
+    }
+
+    fn name(&mut self, text: &str, path: &FieldPath) -> Option<HeaderName> {
+        match HeaderName::try_from(text) {
+            Ok(name) if is_forbidden(&name) => {
+                self.refuse(path.clone(), format!("found {text:?}; {NOT_OURS}"))
+            }
+            Ok(name) => return Some(name),
+            Err(_) => {
+                self.refuse(path.clone(), format!("found {text:?}, expected the name of a header field"))
+            }
+        }
+        None
+    }
+
+    fn field(&mut self, field: &HeaderSpec, path: &FieldPath) -> Option<(HeaderName, HeaderValue)> {
+        let name = self.name(&field.name, &path.field("name"));
+        let path = path.field("value");
+        if field.value.contains("${") {
+            self.refuse(path, NO_EXPRESSION);
+            return None;
+        }
+        let text = field.value.as_str();
+        let is_plain = text.trim() == text && text.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b));
+        match HeaderValue::from_str(text) {
+            Ok(value) if is_plain => Some((name?, value)),
+            _ => {
+                self.refuse(path, "a value has visible ASCII characters, and spaces and tabs between them");
+                None
+            }
+        }
+    }
+
+    /// A name may stand once among `remove` and `set`: which of two would win is nothing that one can see.
+    fn once(&mut self, name: &HeaderName, path: &FieldPath) -> Option<()> {
+        if self.seen.contains(name) {
+            self.twice(name, path);
+            return None;
+        }
+        self.seen.push(name.clone());
+        Some(())
+    }
+
+    fn twice(&mut self, name: &HeaderName, path: &FieldPath) {
+        let message = format!("{name} is set or removed here already; leave one out");
+        self.refuse(path.clone(), message);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(name: &str, value: &str) -> HeaderSpec {
+        HeaderSpec { name: name.into(), value: value.into() }
+    }
+
+    fn edits(spec: &HeadersSpec) -> Result<HeaderEdits, Vec<String>> {
+        let mut problems = Vec::new();
+        let edits = HeaderEdits::new(spec, &mut problems);
+        if problems.is_empty() {
+            Ok(edits)
+        } else {
+            Err(problems.iter().map(|p| p.path.to_string()).collect())
+        }
+    }
+
+    #[test]
+    fn fields_are_removed_then_set_then_added() {
+        let spec = HeadersSpec {
+            remove: vec!["Cookie".into()],
+            set: vec![field("X-A", "1")],
+            add: vec![field("X-B", "1"), field("X-B", "2")],
+        };
+        let mut headers = HeaderMap::new();
+        for (name, value) in [("cookie", "a"), ("cookie", "b"), ("x-a", "0"), ("x-a", "9"), ("x-b", "0")] {
+            headers.append(name, HeaderValue::from_static(value));
+        }
+        edits(&spec).expect("valid").apply(&mut headers);
+        let all: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.to_str().expect("ASCII"))).collect();
+        assert_eq!(all, [("x-b", "0"), ("x-b", "1"), ("x-b", "2"), ("x-a", "1")]);
+    }
+
+    #[test]
+    fn framing_and_connection_are_out_of_reach() {
+        for name in [
+            "Host",
+            "content-length",
+            "Transfer-Encoding",
+            "CONNECTION",
+            "upgrade",
+            "Te",
+            "trailer",
+            "Keep-Alive",
+            "Proxy-Authorization",
+            "proxy-connection",
+        ] {
+            let spec = HeadersSpec {
+                set: vec![field(name, "x")],
+                add: vec![field(name, "x")],
+                remove: vec![name.into()],
+            };
+            let expected = ["headers.remove[0]", "headers.set[0].name", "headers.add[0].name"];
+            assert_eq!(edits(&spec), Err(expected.map(str::to_owned).into()), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_field_is_refused_by_parser_and_schema_alike() {
+        let token = regex::Regex::new(TOKEN).expect("a pattern");
+        let text = regex::Regex::new(VALUE).expect("a pattern");
+        for (name, value) in [
+            ("x y", "a"),
+            ("x:", "a"),
+            (":path", "a"),
+            ("", "a"),
+            ("x\r\ny", "a"),
+            ("x", "a\r\nb"),
+            ("x", "a\0"),
+            ("x", "ä"),
+            ("ä", "a"),
+            ("x", " a"),
+        ] {
+            let spec = HeadersSpec { set: vec![field(name, value)], ..HeadersSpec::default() };
+            assert!(edits(&spec).is_err(), "{name:?}: {value:?}");
+            assert!(!token.is_match(name) || !text.is_match(value), "{name:?}: {value:?}");
+        }
+        let spec = HeadersSpec { set: vec![field("x", "${request.host}")], ..HeadersSpec::default() };
+        assert!(edits(&spec).is_err());
+    }
+
+    #[test]
+    fn a_name_stands_once() {
+        let spec = HeadersSpec { set: vec![field("X-A", "1"), field("x-a", "2")], ..HeadersSpec::default() };
+        assert_eq!(edits(&spec), Err(vec!["headers.set[1].name".into()]));
+        let spec =
+            HeadersSpec { remove: vec!["a".into()], add: vec![field("A", "1")], ..HeadersSpec::default() };
+        assert_eq!(edits(&spec), Err(vec!["headers.add[0].name".into()]));
+    }
+}

@@ -1,0 +1,180 @@
+//! Changes to the parameters of a query, as `request.query` writes them, proven and done.
+
+use kube::KubeSchema;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use serde::{Deserialize, Serialize};
+
+use crate::values::{FieldPath, Problem, Reason};
+
+/// Changes to the parameters of the query.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct QuerySpec {
+    /// Parameters that get exactly this value, whatever there was.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub set: Vec<QueryParamSpec>,
+    /// Parameters that are added to what there is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub add: Vec<QueryParamSpec>,
+    /// Names of parameters that are removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 256)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub remove: Vec<String>,
+}
+
+/// A parameter of the query.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct QueryParamSpec {
+    /// Name of the parameter, not percent-encoded.
+    #[schemars(length(min = 1, max = 256))]
+    pub name: String,
+    /// Value of the parameter, not percent-encoded.
+    #[schemars(length(max = 1024))]
+    #[x_kube(validation = ("!self.contains('${')", NO_EXPRESSION))]
+    pub value: String,
+}
+
+const NO_EXPRESSION: &str = "expressions (${...}) are not supported here yet";
+
+/// Everything but unreserved characters (RFC 3986 section 2.3).
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// Proven changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueryEdits {
+    /// Names whose parameters go away, those that are set included; decoded.
+    gone: Box<[Box<str>]>,
+    /// What is put behind the rest: `a=1&b=2`, encoded.
+    appended: Box<str>,
+}
+
+impl QueryEdits {
+    /// Proves what is written at `query`; problems carry paths from there.
+    pub fn new(spec: &QuerySpec, problems: &mut Vec<Problem>) -> Self {
+        let at = FieldPath::new("query");
+        let mut gone: Vec<Box<str>> = Vec::new();
+        let mut refuse = |path, message: String| {
+            problems.push(Problem::error(path, Reason::PolicyInvalid, message));
+        };
+        let twice = |name: &str| format!("{name:?} is set or removed here already; leave one out");
+        for (index, name) in spec.remove.iter().enumerate() {
+            if gone.iter().any(|known| **known == **name) {
+                refuse(at.field("remove").index(index), twice(name));
+            }
+            gone.push(name.as_str().into());
+        }
+        for (index, param) in spec.set.iter().enumerate() {
+            if gone.iter().any(|known| **known == *param.name) {
+                refuse(at.field("set").index(index).field("name"), twice(&param.name));
+            }
+            gone.push(param.name.as_str().into());
+        }
+        for (index, param) in spec.add.iter().enumerate() {
+            if gone.iter().any(|known| **known == *param.name) {
+                refuse(at.field("add").index(index).field("name"), twice(&param.name));
+            }
+        }
+        for (list, params) in [("set", &spec.set), ("add", &spec.add)] {
+            for (index, param) in params.iter().enumerate() {
+                if param.value.contains("${") {
+                    refuse(at.field(list).index(index).field("value"), NO_EXPRESSION.into());
+                }
+            }
+        }
+        let pair = |param: &QueryParamSpec| {
+            let encoded = |text| utf8_percent_encode(text, ENCODED);
+            format!("{}={}", encoded(&param.name), encoded(&param.value))
+        };
+        let appended: Vec<_> = spec.set.iter().chain(&spec.add).map(pair).collect();
+        Self { gone: gone.into(), appended: appended.join("&").into() }
+    }
+
+    /// The new query. What is not changed stays byte for byte, in its order.
+    pub fn apply(&self, query: Option<&str>) -> String {
+        let query = query.unwrap_or_default();
+        let mut changed = String::with_capacity(query.len() + self.appended.len() + 1);
+        let kept = query.split('&').filter(|pair| !pair.is_empty() && !self.takes_away(pair));
+        for pair in kept.chain((!self.appended.is_empty()).then_some(&*self.appended)) {
+            if !changed.is_empty() {
+                changed.push('&');
+            }
+            changed.push_str(pair);
+        }
+        changed
+    }
+
+    fn takes_away(&self, pair: &str) -> bool {
+        let name = pair.split('=').next().unwrap_or_default();
+        self.gone.iter().any(|gone| is_spelling_of(name, gone))
+    }
+}
+
+/// Whether `encoded`, in any spelling, means `name`. A `+` is a space in forms and a plus elsewhere: both are taken, so
+/// that nothing that a backend may read as `name` stays.
+fn is_spelling_of(encoded: &str, name: &str) -> bool {
+    if encoded == name {
+        return true;
+    }
+    if !encoded.contains(['%', '+']) {
+        return false;
+    }
+    let decodes_to_name = |text: &str| percent_decode_str(text).eq(name.bytes());
+    decodes_to_name(encoded) || (encoded.contains('+') && decodes_to_name(&encoded.replace('+', " ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn param(name: &str, value: &str) -> QueryParamSpec {
+        QueryParamSpec { name: name.into(), value: value.into() }
+    }
+
+    fn edits(spec: &QuerySpec) -> QueryEdits {
+        let mut problems = Vec::new();
+        let edits = QueryEdits::new(spec, &mut problems);
+        assert_eq!(problems, []);
+        edits
+    }
+
+    #[test]
+    fn what_is_not_changed_stays_byte_for_byte() {
+        let edits = edits(&QuerySpec {
+            remove: vec!["gone".into()],
+            set: vec![param("a", "1 &")],
+            add: vec![param("b", "ä"), param("b", "$")],
+        });
+        for (query, expected) in [
+            (None, "a=1%20%26&b=%C3%A4&b=%24"),
+            (Some("x=%7e+1&gone&y"), "x=%7e+1&y&a=1%20%26&b=%C3%A4&b=%24"),
+            (Some("a=0&b=0&a"), "b=0&a=1%20%26&b=%C3%A4&b=%24"),
+        ] {
+            assert_eq!(edits.apply(query), expected);
+        }
+    }
+
+    #[test]
+    fn no_spelling_of_a_removed_name_stays() {
+        let edits = edits(&QuerySpec { remove: vec!["a key".into()], ..QuerySpec::default() });
+        assert_eq!(edits.apply(Some("a%20key=1&a+key=2&%61%20key&b=a+key")), "b=a+key");
+    }
+
+    #[test]
+    fn a_name_stands_once() {
+        let spec = QuerySpec {
+            remove: vec!["a".into()],
+            set: vec![param("a", ""), param("b", "${x}")],
+            add: vec![param("b", "")],
+        };
+        let mut problems = Vec::new();
+        QueryEdits::new(&spec, &mut problems);
+        let paths: Vec<_> = problems.iter().map(|problem| problem.path.as_str()).collect();
+        assert_eq!(paths, ["query.set[0].name", "query.add[0].name", "query.set[1].value"]);
+    }
+}
