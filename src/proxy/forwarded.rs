@@ -9,7 +9,7 @@ use std::net::{IpAddr, SocketAddr};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
-use super::request_head::{host_name, split_host};
+use super::request_head::split_host;
 use crate::message::{ErrorKind, ProxyError, RequestId, Scheme};
 
 pub static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -158,7 +158,9 @@ pub fn count_pass(
         return Err(ErrorKind::LoopDetected.into());
     }
     headers.insert(PASSES.clone(), pass_value(installation, passes + 1));
-    others.into_iter().for_each(|value| drop(headers.append(PASSES.clone(), value)));
+    for value in others {
+        headers.append(PASSES.clone(), value);
+    }
     Ok(())
 }
 
@@ -212,11 +214,6 @@ fn id_value(id: RequestId) -> HeaderValue {
 
 fn text(text: &str) -> HeaderValue {
     HeaderValue::from_str(text).unwrap_or_else(|_| HeaderValue::from_static("unknown"))
-}
-
-/// The host under which the client asked, for redirects and logs.
-pub fn asked_host(headers: &HeaderMap) -> String {
-    host_name(headers).into_owned()
 }
 
 #[cfg(test)]

@@ -41,10 +41,6 @@ impl<T> Spread<T> {
         let index = self.shares.partition_point(|(end, _)| *end <= place);
         self.shares.get(index).map(|(_, target)| target)
     }
-
-    pub fn targets(&self) -> impl Iterator<Item = &T> {
-        self.shares.iter().map(|(_, target)| target)
-    }
 }
 
 fn stride(total: u64) -> u64 {
