@@ -64,8 +64,8 @@ pub fn bind(settings: Settings) -> anyhow::Result<Bound> {
         .build()
         .context("cannot start the control runtime")?;
     let telemetry = Telemetry::new(settings.proxy.workers);
-    let log = AccessLog::start(settings.access_log.clone(), settings.proxy.workers)
-        .context("cannot open the access log")?;
+    let log =
+        AccessLog::start(settings.access_log.clone(), &telemetry).context("cannot open the access log")?;
     let drain = Drain::new();
     let plane = DataPlane::start(settings.proxy.clone(), telemetry.clone(), log.clone(), drain.1.clone())
         .context("cannot start the proxy")?;

@@ -16,10 +16,6 @@ impl Count {
         self.0.store(self.0.load(Ordering::Relaxed).wrapping_sub(less), Ordering::Relaxed);
     }
 
-    pub fn set(&self, value: u64) {
-        self.0.store(value, Ordering::Relaxed);
-    }
-
     pub fn value(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
     }

@@ -4,13 +4,17 @@ mod access_log;
 mod backend;
 mod cells;
 mod control;
+mod record;
+mod render;
 mod rule;
 mod stats;
+mod table;
 mod worker;
 
-pub use access_log::{AccessLog, AccessTarget, AccessWriter, Record};
+pub use access_log::{AccessLog, AccessTarget, AccessWriter};
 pub use backend::{BackendStats, Connect};
 pub use control::{CertificateExpiry, ControlStats, Programmed};
+pub use record::Record;
 pub use rule::{InFlight, RuleStats, Sample};
 pub use stats::Telemetry;
 pub use worker::{HandshakeFailure, OpenConnection, WorkerStats};

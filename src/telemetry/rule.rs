@@ -36,9 +36,9 @@ const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "
 /// Series of one rule.
 #[derive(Debug)]
 pub struct RuleStats {
-    pub(super) namespace: Arc<str>,
-    pub(super) route: Arc<str>,
-    pub(super) rule: Arc<str>,
+    namespace: Arc<str>,
+    route: Arc<str>,
+    rule: Arc<str>,
     cells: PerWorker<Arc<RuleCells>>,
 }
 
@@ -107,6 +107,11 @@ impl RuleStats {
         let cells = self.cells(worker);
         cells.in_flight.add(1);
         InFlight(cells.clone())
+    }
+
+    /// Namespace, route, rule.
+    pub(super) fn name(&self) -> [&str; 3] {
+        [&self.namespace, &self.route, &self.rule]
     }
 
     /// None: nobody asked for this rule yet.

@@ -2,8 +2,11 @@
 //! installed, never per request.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use super::render;
+use super::table::Scrape;
 use super::{BackendStats, ControlStats, RuleStats, WorkerStats};
 
 /// All series of the process. A series goes when its last handle does.
@@ -11,9 +14,10 @@ use super::{BackendStats, ControlStats, RuleStats, WorkerStats};
 pub struct Telemetry(Arc<Series>);
 
 #[derive(Debug)]
-pub(super) struct Series {
-    pub control: ControlStats,
-    pub workers: Vec<Arc<WorkerStats>>,
+struct Series {
+    control: ControlStats,
+    workers: Vec<Arc<WorkerStats>>,
+    log_dropped: Arc<AtomicU64>,
     rules: Mutex<Known<RuleName, RuleStats>>,
     backends: Mutex<Known<Arc<str>, BackendStats>>,
 }
@@ -35,6 +39,7 @@ impl Telemetry {
         Self(Arc::new(Series {
             control: ControlStats::default(),
             workers: (0..workers).map(|_| Arc::default()).collect(),
+            log_dropped: Arc::default(),
             rules: Mutex::default(),
             backends: Mutex::default(),
         }))
@@ -70,7 +75,28 @@ impl Telemetry {
 
     /// Prometheus text format 0.0.4.
     pub fn render(&self) -> String {
-        String::new()
+        let mut rules: Vec<_> =
+            lock(&self.0.rules).held().into_iter().filter_map(|rule| Some((rule.totals()?, rule))).collect();
+        rules.sort_unstable_by(|(_, one), (_, other)| one.name().cmp(&other.name()));
+        let mut backends: Vec<_> =
+            lock(&self.0.backends).held().into_iter().filter_map(|one| Some((one.totals()?, one))).collect();
+        backends.sort_unstable_by(|(_, one), (_, other)| one.name.cmp(&other.name));
+        render::text(&Scrape {
+            rules,
+            backends,
+            workers: self.0.workers.clone(),
+            control: self.0.control.totals(),
+            log_dropped: self.0.log_dropped.load(Ordering::Relaxed),
+        })
+    }
+
+    pub(super) fn workers(&self) -> usize {
+        self.0.workers.len()
+    }
+
+    /// Where the access log counts what it drops.
+    pub(super) fn log_dropped(&self) -> Arc<AtomicU64> {
+        self.0.log_dropped.clone()
     }
 }
 
@@ -96,16 +122,6 @@ impl<K: std::hash::Hash + Eq, V> Known<K, V> {
 impl<K, V> Default for Known<K, V> {
     fn default() -> Self {
         Self { by_name: HashMap::default(), tidy_at: 1024 }
-    }
-}
-
-impl Series {
-    pub(super) fn rules(&self) -> Vec<Arc<RuleStats>> {
-        lock(&self.rules).held()
-    }
-
-    pub(super) fn backends(&self) -> Vec<Arc<BackendStats>> {
-        lock(&self.backends).held()
     }
 }
 

@@ -1,0 +1,333 @@
+//! Every metric that there is: name, type, labels, help, and where its values come from. The page docs/metrics.md is
+//! made of this table. Labels hold names from the configuration and words of closed sets, never a client's text.
+
+use std::sync::Arc;
+
+use super::backend::{BackendTotals, Connect};
+use super::cells::{Count, Total};
+use super::control::{ControlTotals, STEPS};
+use super::rule::{DURATIONS, RuleTotals, SIZES};
+use super::worker::{FAILURES, LISTENERS, PROTOCOLS, VERSIONS};
+use super::{BackendStats, RuleStats, WorkerStats};
+
+/// One row.
+pub(super) struct Metric {
+    pub name: &'static str,
+    pub kind: Kind,
+    pub labels: &'static [&'static str],
+    pub help: &'static str,
+    pub read: fn(&Scrape, &mut dyn FnMut(&[&str], Value)),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Counter,
+    Gauge,
+    Histogram,
+}
+
+pub(super) enum Value<'a> {
+    Number(f64),
+    /// Sums of cells, their upper bounds, and what one unit of both is in the unit of the metric.
+    Cells(&'a Total, &'static [u64], f64),
+}
+
+/// All values at one instant, summed over the workers.
+pub(super) struct Scrape {
+    pub rules: Vec<(RuleTotals, Arc<RuleStats>)>,
+    pub backends: Vec<(BackendTotals, Arc<BackendStats>)>,
+    pub workers: Vec<Arc<WorkerStats>>,
+    pub control: ControlTotals,
+    pub log_dropped: u64,
+}
+
+const RULE: &[&str] = &["namespace", "route", "rule"];
+const MICROSECOND: f64 = 1e-6;
+
+pub(super) const METRICS: &[Metric] = &[
+    Metric {
+        name: "portcullis_requests_total",
+        kind: Kind::Counter,
+        labels: &["namespace", "route", "rule", "code", "method", "protocol", "reason"],
+        help: "Finished requests. Empty names: no rule matched. `reason` says why the gateway itself answered or cut the answer",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                for (key, count) in &totals.requests {
+                    let code = if key.status == 0 { "other".into() } else { key.status.to_string() };
+                    let [namespace, route, name] = rule.name();
+                    emit(
+                        &[namespace, route, name, &code, key.method, key.protocol, key.reason],
+                        number(*count),
+                    );
+                }
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_request_duration_seconds",
+        kind: Kind::Histogram,
+        labels: RULE,
+        help: "From a request's head to the end of its answer's body",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                emit(&rule.name(), Value::Cells(&totals.duration, &DURATIONS, MICROSECOND));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_request_size_bytes",
+        kind: Kind::Histogram,
+        labels: RULE,
+        help: "Size of request bodies",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                emit(&rule.name(), Value::Cells(&totals.request_size, &SIZES, 1.0));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_response_size_bytes",
+        kind: Kind::Histogram,
+        labels: RULE,
+        help: "Size of answers' bodies",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                emit(&rule.name(), Value::Cells(&totals.response_size, &SIZES, 1.0));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_requests_in_flight",
+        kind: Kind::Gauge,
+        labels: RULE,
+        help: "Requests whose answer is not over yet",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                emit(&rule.name(), number(totals.in_flight));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_upstream_requests_total",
+        kind: Kind::Counter,
+        labels: &["backend"],
+        help: "Requests sent to a backend",
+        read: |scrape, emit| {
+            for (totals, backend) in &scrape.backends {
+                emit(&[&backend.name], number(totals.requests));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_upstream_errors_total",
+        kind: Kind::Counter,
+        labels: &["backend", "kind"],
+        help: "Requests that a backend did not answer, by what went wrong",
+        read: |scrape, emit| {
+            for (totals, backend) in &scrape.backends {
+                for (kind, count) in &totals.errors {
+                    emit(&[&backend.name, kind], number(*count));
+                }
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_upstream_connects_total",
+        kind: Kind::Counter,
+        labels: &["backend", "result"],
+        help: "Attempts to connect to an endpoint: connected, failed, timed_out, refused (by the egress guard)",
+        read: |scrape, emit| {
+            for (totals, backend) in &scrape.backends {
+                for (result, count) in
+                    Connect::ALL.iter().zip(totals.connects).filter(|(_, count)| *count > 0)
+                {
+                    emit(&[&backend.name, result], number(count));
+                }
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_upstream_connections",
+        kind: Kind::Gauge,
+        labels: &["backend", "state"],
+        help: "Open connections to a backend: active ones carry a request, idle ones wait for the next",
+        read: |scrape, emit| {
+            for (totals, backend) in &scrape.backends {
+                emit(&[&backend.name, "active"], number(totals.active));
+                emit(&[&backend.name, "idle"], number(totals.idle));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_connections",
+        kind: Kind::Gauge,
+        labels: &["listener", "protocol"],
+        help: "Open connections of clients",
+        read: |scrape, emit| connections(scrape, emit, |worker| &worker.open),
+    },
+    Metric {
+        name: "portcullis_connections_total",
+        kind: Kind::Counter,
+        labels: &["listener", "protocol"],
+        help: "Connections of clients since the start",
+        read: |scrape, emit| connections(scrape, emit, |worker| &worker.opened),
+    },
+    Metric {
+        name: "portcullis_connections_refused_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Connections of clients closed at once because a limit was reached",
+        read: |scrape, emit| emit(&[], sum(scrape, |worker| &worker.refused)),
+    },
+    Metric {
+        name: "portcullis_tls_handshakes_total",
+        kind: Kind::Counter,
+        labels: &["version"],
+        help: "Finished TLS handshakes with clients",
+        read: |scrape, emit| {
+            for (at, version) in VERSIONS.iter().enumerate() {
+                emit(&[version], sum(scrape, |worker| &worker.handshakes[at]));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_tls_handshake_failures_total",
+        kind: Kind::Counter,
+        labels: &["cause"],
+        help: "TLS handshakes with clients that failed",
+        read: |scrape, emit| {
+            for (at, cause) in FAILURES.iter().enumerate() {
+                emit(&[cause], sum(scrape, |worker| &worker.failures[at]));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_panics_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Panics of the gateway's code, each of which lost one request or connection",
+        read: |scrape, emit| emit(&[], sum(scrape, |worker| &worker.panics)),
+    },
+    Metric {
+        name: "portcullis_access_log_dropped_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Lines of the access log that were dropped because its target did not take them in time",
+        read: |scrape, emit| emit(&[], number(scrape.log_dropped)),
+    },
+    Metric {
+        name: "portcullis_certificate_not_after_seconds",
+        kind: Kind::Gauge,
+        labels: &["namespace", "secret"],
+        help: "Unix time at which a served certificate ends",
+        read: |scrape, emit| {
+            for certificate in &scrape.control.certificates {
+                let unix = certificate.not_after.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+                emit(&[&certificate.namespace, &certificate.secret], Value::Number(unix.as_secs() as f64));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_programmed",
+        kind: Kind::Gauge,
+        labels: &["kind"],
+        help: "How much the installed route map holds: routes, rules, backends, certificates",
+        read: |scrape, emit| {
+            let now = scrape.control.programmed;
+            emit(&["routes"], Value::Number(now.routes as f64));
+            emit(&["rules"], Value::Number(now.rules as f64));
+            emit(&["backends"], Value::Number(now.backends as f64));
+            emit(&["certificates"], Value::Number(now.certificates as f64));
+        },
+    },
+    Metric {
+        name: "portcullis_compile_duration_seconds",
+        kind: Kind::Histogram,
+        labels: &[],
+        help: "Time to compile the manifests into a route map",
+        read: |scrape, emit| emit(&[], Value::Cells(&scrape.control.compile, &STEPS, MICROSECOND)),
+    },
+    Metric {
+        name: "portcullis_config_propagation_seconds",
+        kind: Kind::Histogram,
+        labels: &[],
+        help: "From a change seen to the route map that holds it installed on every worker",
+        read: |scrape, emit| emit(&[], Value::Cells(&scrape.control.propagation, &STEPS, MICROSECOND)),
+    },
+    Metric {
+        name: "portcullis_config_age_seconds",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Since the serving route map was installed; absent before the first",
+        read: |scrape, emit| {
+            if let Some(age) = scrape.control.config_age {
+                emit(&[], Value::Number(age.as_secs_f64()));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_config_sync_age_seconds",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Since the source of the configuration was last heard of; absent before the first time",
+        read: |scrape, emit| {
+            if let Some(age) = scrape.control.sync_age {
+                emit(&[], Value::Number(age.as_secs_f64()));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_watch_errors_total",
+        kind: Kind::Counter,
+        labels: &["kind"],
+        help: "Failures of a watch on the API server, by what is watched",
+        read: |scrape, emit| {
+            for (kind, count) in &scrape.control.watch_errors {
+                emit(&[kind], number(*count));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_leader",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "1 on the replica that writes status",
+        read: |scrape, emit| emit(&[], Value::Number(f64::from(u8::from(scrape.control.leader)))),
+    },
+    Metric {
+        name: "portcullis_workers",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "Worker threads",
+        read: |scrape, emit| emit(&[], Value::Number(scrape.workers.len() as f64)),
+    },
+    Metric {
+        name: "portcullis_build_info",
+        kind: Kind::Gauge,
+        labels: &["version"],
+        help: "Always 1; the version that runs",
+        read: |_, emit| emit(&[env!("CARGO_PKG_VERSION")], Value::Number(1.0)),
+    },
+];
+
+fn connections(
+    scrape: &Scrape,
+    emit: &mut dyn FnMut(&[&str], Value),
+    of: fn(&WorkerStats) -> &[[Count; PROTOCOLS.len()]; LISTENERS.len()],
+) {
+    for (at, listener) in LISTENERS.iter().enumerate() {
+        for (which, protocol) in PROTOCOLS.iter().enumerate() {
+            emit(&[listener, protocol], sum(scrape, |worker| &of(worker)[at][which]));
+        }
+    }
+}
+
+fn sum<'a>(scrape: &'a Scrape, of: impl Fn(&'a WorkerStats) -> &'a Count) -> Value<'static> {
+    number(scrape.workers.iter().map(|worker| of(worker).value()).sum())
+}
+
+/// Prometheus knows no integers; counts are exact up to 2⁵³. A gauge that is read while workers count may be seen
+/// below zero for an instant: that is zero.
+fn number(count: u64) -> Value<'static> {
+    Value::Number(if count > u64::MAX / 2 { 0.0 } else { count as f64 })
+}

@@ -1,0 +1,107 @@
+//! Which connections are kept, for how long, and for whom.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use super::scripted::{OK, Scripted, Step, backend, get, local_paused, pools, set, together, whole};
+use crate::route_map::HostHeader;
+use crate::upstream::SendLimits;
+
+#[test]
+fn as_many_connections_stay_as_were_in_use_at_once_of_late() {
+    local_paused(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        together(&pools, &backend, 50).await;
+        assert_eq!(server.connections(), 50);
+        for second in 0..20 {
+            together(&pools, &backend, 3).await;
+            if second < 9 {
+                assert_eq!(*server.open.borrow(), 50, "after {second} s");
+            }
+            sleep(Duration::from_secs(1)).await;
+        }
+        server.has_open(3).await;
+        assert_eq!(server.connections(), 50, "none was made anew");
+        assert_eq!(backend.stats.totals().expect("counted").idle, 3);
+        sleep(Duration::from_secs(12)).await;
+        assert_eq!(*server.open.borrow(), 0, "nobody asks any more");
+    });
+}
+
+#[test]
+fn an_idle_connection_is_closed_below_a_minute_however_busy_the_endpoint_was() {
+    local_paused(async {
+        // The first four connections answer and are then idle for ever; every later one never answers. Four requests
+        // at a time wait on those, so that the endpoint is always busy.
+        let server = Scripted::start(|_| vec![Step::Answer(OK), Step::Silence]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        together(&pools, &backend, 4).await;
+        let waiting = (0..2).map(|_| pools.send(&backend, get(), SendLimits::default()));
+        let waiting = futures_util::future::join_all(waiting);
+        assert!(timeout(Duration::from_secs(50), waiting).await.is_err());
+        server.has_open(2).await;
+        let waiting = pools.send(&backend, get(), SendLimits::default());
+        assert!(timeout(Duration::from_secs(8), waiting).await.is_err());
+        server.has_open(0).await;
+    });
+}
+
+#[test]
+fn an_endpoint_that_left_takes_no_requests_and_its_connections_close() {
+    local_paused(async {
+        let (old, new) = (
+            Scripted::start(|_| vec![Step::Answer(OK)]).await,
+            Scripted::start(|_| vec![Step::Answer(OK)]).await,
+        );
+        let (pools, backend) = (pools(), backend(&[old.address], HostHeader::Preserve));
+        let under_way = pools.send(&backend, get(), SendLimits::default()).await;
+        together(&pools, &backend, 2).await;
+        backend.set_endpoints(set(&[new.address]));
+        together(&pools, &backend, 2).await;
+        assert_eq!(new.requests(), 2);
+        old.has_open(1).await;
+        assert_eq!(whole(under_way).await, "ok", "what was begun is finished");
+        old.has_open(0).await;
+        backend.set_endpoints(set(&[]));
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(*new.open.borrow(), 0, "idle ones close without a request");
+    });
+}
+
+#[test]
+fn a_slot_given_again_starts_anew() {
+    local_paused(async {
+        let (one, two) = (
+            Scripted::start(|_| vec![Step::Answer(OK)]).await,
+            Scripted::start(|_| vec![Step::Answer(OK)]).await,
+        );
+        let pools = pools();
+        let first = backend(&[one.address], HostHeader::Preserve);
+        let second = backend(&[two.address], HostHeader::Name("other.test".into()));
+        together(&pools, &first, 1).await;
+        drop(first);
+        together(&pools, &second, 1).await;
+        assert_eq!((one.requests(), two.requests()), (1, 1));
+        assert!(two.seen.borrow()[0][0].contains("host: other.test"));
+        one.has_open(0).await;
+        drop(second);
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(*two.open.borrow(), 0, "a backend that is gone keeps nothing open");
+    });
+}
+
+#[test]
+fn an_unused_pool_is_forgotten() {
+    local_paused(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        together(&pools, &backend, 2).await;
+        assert_eq!(pools.known(), 1);
+        sleep(Duration::from_secs(15)).await;
+        assert_eq!(pools.known(), 0);
+        assert_eq!(Arc::strong_count(&backend), 1);
+    });
+}

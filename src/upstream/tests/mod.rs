@@ -1,0 +1,6 @@
+//! The pools against scripted backends on loopback: what they do to us, and what a client of ours sees of it.
+
+mod answers;
+mod keeping;
+mod scripted;
+mod sending;

@@ -1,0 +1,256 @@
+//! The way of a request to an endpoint: turns, fail-over, what is sent again and what is not.
+
+use std::net::Ipv4Addr;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::Method;
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout};
+
+use super::scripted::{
+    OK, Scripted, Step, backend, get, kind, local, pools, refused, request, settle, whole,
+};
+use crate::message::{Body, BodyError, ErrorKind, FixedHost};
+use crate::route_map::HostHeader;
+use crate::upstream::{Guard, Loopback, Pools, SendLimits};
+
+#[test]
+fn one_connection_serves_request_after_request() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        for _ in 0..5 {
+            let outcome = pools.send(&backend, get(), SendLimits::default()).await;
+            assert_eq!(outcome.as_ref().expect("an answer").endpoint, server.address);
+            assert_eq!(whole(outcome).await, "ok");
+        }
+        assert_eq!((server.connections(), server.requests()), (1, 5));
+        assert_eq!(server.seen.borrow()[0][0], "GET /orders?page=2 HTTP/1.1\r\nhost: shop.test\r\n\r\n");
+    });
+}
+
+#[test]
+fn the_backends_name_replaces_host_unless_a_rule_set_it() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Name("api.test".into())));
+        whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+        let mut fixed = get();
+        fixed.extensions_mut().insert(FixedHost);
+        whole(pools.send(&backend, fixed, SendLimits::default()).await).await;
+        let hosts: Vec<_> =
+            server.seen.borrow()[0].iter().map(|head| head.contains("host: api.test\r\n")).collect();
+        assert_eq!(hosts, [true, false]);
+    });
+}
+
+#[test]
+fn a_kept_connection_that_closes_as_we_write_never_shows() {
+    local(async {
+        // The race: every first connection takes a second request and closes on it without a word.
+        let server = Scripted::start(|number| match number {
+            0 => vec![Step::Answer(OK), Step::Close],
+            _ => vec![Step::Answer(OK)],
+        })
+        .await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+        assert_eq!(whole(pools.send(&backend, get(), SendLimits::default()).await).await, "ok");
+        assert_eq!(server.requests(), 3, "the second request was sent twice");
+    });
+}
+
+#[test]
+fn a_request_that_must_not_be_repeated_is_not() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK), Step::Close]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+        let post = request(Method::POST, Body::Empty);
+        assert_eq!(kind(pools.send(&backend, post, SendLimits::default()).await), ErrorKind::Reset);
+        assert_eq!(server.requests(), 2);
+    });
+}
+
+#[test]
+fn a_streamed_body_that_was_begun_is_not_sent_twice() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK), Step::Close]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+        let frames = [Ok::<_, BodyError>(Frame::data(Bytes::from_static(b"part")))];
+        let put = request(Method::PUT, Body::stream(StreamBody::new(futures_util::stream::iter(frames))));
+        assert_eq!(kind(pools.send(&backend, put, SendLimits::default()).await), ErrorKind::Reset);
+        assert_eq!(server.requests(), 2);
+    });
+}
+
+#[test]
+fn a_new_connection_that_closes_is_no_reason_to_ask_again() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Close]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        assert_eq!(kind(pools.send(&backend, get(), SendLimits::default()).await), ErrorKind::Reset);
+        assert_eq!(server.requests(), 1);
+    });
+}
+
+#[test]
+fn a_connection_closed_while_idle_is_not_used_again() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Last(OK)]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        for _ in 0..3 {
+            whole(pools.send(&backend, request(Method::POST, Body::Empty), SendLimits::default()).await)
+                .await;
+            settle().await;
+        }
+        assert_eq!((server.connections(), server.requests()), (3, 3));
+    });
+}
+
+#[test]
+fn endpoints_take_turns() {
+    local(async {
+        let mut servers = Vec::new();
+        for _ in 0..3 {
+            servers.push(Scripted::start(|_| vec![Step::Answer(OK)]).await);
+        }
+        let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
+        let (pools, backend) = (pools(), backend(&addresses, HostHeader::Preserve));
+        for _ in 0..30 {
+            whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+        }
+        assert_eq!(servers.iter().map(Scripted::requests).collect::<Vec<_>>(), [10, 10, 10]);
+    });
+}
+
+#[test]
+fn the_first_turn_differs_from_worker_to_worker() {
+    local(async {
+        let mut servers = Vec::new();
+        for _ in 0..4 {
+            servers.push(Scripted::start(|_| vec![Step::Answer(OK)]).await);
+        }
+        let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
+        let backend = backend(&addresses, HostHeader::Preserve);
+        for seed in 0..64 {
+            let pools = Pools::new(0, seed, Guard::new(Loopback::Allowed));
+            whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+        }
+        assert!(servers.iter().all(|server| (6..=26).contains(&server.requests())));
+    });
+}
+
+#[test]
+fn an_endpoint_that_cannot_be_reached_is_passed_over_and_then_left_alone() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let dead = refused().await;
+        let (pools, backend) = (pools(), backend(&[dead, server.address], HostHeader::Preserve));
+        for _ in 0..10 {
+            let body = Body::from("not to be lost");
+            whole(pools.send(&backend, request(Method::POST, body), SendLimits::default()).await).await;
+        }
+        assert_eq!(server.requests(), 10);
+        let metrics = backend.stats.totals().expect("counted");
+        assert_eq!(metrics.connects[1], 1, "it was tried once and left alone for a while");
+    });
+}
+
+#[test]
+fn all_endpoints_dead_is_a_connect_failure_after_three() {
+    local(async {
+        let mut dead = Vec::new();
+        for _ in 0..5 {
+            dead.push(refused().await);
+        }
+        let (pools, backend) = (pools(), backend(&dead, HostHeader::Preserve));
+        assert_eq!(kind(pools.send(&backend, get(), SendLimits::default()).await), ErrorKind::ConnectFailure);
+        assert_eq!(backend.stats.totals().expect("counted").connects[1], 3);
+    });
+}
+
+#[test]
+fn an_endpoint_that_swallows_packets_leaves_time_for_the_next() {
+    local(async {
+        // A backlog of one, filled: the kernel drops further SYNs without an answer.
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("bind");
+        let full = socket.listen(1).expect("listen");
+        let silent = full.local_addr().expect("bound");
+        let mut fillers = Vec::new();
+        while let Ok(Ok(stream)) = timeout(Duration::from_millis(50), TcpStream::connect(silent)).await {
+            fillers.push(stream);
+        }
+        let limits = SendLimits { connect: Some(Duration::from_millis(300)), deadline: None };
+        let (pools, alone) = (pools(), backend(&[silent], HostHeader::Preserve));
+        assert_eq!(kind(pools.send(&alone, get(), limits).await), ErrorKind::ConnectTimeout);
+
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let both = backend(&[silent, server.address], HostHeader::Preserve);
+        for _ in 0..2 {
+            assert_eq!(whole(pools.send(&both, get(), limits).await).await, "ok");
+        }
+    });
+}
+
+#[test]
+fn no_endpoints_and_refused_ones_are_told_apart() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let empty = backend(&[], HostHeader::Preserve);
+        assert_eq!(
+            kind(pools().send(&empty, get(), SendLimits::default()).await),
+            ErrorKind::NoHealthyEndpoints
+        );
+        let strict = Pools::new(0, 7, Guard::new(Loopback::Refused));
+        let loopback = backend(&[server.address], HostHeader::Preserve);
+        let outcome = strict.send(&loopback, get(), SendLimits::default()).await;
+        assert_eq!(kind(outcome), ErrorKind::AddressNotPermitted);
+        assert_eq!(server.connections(), 0);
+    });
+}
+
+#[test]
+fn a_silent_backend_times_out_and_its_connection_is_closed() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Silence]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        let limits = SendLimits { connect: None, deadline: Some(Instant::now() + Duration::from_millis(50)) };
+        assert_eq!(kind(pools.send(&backend, get(), limits).await), ErrorKind::BackendTimeout);
+        server.has_open(0).await;
+    });
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_connection_with_it() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Silence]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        let mut sent = Box::pin(pools.send(&backend, get(), SendLimits::default()));
+        while server.requests() == 0 {
+            assert!(timeout(Duration::from_millis(1), &mut sent).await.is_err());
+        }
+        drop(sent);
+        server.has_open(0).await;
+    });
+}
+
+#[test]
+fn a_body_left_unread_closes_its_connection_and_one_read_gives_it_back() {
+    local(async {
+        let server =
+            Scripted::start(|_| vec![Step::Answer("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nstart")])
+                .await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        let answer = pools.send(&backend, get(), SendLimits::default()).await.expect("an answer");
+        server.has_open(1).await;
+        drop(answer);
+        server.has_open(0).await;
+        assert_eq!(backend.stats.totals().expect("counted").active, 0);
+    });
+}
