@@ -4,13 +4,16 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::hash::{BuildHasher as _, Hash as _, Hasher as _};
 use std::sync::Arc;
+
+use foldhash::fast::FixedState;
 
 use super::path::{NormalPath, NotNormal};
 use super::path_index::PathIndex;
 use super::precedence::{Specificity, Standing};
 use super::predicates::{PatternText, Predicates, RequestView};
-use super::template::{Segment, Template};
+use super::template::Template;
 use crate::message::Captures;
 use crate::route_map::Rule;
 
@@ -112,24 +115,19 @@ impl MatchPlan {
     }
 
     /// Equal for equal plans.
-    fn shape(&self) -> (String, &Predicates) {
-        let path = match &self.path {
+    fn fingerprint(&self) -> u64 {
+        let mut hasher = FixedState::default().build_hasher();
+        match &self.path {
+            PathPredicate::Exact(path) => (0u8, path).hash(&mut hasher),
+            PathPredicate::Prefix(path) => (1u8, path).hash(&mut hasher),
+            PathPredicate::Regex(pattern) => (2u8, pattern).hash(&mut hasher),
             PathPredicate::Template(template) => {
-                let mut shape = String::from("t");
-                for segment in template.segments() {
-                    match segment {
-                        Segment::Literal(text) => shape.extend(["/", text]),
-                        Segment::Capture(_) => shape.push_str("/{}"),
-                    }
-                }
-                shape.push_str(if template.has_rest() { "/{...}" } else { "" });
-                shape
+                (3u8, template.has_rest()).hash(&mut hasher);
+                template.literals().for_each(|literal| literal.hash(&mut hasher));
             }
-            PathPredicate::Exact(path) => format!("e{}", path.as_str()),
-            PathPredicate::Prefix(path) => format!("p{}", path.as_str()),
-            PathPredicate::Regex(pattern) => format!("r{}", pattern.as_str()),
-        };
-        (path, &self.predicates)
+        }
+        self.predicates.hash(&mut hasher);
+        hasher.finish()
     }
 }
 
@@ -162,12 +160,13 @@ impl MatchTable {
     /// For each entry that can never win because an equal one stands before it: (its place, the winner's place), in
     /// order.
     pub fn shadowed(&self) -> Vec<(usize, usize)> {
-        let mut first = HashMap::new();
+        let mut winners: HashMap<u64, Vec<usize>> = HashMap::new();
         let mut shadowed = Vec::new();
         for (place, entry) in self.entries.iter().enumerate() {
-            let winner = *first.entry(entry.plan.shape()).or_insert(place);
-            if winner != place {
-                shadowed.push((place, winner));
+            let alike = winners.entry(entry.plan.fingerprint()).or_default();
+            match alike.iter().find(|winner| self.entries[**winner].plan.equals(&entry.plan)) {
+                Some(winner) => shadowed.push((place, *winner)),
+                None => alike.push(place),
             }
         }
         shadowed

@@ -3,6 +3,7 @@
 
 mod action;
 mod backend;
+mod dump;
 mod endpoints;
 mod hosts;
 mod matching;
@@ -12,6 +13,7 @@ mod precedence;
 mod predicates;
 mod template;
 mod tls;
+mod trace;
 
 pub use action::{Action, ForwardPlan, RedirectPlan, RespondPlan, Unserved, WeightedBackend, WeightedTarget};
 pub use backend::{Address, BackendPlan, BackendTarget, HostHeader};
@@ -24,5 +26,6 @@ pub use predicates::{
 };
 pub use template::{InvalidTemplate, Template};
 pub use tls::{CertificatePlan, HostTls, PrivateKey};
+pub use trace::{Candidate, Trace, Verdict, trace};
 
 pub use crate::values::PathRewrite;

@@ -180,12 +180,10 @@ fn push_triplet(out: &mut Vec<u8>, value: u8) {
 
 /// `%C0%AE` and its like: some decoders make a dot or a slash of them.
 fn is_overlong(lead: u8, next: Option<u8>) -> bool {
-    match (lead, next) {
-        (0xC0 | 0xC1, Some(0x80..=0xBF)) => true,
-        (0xE0, Some(0x80..=0x9F)) => true,
-        (0xF0, Some(0x80..=0x8F)) => true,
-        _ => false,
-    }
+    matches!(
+        (lead, next),
+        (0xC0 | 0xC1, Some(0x80..=0xBF)) | (0xE0, Some(0x80..=0x9F)) | (0xF0, Some(0x80..=0x8F))
+    )
 }
 
 const fn is_unreserved(byte: u8) -> bool {

@@ -54,6 +54,14 @@ impl Template {
         &self.segments
     }
 
+    /// Each segment's text, in order; none for captures.
+    pub(super) fn literals(&self) -> impl Iterator<Item = Option<&str>> {
+        self.segments.iter().map(|segment| match segment {
+            Segment::Literal(text) => Some(&**text),
+            Segment::Capture(_) => None,
+        })
+    }
+
     pub fn has_rest(&self) -> bool {
         self.rest.is_some()
     }

@@ -1,0 +1,248 @@
+//! The map as text: the same bytes for the same map, for goldens, `/status` and `explain`. No secret is in it: private
+//! keys are left out, plans print their secrets redacted.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display, Formatter};
+
+use super::action::{Action, ForwardPlan, RedirectPlan, RespondPlan, WeightedTarget};
+use super::backend::{Address, BackendPlan, BackendTarget, HostHeader};
+use super::hosts::{Host, PolicyMember, PolicyOrigin, RouteMap, Rule};
+use super::matching::{MatchEntry, MatchPlan, PathPredicate};
+use super::predicates::{Comparison, Miss, NamedPredicate};
+use super::tls::HostTls;
+use crate::filters::{REGISTRY, TimeoutsPlan};
+use crate::message::Labels;
+
+/// A fixed answer's body is printed up to here.
+const MAX_BODY: usize = 80;
+
+impl Display for RouteMap {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let hosts = || self.hosts.values().chain(&self.catch_all);
+        hosts().try_for_each(|host| host.fmt(f))?;
+        let mut rules: BTreeMap<String, Vec<&Rule>> = BTreeMap::new();
+        for entry in hosts().flat_map(|host| host.table.entries()) {
+            let known = rules.entry(name(&entry.rule.labels)).or_default();
+            if !known.iter().any(|rule| **rule == *entry.rule) {
+                known.push(&entry.rule);
+            }
+        }
+        rules.values().flatten().try_for_each(|rule| rule.fmt(f))?;
+        self.backends.values().try_for_each(|backend| writeln!(f, "backend {backend}"))
+    }
+}
+
+impl Display for Host {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match &self.hostname {
+            Some(hostname) => writeln!(f, "host {hostname}")?,
+            None => writeln!(f, "host (any other)")?,
+        }
+        if let Some(tls) = &self.tls {
+            tls.fmt(f)?;
+        }
+        self.table.entries().iter().try_for_each(|entry| writeln!(f, "  {entry}"))
+    }
+}
+
+impl Display for HostTls {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "  tls{}", if self.redirect { ", plain HTTP is redirected" } else { "" })?;
+        for certificate in &self.certificates {
+            let names = certificate.names.join(" ");
+            let (from, to) = (certificate.not_before, certificate.not_after);
+            writeln!(f, "    certificate {} for {names}, valid {from}..{to}", certificate.secret)?;
+        }
+        self.unusable.iter().try_for_each(|secret| writeln!(f, "    unusable {secret}"))
+    }
+}
+
+impl Display for MatchEntry {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.plan, name(&self.rule.labels))
+    }
+}
+
+impl Display for MatchPlan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        self.path().fmt(f)?;
+        let predicates = self.predicates();
+        if !predicates.methods.is_empty() {
+            write!(f, ", {}", Miss::Method(&predicates.methods))?;
+        }
+        predicates.headers.iter().try_for_each(|header| write!(f, ", {}", Miss::Header(header)))?;
+        predicates.cookies.iter().try_for_each(|cookie| write!(f, ", {}", Miss::Cookie(cookie)))?;
+        predicates.query_params.iter().try_for_each(|param| write!(f, ", {}", Miss::QueryParam(param)))
+    }
+}
+
+impl Display for PathPredicate {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(path) => write!(f, "Exact {}", path.as_str()),
+            Self::Prefix(prefix) if prefix.as_str().is_empty() => f.write_str("PathPrefix /"),
+            Self::Prefix(prefix) => write!(f, "PathPrefix {}", prefix.as_str()),
+            Self::Template(template) => write!(f, "PathTemplate {template}"),
+            Self::Regex(pattern) => write!(f, "RegularExpression {}", pattern.as_str()),
+        }
+    }
+}
+
+/// The predicate itself.
+impl Display for Miss<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Method(methods) => {
+                let names: Vec<_> = methods.iter().map(http::Method::as_str).collect();
+                write!(f, "method {}", names.join("|"))
+            }
+            Self::Header(header) => write!(f, "header {} {}", header.name, header.value),
+            Self::Cookie(NamedPredicate { name, value }) => write!(f, "cookie {name} {value}"),
+            Self::QueryParam(NamedPredicate { name, value }) => write!(f, "query {name} {value}"),
+        }
+    }
+}
+
+impl Display for Comparison {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exact(text) => write!(f, "= {text:?}"),
+            Self::Regex(pattern) => write!(f, "~ {:?}", pattern.as_str()),
+        }
+    }
+}
+
+impl Display for Rule {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "rule {}", name(&self.labels))?;
+        for member in &self.policy {
+            writeln!(f, "  policy {member}")?;
+        }
+        for (row, plan) in &self.filters {
+            writeln!(f, "  filter {} {plan:?}", member_name(*row))?;
+        }
+        write!(f, "  {}", self.action)
+    }
+}
+
+impl Display for PolicyMember {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let origin = match self.origin {
+            PolicyOrigin::Rule => "rule",
+            PolicyOrigin::Route => "route",
+        };
+        write!(f, "{} (from the {origin})", member_name(self.row))
+    }
+}
+
+impl Display for Action {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Forward(plan) => plan.fmt(f),
+            Self::Redirect(plan) => plan.fmt(f),
+            Self::Respond(plan) => plan.fmt(f),
+            Self::Unserved(unserved) => writeln!(f, "unserved: 503 {}", unserved.kind.as_str()),
+        }
+    }
+}
+
+impl Display for ForwardPlan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        writeln!(f, "forward, {}", self.timeouts)?;
+        for backend in &self.backends {
+            match &backend.target {
+                WeightedTarget::Backend(id) => writeln!(f, "    weight {} {id}", backend.weight)?,
+                WeightedTarget::Unresolved(kind) => {
+                    writeln!(f, "    weight {} unresolved: {}", backend.weight, kind.as_str())?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Display for TimeoutsPlan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let limits = [
+            ("request", self.request),
+            ("backendRequest", self.backend_request),
+            ("connect", self.connect),
+            ("idle", self.idle),
+            ("tunnel idle", self.tunnel_idle),
+        ];
+        f.write_str("timeouts")?;
+        for (name, limit) in limits {
+            match limit {
+                Some(limit) => write!(f, " {name} {limit:?}")?,
+                None => write!(f, " {name} none")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Display for RedirectPlan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "redirect {}", self.status)?;
+        if let Some(scheme) = self.scheme {
+            write!(f, ", scheme {}", scheme.as_str())?;
+        }
+        if let Some(hostname) = &self.hostname {
+            write!(f, ", hostname {hostname}")?;
+        }
+        if let Some(port) = self.port {
+            write!(f, ", port {port}")?;
+        }
+        if let Some(path) = &self.path {
+            write!(f, ", path {path:?}")?;
+        }
+        writeln!(f)
+    }
+}
+
+impl Display for RespondPlan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "respond {}", self.status)?;
+        if let Some(content_type) = &self.content_type {
+            write!(f, ", {content_type}")?;
+        }
+        let shown = &self.body[..self.body.len().min(MAX_BODY)];
+        let more = if shown.len() < self.body.len() { "…" } else { "" };
+        writeln!(f, ", {} bytes \"{}{more}\"", self.body.len(), shown.escape_ascii())
+    }
+}
+
+impl Display for BackendPlan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: ", self.id)?;
+        match &self.target {
+            BackendTarget::Service { service, port } => write!(f, "endpoints of {service} port {port}")?,
+            BackendTarget::Hosts(hosts) => {
+                let hosts: Vec<_> = hosts.iter().map(|(address, port)| format!("{address}:{port}")).collect();
+                write!(f, "hosts {}", hosts.join(" "))?;
+            }
+        }
+        match &self.host_header {
+            HostHeader::Preserve => f.write_str(", asked under the client's host"),
+            HostHeader::Name(name) => write!(f, ", asked as {name}"),
+        }
+    }
+}
+
+impl Display for Address {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ip(ip) if ip.is_ipv6() => write!(f, "[{ip}]"),
+            Self::Ip(ip) => ip.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+fn name(labels: &Labels) -> String {
+    format!("{}/{}/{}", labels.namespace, labels.route, labels.rule)
+}
+
+fn member_name(row: usize) -> &'static str {
+    REGISTRY.get(row).map_or("(unknown member)", |row| row.name)
+}
