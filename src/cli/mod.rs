@@ -4,6 +4,7 @@ mod certificate;
 mod check;
 mod crds;
 mod echo;
+mod explain;
 mod findings;
 mod load;
 mod logging;
@@ -29,6 +30,8 @@ enum Command {
     Run(Box<run::Run>),
     /// Compile manifests without serving them, and show what is wrong with them
     Check(check::Check),
+    /// Follow a request through the compiled routes without sending it
+    Explain(explain::Explain),
     /// Print the CustomResourceDefinitions
     Crds(crds::Crds),
     /// A small backend that answers with what it was asked
@@ -45,6 +48,7 @@ pub fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Run(args) => run::run(*args),
         Command::Check(args) => check::run(&args),
+        Command::Explain(args) => explain::run(&args),
         Command::Crds(args) => crds::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Echo(args) => echo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Certificate(args) => certificate::run(&args).map(|()| ExitCode::SUCCESS),

@@ -1,0 +1,510 @@
+//! `portcullis explain`: what would happen to a request, and why; for near misses why not.
+
+use std::fmt::{self, Display, Formatter};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Context as _;
+use clap::Args;
+use http::header::{HOST, HeaderName, HeaderValue};
+use http::{HeaderMap, Method, Uri};
+
+use super::run::Hostnames;
+use crate::compile::{LoopbackHosts, Memo, Options, compile, endpoints};
+use crate::message::Scheme;
+use crate::route_map::path::normal_form;
+use crate::route_map::{
+    Action, BackendTarget, Candidate, EndpointSet, ForwardPlan, Host, HostTls, RequestView, RouteMap, Rule,
+    Trace, Verdict, WeightedTarget, trace,
+};
+use crate::standalone;
+use crate::values::{BackendId, Hostname};
+
+/// Matches that the answer lists, and endpoints that it names for a backend.
+const MAX_LISTED: usize = 20;
+
+#[derive(Args, Debug)]
+pub struct Explain {
+    #[arg(value_name = "METHOD")]
+    method: String,
+    /// Like https://shop.example/orders?page=2
+    #[arg(value_name = "URL")]
+    url: String,
+    /// A header of the request; may be given more than once
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
+    headers: Vec<String>,
+    /// Folders and files of manifests (*.yaml, *.yml, *.json)
+    #[arg(long, env = "PORTCULLIS_MANIFESTS", required = true, value_name = "DIR|FILE")]
+    manifests: Vec<PathBuf>,
+    /// Which routes are ours: their `spec.className`
+    #[arg(long, value_name = "NAME", default_value = "portcullis")]
+    class_name: String,
+    /// Who may claim a hostname
+    #[arg(long, value_name = "FirstCome|Listed", default_value = "FirstCome")]
+    hostnames: Hostnames,
+}
+
+/// A request as it is asked about.
+#[derive(Debug)]
+pub struct Question {
+    method: Method,
+    scheme: Scheme,
+    host: String,
+    path: String,
+    query: Option<String>,
+    headers: HeaderMap,
+}
+
+/// Success where a rule serves the request.
+pub fn run(args: &Explain) -> anyhow::Result<ExitCode> {
+    for path in &args.manifests {
+        std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    let question = Question::new(&args.method, &args.url, &args.headers)?;
+    let world = standalone::read(args.manifests.clone());
+    let options = Options {
+        class_name: args.class_name.as_str().into(),
+        hostnames: args.hostnames.into(),
+        loopback: LoopbackHosts::Allowed,
+    };
+    let (compiled, _) = compile(&world, &options, Memo::default());
+    let explanation = explain(&compiled.map, &question, &|backend| match backend {
+        BackendTarget::Service { service, port } => Some(endpoints(&world, service, *port)),
+        BackendTarget::Hosts(_) => None,
+    });
+    print!("{}", explanation.text);
+    Ok(if explanation.served { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+impl Question {
+    /// # Errors
+    /// What of it is no request.
+    pub fn new(method: &str, url: &str, headers: &[String]) -> anyhow::Result<Self> {
+        let method =
+            Method::from_bytes(method.as_bytes()).with_context(|| format!("{method:?} is not a method"))?;
+        let (scheme, rest) = match url.split_once("://") {
+            Some(("http", rest)) => (Scheme::Http, rest),
+            Some(("https", rest)) => (Scheme::Https, rest),
+            _ => anyhow::bail!("{url:?} does not begin with http:// or https://"),
+        };
+        let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
+        let (authority, target) = rest.split_at(end);
+        let authority: http::uri::Authority =
+            authority.parse().with_context(|| format!("{authority:?} is not a host"))?;
+        let target = target.split('#').next().unwrap_or_default();
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query.to_owned())),
+            None => (target, None),
+        };
+        let mut question = Self {
+            method,
+            scheme,
+            host: authority.host().to_ascii_lowercase(),
+            path: if path.is_empty() { "/".into() } else { path.into() },
+            query,
+            headers: HeaderMap::new(),
+        };
+        question.headers.insert(HOST, HeaderValue::from_str(authority.as_str())?);
+        for line in headers {
+            let (name, value) = line
+                .split_once(':')
+                .with_context(|| format!("{line:?} is not a header like \"name: value\""))?;
+            let name = HeaderName::from_bytes(name.trim().as_bytes())
+                .with_context(|| format!("{name:?} is not the name of a header"))?;
+            question.headers.append(name, HeaderValue::from_str(value.trim())?);
+        }
+        if let Some(host) = question.headers.get_all(HOST).iter().nth(1) {
+            let uri: Uri = format!("http://{}/", host.to_str()?).parse()?;
+            question.host = uri.host().unwrap_or_default().to_ascii_lowercase();
+        }
+        Ok(question)
+    }
+}
+
+/// What is told, and whether a rule serves the request.
+#[derive(Debug)]
+pub struct Explanation {
+    pub text: String,
+    pub served: bool,
+}
+
+/// Walks the way of `question` through `map`. `endpoints_of` knows the endpoints of a target; none: not known here.
+pub fn explain(
+    map: &RouteMap,
+    question: &Question,
+    endpoints_of: &dyn Fn(&BackendTarget) -> Option<EndpointSet>,
+) -> Explanation {
+    let mut lines = Lines::default();
+    let path = match normal_form(&question.path) {
+        Ok(path) => path,
+        Err(why) => {
+            lines.add("path", format!("{}: 400 BadRequest: {why}", question.path));
+            return lines.end(false);
+        }
+    };
+    let request = RequestView {
+        method: &question.method,
+        path: &path,
+        query: question.query.as_deref(),
+        headers: &question.headers,
+    };
+    let walk = trace(map, &question.host, &request);
+    if !lines.listener(question, walk.host.map(|host| &**host), &walk) {
+        return lines.end(false);
+    }
+    let Some(host) = walk.host else {
+        lines.add("hostname", format!("{} is in no route, and no route is without hostnames", question.host));
+        lines.add("answer", "404 NoRouteMatch");
+        return lines.end(false);
+    };
+    lines.hostname(question, host);
+    if *path != *question.path {
+        lines.add("path", format!("{path}, the normal form of {}", question.path));
+    }
+    lines.candidates(&walk.candidates);
+    let Some(found) = &walk.found else {
+        lines.add("answer", "404 NoRouteMatch");
+        return lines.end(false);
+    };
+    lines.rule(found.rule);
+    for (name, value) in &found.captures.0 {
+        lines.add("capture", format!("{name} = {value:?}"));
+    }
+    lines.action(map, found.rule, endpoints_of);
+    lines.end(!matches!(found.rule.action, Action::Unserved(_)))
+}
+
+/// The answer as it grows: a column of labels, a column of text.
+#[derive(Default)]
+struct Lines(String);
+
+impl Lines {
+    fn add(&mut self, label: &str, text: impl Display) {
+        self.0.push_str(&format!("{label:<9} {text}\n"));
+    }
+
+    fn end(self, served: bool) -> Explanation {
+        Explanation { text: self.0, served }
+    }
+
+    /// Whether the request comes past its listener.
+    fn listener(&mut self, question: &Question, host: Option<&Host>, walk: &Trace<'_>) -> bool {
+        let tls = host.and_then(|host| host.tls.as_ref());
+        match (question.scheme, tls) {
+            (Scheme::Http, Some(tls)) if tls.redirect => {
+                let challenge = question.path.starts_with("/.well-known/acme-challenge/");
+                if challenge && walk.found.is_some() {
+                    self.add("listener", "http; an ACME challenge that a rule matches is not redirected");
+                    return true;
+                }
+                self.add("listener", "http");
+                if let Some(host) = host {
+                    self.hostname(question, host);
+                }
+                let query = question.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
+                self.add("answer", format!("308 to https://{}{}{query}", question.host, question.path));
+                false
+            }
+            (Scheme::Http, _) => {
+                self.add("listener", "http");
+                true
+            }
+            (Scheme::Https, Some(tls)) if has_certificate(host, tls, &question.host) => {
+                self.add("listener", format!("https, server name {}", question.host));
+                for certificate in &tls.certificates {
+                    let until = jiff::Timestamp::from_second(certificate.not_after)
+                        .map_or_else(|_| "(no date)".to_owned(), |date| date.to_string());
+                    let names = certificate.names.join(" ");
+                    self.add("", format!("certificate {} for {names}, until {until}", certificate.secret));
+                }
+                true
+            }
+            (Scheme::Https, Some(tls)) => {
+                self.add("listener", format!("https, server name {}", question.host));
+                for secret in &tls.unusable {
+                    self.add("", format!("Secret {secret} holds no usable certificate"));
+                }
+                self.add(
+                    "answer",
+                    "none: the handshake is refused, there is no usable certificate for the name",
+                );
+                false
+            }
+            (Scheme::Https, None) => {
+                self.add("listener", format!("https, server name {}", question.host));
+                self.add("answer", "none: the handshake is refused, no route has tls for the name");
+                false
+            }
+        }
+    }
+
+    fn hostname(&mut self, question: &Question, host: &Host) {
+        let how = match &host.hostname {
+            Some(Hostname::Exact(_)) => "",
+            Some(Hostname::Wildcard(_)) => ", no route names it exactly",
+            None => ", no route names it",
+        };
+        match &host.hostname {
+            Some(hostname) => self.add("hostname", format!("{hostname} for {}{how}", question.host)),
+            None => self.add("hostname", format!("(any other) for {}{how}", question.host)),
+        }
+    }
+
+    fn candidates(&mut self, candidates: &[Candidate<'_>]) {
+        for (place, candidate) in candidates.iter().enumerate() {
+            let label = if place == 0 { "matches" } else { "" };
+            if place == MAX_LISTED {
+                self.add("", format!("and {} more", candidates.len() - place));
+                break;
+            }
+            self.add(label, DisplayCandidate(candidate));
+        }
+    }
+
+    fn rule(&mut self, rule: &Rule) {
+        let labels = &rule.labels;
+        self.add("rule", format!("{} of {}/{}", labels.rule, labels.namespace, labels.route));
+        for (place, member) in rule.policy.iter().enumerate() {
+            let label = if place == 0 { "policy" } else { "" };
+            match rule.filters.iter().find(|(row, _)| *row == member.row) {
+                Some((_, plan)) => self.add(label, format!("{member}: {plan:?}")),
+                None => self.add(label, member),
+            }
+        }
+    }
+
+    fn action(
+        &mut self,
+        map: &RouteMap,
+        rule: &Rule,
+        endpoints_of: &dyn Fn(&BackendTarget) -> Option<EndpointSet>,
+    ) {
+        match &rule.action {
+            Action::Forward(plan) => self.forward(map, plan, endpoints_of),
+            other => self.add("answer", other.to_string().trim_end()),
+        }
+    }
+
+    fn forward(
+        &mut self,
+        map: &RouteMap,
+        plan: &ForwardPlan,
+        endpoints_of: &dyn Fn(&BackendTarget) -> Option<EndpointSet>,
+    ) {
+        self.add("timeouts", plan.timeouts.to_string().trim_start_matches("timeouts "));
+        let total: u64 = plan.backends.iter().map(|backend| u64::from(backend.weight)).sum();
+        if total == 0 {
+            self.add("answer", "500 BackendNotFound: no backend has a weight");
+        }
+        for backend in &plan.backends {
+            let share = format!("weight {} of {total}", backend.weight);
+            match &backend.target {
+                WeightedTarget::Unresolved(kind) => {
+                    self.add("backend", format!("does not resolve, {share}: 500 {}", kind.as_str()));
+                }
+                WeightedTarget::Backend(id) => {
+                    self.add("backend", format!("{id}, {share}"));
+                    self.endpoints(map, id, endpoints_of);
+                }
+            }
+        }
+    }
+
+    fn endpoints(
+        &mut self,
+        map: &RouteMap,
+        id: &BackendId,
+        endpoints_of: &dyn Fn(&BackendTarget) -> Option<EndpointSet>,
+    ) {
+        let Some(plan) = map.backends.get(id) else { return };
+        let set = match (&plan.target, endpoints_of(&plan.target)) {
+            (BackendTarget::Service { .. }, Some(set)) => set,
+            (BackendTarget::Service { .. }, None) => return,
+            (BackendTarget::Hosts(hosts), _) => {
+                let hosts: Vec<_> = hosts.iter().map(|(address, port)| format!("{address}:{port}")).collect();
+                self.add("", hosts.join(" "));
+                return;
+            }
+        };
+        match set.endpoints.len() {
+            0 => self.add("", "no ready endpoint: 503 NoHealthyEndpoints"),
+            count => {
+                let shown: Vec<_> = set
+                    .endpoints
+                    .iter()
+                    .take(MAX_LISTED)
+                    .map(|endpoint| endpoint.address.to_string())
+                    .collect();
+                let more = if count > MAX_LISTED { " …" } else { "" };
+                self.add("", format!("{count} endpoints: {}{more}", shown.join(" ")));
+            }
+        }
+    }
+}
+
+/// The certificate of a route without hostnames answers for its own names only.
+fn has_certificate(host: Option<&Host>, tls: &HostTls, name: &str) -> bool {
+    let any_name = host.is_some_and(|host| host.hostname.is_some());
+    tls.certificates.iter().any(|certificate| {
+        let own = certificate.names.iter().filter_map(|own| own.parse::<Hostname>().ok());
+        any_name || own.into_iter().any(|own| own.covers(name))
+    })
+}
+
+struct DisplayCandidate<'c>(&'c Candidate<'c>);
+
+impl Display for DisplayCandidate<'_> {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let entry = self.0.entry;
+        match &self.0.verdict {
+            Verdict::Wins => write!(f, "yes {entry}"),
+            Verdict::Outranked => write!(f, "-   {entry} (matches too, comes later)"),
+            Verdict::Misses(miss) => write!(f, "no  {entry} (asks for {miss})"),
+            Verdict::PathDiffers => write!(f, "no  {entry} (the path differs)"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::filters::TimeoutsPlan;
+    use crate::message::{ErrorKind, Labels};
+    use crate::route_map::{
+        BackendPlan, Comparison, Endpoint, HeaderPredicate, HostHeader, MatchEntry, MatchPlan, MatchTable,
+        PathPredicate, Predicates, Standing, Unserved, WeightedBackend,
+    };
+    use crate::values::ObjectName;
+
+    fn backend() -> BackendPlan {
+        let service = ObjectName::new("shop", "orders");
+        BackendPlan {
+            id: BackendId::Service { service: service.clone(), port: 80 },
+            target: BackendTarget::Service { service, port: 80 },
+            host_header: HostHeader::Preserve,
+        }
+    }
+
+    fn entry(rule: &str, path: PathPredicate, predicates: Predicates, action: Action) -> MatchEntry {
+        let labels = Labels { namespace: "shop".into(), route: "web".into(), rule: rule.into() };
+        MatchEntry {
+            plan: Arc::new(MatchPlan::new(path, predicates)),
+            rule: Arc::new(Rule {
+                labels: Arc::new(labels),
+                filters: Vec::new(),
+                action,
+                policy: Vec::new(),
+            }),
+            standing: Standing::new(None, ObjectName::new("shop", "web"), 0, 0),
+        }
+    }
+
+    fn forward() -> Action {
+        let backends = vec![
+            WeightedBackend { weight: 3, target: WeightedTarget::Backend(backend().id) },
+            WeightedBackend { weight: 1, target: WeightedTarget::Unresolved(ErrorKind::BackendNotFound) },
+        ];
+        Action::Forward(ForwardPlan { backends, timeouts: TimeoutsPlan::default() })
+    }
+
+    fn map(tls: Option<HostTls>) -> RouteMap {
+        let admin = HeaderPredicate {
+            name: HeaderName::from_static("x-admin"),
+            value: Comparison::Exact("1".into()),
+        };
+        let headers = Predicates { headers: vec![admin], ..Predicates::default() };
+        let prefix = |text| PathPredicate::prefix(text).expect("normal");
+        let unserved = || Action::Unserved(Unserved { kind: ErrorKind::PolicyInvalid });
+        let table = MatchTable::new(vec![
+            entry("all", prefix("/orders"), Predicates::default(), forward()),
+            entry("admin", prefix("/orders"), headers, unserved()),
+        ]);
+        let hostname: Hostname = "shop.example".parse().expect("a hostname");
+        let host = Host { hostname: Some(hostname.clone()), tls, table };
+        RouteMap {
+            hosts: [(hostname, Arc::new(host))].into(),
+            catch_all: None,
+            backends: [(backend().id, Arc::new(backend()))].into(),
+        }
+    }
+
+    fn explained(map: &RouteMap, url: &str, headers: &[&str]) -> Explanation {
+        let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
+        let address = "10.0.0.1:8080".parse().expect("an address");
+        explain(map, &Question::new("GET", url, &headers).expect("a question"), &|_| {
+            Some(EndpointSet { endpoints: vec![Endpoint { address }], ..EndpointSet::default() })
+        })
+    }
+
+    #[test]
+    fn a_served_request_is_followed_to_its_endpoints() {
+        let told = explained(&map(None), "http://Shop.example:8080/%6frders/7?x=1", &[]);
+        assert_eq!(
+            told.text,
+            "listener  http
+hostname  shop.example for shop.example
+path      /orders/7, the normal form of /%6frders/7
+matches   no  PathPrefix /orders, header x-admin = \"1\" -> shop/web/admin (asks for header x-admin = \"1\")
+          yes PathPrefix /orders -> shop/web/all
+rule      all of shop/web
+timeouts  request 30s backendRequest none connect 2s idle 60s tunnel idle 300s
+backend   Service/shop/orders:80, weight 3 of 4
+          1 endpoints: 10.0.0.1:8080
+backend   does not resolve, weight 1 of 4: 500 BackendNotFound
+"
+        );
+        assert!(told.served);
+    }
+
+    #[test]
+    fn a_rule_that_cannot_be_served_says_so() {
+        let told = explained(&map(None), "http://shop.example/orders", &["X-Admin: 1"]);
+        assert!(
+            told.text.ends_with("answer    unserved: 503 PolicyInvalid\n") && !told.served,
+            "{}",
+            told.text
+        );
+        assert!(told.text.contains("-   PathPrefix /orders -> shop/web/all (matches too, comes later)"));
+    }
+
+    #[test]
+    fn near_misses_by_path_are_told() {
+        let told = explained(&map(None), "http://shop.example/order", &[]);
+        assert!(
+            told.text.contains("no  PathPrefix /orders -> shop/web/all (the path differs)"),
+            "{}",
+            told.text
+        );
+        assert!(told.text.ends_with("answer    404 NoRouteMatch\n") && !told.served);
+    }
+
+    #[test]
+    fn the_listener_may_end_the_way() {
+        let tls = || Some(HostTls { certificates: Vec::new(), unusable: Vec::new(), redirect: true });
+        for (tls, url, end) in [
+            (tls(), "http://shop.example/orders?a=b", "308 to https://shop.example/orders?a=b"),
+            (tls(), "https://shop.example/orders", "no usable certificate for the name"),
+            (None, "https://shop.example/orders", "no route has tls for the name"),
+            (None, "http://other.example/", "404 NoRouteMatch"),
+            (None, "http://shop.example/a%2fb", "it is not allowed"),
+        ] {
+            let told = explained(&map(tls), url, &[]);
+            assert!(told.text.trim_end().ends_with(end) && !told.served, "{url}: {}", told.text);
+        }
+    }
+
+    #[test]
+    fn questions_are_checked() {
+        for (method, url, header) in [
+            ("G T", "http://a/", "a: b"),
+            ("GET", "a/b", "a: b"),
+            ("GET", "ftp://a/", "a: b"),
+            ("GET", "http://a b/", "a: b"),
+            ("GET", "http://a/", "nocolon"),
+        ] {
+            assert!(Question::new(method, url, &[header.into()]).is_err(), "{method} {url} {header}");
+        }
+    }
+}
