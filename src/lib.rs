@@ -31,3 +31,5 @@ pub mod proxy;
 pub mod app;
 
 pub mod cli;
+
+pub mod controller;

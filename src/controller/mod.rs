@@ -1,0 +1,172 @@
+//! The Kubernetes side: watches → updates for reconcile, leader election, status and Events, who serves what. The only
+//! user of `kube`'s client and runtime.
+//!
+//! The wiring, for `app`:
+//! ```ignore
+//! let peer = settings.peer.map(bind)                          // with the other sockets, before anything starts
+//! let wiring = controller::Wiring { updates, published, telemetry, drain, peer };
+//! control.block_on(controller::start(settings.controller, wiring))?;
+//! ```
+//! `start` returns once the client is made; its tasks end with the runtime. Order at a start: the peer port is open,
+//! the own address is seen among the replicas', the lists are read with quorum, `Synced` is told; reconcile installs
+//! the first map and readiness follows. Without an API server nothing of this happens and the process stays unready;
+//! when it goes away later, everything that is known stays, the watches go on trying, and the data path notices nothing.
+
+mod kinds;
+mod lease;
+mod peer_port;
+mod pulse;
+mod replicas;
+mod served;
+mod status;
+mod watch;
+mod writer;
+
+use std::hash::{BuildHasher as _, Hasher as _};
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use kube::config::{KubeConfigOptions, Kubeconfig};
+use kube::{Client, Config};
+use tokio::net::TcpListener;
+use tokio::sync::{mpsc, watch as channel};
+
+use self::lease::{Candidate, Term};
+use self::peer_port::TokenFile;
+use self::pulse::Pulse;
+use self::replicas::Peers;
+use self::served::Served;
+use self::writer::Writer;
+use crate::compile::Published;
+use crate::lifecycle::DrainSignal;
+use crate::snapshot::Update;
+use crate::telemetry::Telemetry;
+
+const CONNECT: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// None: the service account of the Pod that this runs in.
+    pub kubeconfig: Option<PathBuf>,
+    /// Names this installation in the status of backends and as the source of Events.
+    pub class_name: Arc<str>,
+    /// Of the installation: its Lease and its peer Service are there.
+    pub namespace: String,
+    /// Names this replica in messages.
+    pub pod_name: String,
+    /// Where the other replicas reach this one.
+    pub pod_ip: Option<IpAddr>,
+    /// Empty: all.
+    pub watch_namespaces: Vec<String>,
+    pub lease_name: String,
+    /// None: this process is the only replica.
+    pub peers: Option<PeerSettings>,
+}
+
+#[derive(Clone, Debug)]
+pub struct PeerSettings {
+    /// The headless Service over all replicas, with `publishNotReadyAddresses`.
+    pub service: String,
+    /// Holds the token that the replicas show each other.
+    pub token_file: PathBuf,
+}
+
+/// What this side is connected to.
+#[derive(Debug)]
+pub struct Wiring {
+    pub updates: mpsc::Sender<Update>,
+    pub published: channel::Receiver<Option<Arc<Published>>>,
+    pub telemetry: Telemetry,
+    pub drain: DrainSignal,
+    /// The peer port; needed where `Settings::peers` is given.
+    pub peer: Option<TcpListener>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    #[error("cannot read the kubeconfig {0}")]
+    Kubeconfig(PathBuf, #[source] kube::config::KubeconfigError),
+    #[error(
+        "not in a Pod with a service account; run in a cluster, name a kubeconfig, or read files with --manifests"
+    )]
+    NotInCluster(#[source] kube::config::InClusterError),
+    #[error("cannot make a client for the API server")]
+    Client(#[source] kube::Error),
+    #[error("a peer Service is named but no peer address to listen on; set --peer")]
+    NoPeerPort,
+    #[error("the peer port has no address")]
+    PeerPort(#[source] std::io::Error),
+    #[error("{0}")]
+    Token(String),
+}
+
+/// Makes the client and starts everything. Must be called in the runtime that it shall run on.
+///
+/// # Errors
+/// The settings cannot work. An API server that does not answer is no error.
+pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
+    let client = client(settings.kubeconfig.as_deref()).await?;
+    let Wiring { updates, published, telemetry, drain, peer } = wiring;
+    let served = Served::new(&settings.pod_name, published.clone());
+    let peers = match (settings.peers, peer) {
+        (None, _) => None,
+        (Some(_), None) => return Err(Error::NoPeerPort),
+        (Some(PeerSettings { service, token_file }), Some(listener)) => {
+            let token = TokenFile::new(token_file);
+            token.read().await.map_err(Error::Token)?;
+            let port = listener.local_addr().map_err(Error::PeerPort)?.port();
+            let own = settings.pod_ip.map(|address| SocketAddr::new(address, port));
+            tokio::spawn(peer_port::serve(listener, token.clone(), served.clone()));
+            let namespace = settings.namespace.clone();
+            Some(Peers { client: client.clone(), namespace, service, token, own })
+        }
+    };
+    let pulse = Pulse::new(telemetry.clone());
+    let identity = format!("{}_{:016x}", settings.pod_name, random());
+    let (term_sender, term) = channel::channel(Term::default());
+    let candidate = Candidate {
+        client: client.clone(),
+        namespace: settings.namespace,
+        lease: settings.lease_name,
+        identity,
+        telemetry: telemetry.clone(),
+        pulse: pulse.clone(),
+        drain,
+    };
+    tokio::spawn(candidate.run(term_sender));
+    let class_name = &settings.class_name;
+    let writer = Writer::new(&client, class_name, &settings.pod_name, peers.clone(), served, term, published);
+    tokio::spawn(writer.run());
+    let watches = watch::watches(&client, &settings.watch_namespaces, &telemetry, &pulse, updates);
+    tokio::spawn(async move {
+        if let Some(peers) = peers {
+            peers.seen().await;
+        }
+        for watch in watches {
+            tokio::spawn(watch);
+        }
+    });
+    Ok(())
+}
+
+async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
+    let mut config = match kubeconfig {
+        Some(path) => {
+            let failed = |error| Error::Kubeconfig(path.to_owned(), error);
+            let read = Kubeconfig::read_from(path).map_err(failed)?;
+            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(failed)?
+        }
+        None => Config::incluster().map_err(Error::NotInCluster)?,
+    };
+    config.connect_timeout = Some(CONNECT);
+    // Every caller here has its own back-off and its own idea of how long to wait.
+    config.default_retry = false;
+    Client::try_from(config).map_err(Error::Client)
+}
+
+/// Not for secrets: keeps replicas apart. The standard library seeds its hash maps from the system.
+fn random() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
+}
