@@ -17,7 +17,7 @@ use crate::background::Names;
 use crate::compile::{self, Compiled, Memo, Options, Published};
 use crate::lifecycle::Guard;
 use crate::proxy::DataPlane;
-use crate::route_map::{Address, BackendPlan, BackendTarget, Endpoint, EndpointSet, RouteMap};
+use crate::route_map::{Address, BackendPlan, BackendTarget, EndpointSet, RouteMap};
 use crate::snapshot::{Change, Kind, Object, Snapshot, Update};
 use crate::telemetry::Telemetry;
 use crate::values::{BackendId, ObjectName};
@@ -76,7 +76,10 @@ pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
     let mut waits_for = (Some(reconcile.waits_for_lists), Some(reconcile.waits_for_map));
     let (jobs, waiting) = std::sync::mpsc::channel();
     let (finished, mut done) = mpsc::channel(1);
+    let told = plane.clone();
+    let names = Names::start(move |backend, endpoints| told.set_endpoints(backend, endpoints));
     let compiler = Compiler {
+        names: names.clone(),
         options,
         plane: plane.clone(),
         telemetry: telemetry.clone(),
@@ -86,7 +89,7 @@ pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
     std::thread::Builder::new().name("compile".into()).spawn(move || compiler.run(&waiting, &finished))?;
 
     let mut announcer = Announcer::default();
-    let mut state = State::new(plane);
+    let mut state = State::new(plane, names);
     let mut open = true;
     while open || state.compiling || state.dirty.is_some() {
         let start = state.start_at();
@@ -129,11 +132,10 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 impl State {
-    fn new(plane: DataPlane) -> Self {
-        let told = plane.clone();
+    fn new(plane: DataPlane, names: Names) -> Self {
         Self {
             world: Snapshot::default(),
-            names: Names::start(move |backend, endpoints| told.set_endpoints(backend, endpoints)),
+            names,
             plane,
             synced: false,
             dirty: None,
@@ -275,27 +277,17 @@ fn with_hosts(map: &RouteMap) -> Vec<(BackendId, Vec<(Address, u16)>)> {
     map.backends.iter().filter_map(|(id, plan)| Some((id.clone(), hosts(plan)?))).collect()
 }
 
-/// Where a backend's requests can go as far as the world itself says: names are resolved later.
-fn first_endpoints(world: &Snapshot, target: &BackendTarget) -> EndpointSet {
+/// Where a backend's requests can go as far as is known: names may be resolved later.
+fn first_endpoints(world: &Snapshot, names: &Names, target: &BackendTarget) -> EndpointSet {
     match target {
         BackendTarget::Service { service, port } => compile::endpoints(world, service, *port),
-        BackendTarget::Hosts(hosts) => {
-            let mut endpoints: Vec<Endpoint> = hosts
-                .iter()
-                .filter_map(|(address, port)| match address {
-                    Address::Ip(ip) => Some(Endpoint { address: (*ip, *port).into() }),
-                    Address::Name(_) => None,
-                })
-                .collect();
-            endpoints.sort_unstable();
-            endpoints.dedup();
-            EndpointSet { endpoints, known: true }
-        }
+        BackendTarget::Hosts(hosts) => names.endpoints(hosts),
     }
 }
 
 /// The thread that compiles and installs, so that neither holds up the control runtime.
 struct Compiler {
+    names: Names,
     options: Options,
     plane: DataPlane,
     telemetry: Telemetry,
@@ -342,7 +334,7 @@ impl Compiler {
             .backends
             .iter()
             .filter(|(id, plan)| self.installed.backends.get(*id) != Some(*plan))
-            .map(|(id, plan)| (id.clone(), first_endpoints(world, &plan.target)))
+            .map(|(id, plan)| (id.clone(), first_endpoints(world, &self.names, &plan.target)))
             .collect();
         self.plane.install(Arc::clone(map), endpoints);
         self.installed = Arc::clone(map);
