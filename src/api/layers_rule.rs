@@ -333,13 +333,11 @@ const LONG_EXPRESSION: &str = "a regular expression has at most 512 characters";
 
 /// The patterns of the rules that stand at `PathMatch`.
 static PLAIN: LazyLock<Regex> =
-    LazyLock::new(|| pattern("^([-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})*$"));
+    LazyLock::new(|| pattern("^([-A-Za-z0-9/._~!$&'()*+,;=:@{}]|%[0-9A-Fa-f]{2})*$"));
 static NOT_NORMAL: LazyLock<Regex> =
     LazyLock::new(|| pattern("//|/([.]|%2[eE]){1,2}([/;]|%3[bB]|$)|%(2[fF]|5[cC]|[01]|7[fF])"));
 static TEMPLATE: LazyLock<Regex> = LazyLock::new(|| {
-    pattern(
-        "^(/([-A-Za-z0-9._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})+|/[{][a-z][A-Za-z0-9_]{0,30}[}])*(/([{][a-z][A-Za-z0-9_]{0,30}[.]{3}[}])?)?$",
-    )
+    pattern("^(/[^/{}]+|/[{][a-z][A-Za-z0-9_]{0,30}[}])*(/([{][a-z][A-Za-z0-9_]{0,30}[.]{3}[}])?)?$")
 });
 
 fn pattern(text: &str) -> Regex {
@@ -357,10 +355,12 @@ fn path_problem(path: &PathMatch) -> Option<&'static str> {
     if NOT_NORMAL.is_match(value) {
         return Some("write the path without empty and dot segments, encoded slashes and control characters");
     }
-    match path.kind {
-        PathMatchType::PathTemplate => (!TEMPLATE.is_match(value))
-            .then_some("a template has segments of text and {name}, and at its end {name...} for the rest"),
-        _ => (!PLAIN.is_match(value))
-            .then_some("a path has unreserved characters, sub-delimiters and %-escapes only (RFC 3986)"),
+    if !PLAIN.is_match(value) {
+        return Some("a path has unreserved characters, sub-delimiters and %-escapes only (RFC 3986)");
     }
+    if path.kind == PathMatchType::PathTemplate {
+        return (!TEMPLATE.is_match(value))
+            .then_some("a template has segments of text and {name}, and at its end {name...} for the rest");
+    }
+    value.contains(['{', '}']).then_some("braces stand in a PathTemplate only; a brace itself is %7B or %7D")
 }

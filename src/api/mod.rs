@@ -1,5 +1,7 @@
 //! What users write: the CRD types, nothing else. The schema is generated from them into `crds/`.
 
+#[cfg(test)]
+mod cases_tests;
 mod crd;
 mod gateway_backend;
 mod gateway_route;

@@ -56,17 +56,20 @@ const TOKEN: &str = "^[-A-Za-z0-9!#$%&'*+.^_`|~]+$";
         .message("a path begins with '/'")
         .field_path(".value"),
     validation = Rule::new(
-        "!(self.type in ['Exact', 'PathPrefix']) || self.value.matches(\"^([-A-Za-z0-9/._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})*$\")"
+        "self.type == 'RegularExpression' || self.value.matches(\"^([-A-Za-z0-9/._~!$&'()*+,;=:@{}]|%[0-9A-Fa-f]{2})*$\")"
     )
     .message("a path has unreserved characters, sub-delimiters and %-escapes only (RFC 3986)")
     .field_path(".value"),
+    validation = Rule::new("!(self.type in ['Exact', 'PathPrefix']) || !(self.value.contains('{') || self.value.contains('}'))")
+        .message("braces stand in a PathTemplate only; a brace itself is %7B or %7D")
+        .field_path(".value"),
     validation = Rule::new(
         "self.type == 'RegularExpression' || !self.value.matches('//|/([.]|%2[eE]){1,2}([/;]|%3[bB]|$)|%(2[fF]|5[cC]|[01]|7[fF])')"
     )
     .message("write the path without empty and dot segments, encoded slashes and control characters")
     .field_path(".value"),
     validation = Rule::new(
-        "self.type != 'PathTemplate' || self.value.matches(\"^(/([-A-Za-z0-9._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})+|/[{][a-z][A-Za-z0-9_]{0,30}[}])*(/([{][a-z][A-Za-z0-9_]{0,30}[.]{3}[}])?)?$\")"
+        "self.type != 'PathTemplate' || self.value.matches('^(/[^/{}]+|/[{][a-z][A-Za-z0-9_]{0,30}[}])*(/([{][a-z][A-Za-z0-9_]{0,30}[.]{3}[}])?)?$')"
     )
     .message("a template has segments of text and {name}, and at its end {name...} for the rest")
     .field_path(".value"),
