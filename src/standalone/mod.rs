@@ -62,3 +62,6 @@ fn follow(roots: Vec<PathBuf>, updates: &mpsc::Sender<Update>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
