@@ -1,16 +1,29 @@
-//! `portcullis crds`: the CustomResourceDefinitions as YAML.
+//! `portcullis crds`: the CustomResourceDefinitions as YAML, printed or written.
 
+use std::io::Write as _;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
 use clap::Args;
-use kube::CustomResourceExt as _;
 
-use crate::api::{GatewayBackend, GatewayRoute};
+use crate::api;
 
 #[derive(Args, Debug)]
-pub struct Crds {}
+pub struct Crds {
+    /// Write a file a kind into this folder instead of printing them
+    #[arg(long, value_name = "DIR")]
+    output: Option<PathBuf>,
+}
 
-pub fn run(_: &Crds) -> anyhow::Result<()> {
-    for crd in [GatewayRoute::crd(), GatewayBackend::crd()] {
-        print!("---\n{}", serde_saphyr::to_string(&crd)?);
+pub fn run(args: &Crds) -> anyhow::Result<()> {
+    let Some(folder) = &args.output else {
+        let all: String = api::crds().into_iter().map(|(_, crd)| format!("---\n{crd}")).collect();
+        return Ok(std::io::stdout().write_all(all.as_bytes())?);
+    };
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    for (name, crd) in api::crds() {
+        let path = folder.join(name);
+        std::fs::write(&path, crd).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

@@ -68,11 +68,12 @@ pub fn run(args: &Echo) -> anyhow::Result<()> {
 async fn serve(args: &Echo) -> anyhow::Result<()> {
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
-    println!("echo {}", listener.local_addr()?);
     let server = Rc::new(Server { name: name(args), leaving: CancellationToken::new() });
     let connections = tokio_util::task::TaskTracker::new();
     let closing = CancellationToken::new();
     let mut terminated = terminated()?;
+    // Last: whoever reads this may send signals.
+    println!("echo {}", listener.local_addr()?);
     let leave_at = async {
         terminated.recv().await;
         server.leaving.cancel();

@@ -26,7 +26,7 @@ pub struct Run {
     /// Where to listen for TLS [default: port 8443 of every address]
     #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_HTTPS", value_delimiter = ',')]
     https: Vec<SocketAddr>,
-    /// Where to answer /metrics, /livez, /readyz and /status [default: port 9100, with --manifests on loopback]
+    /// Where to answer /metrics, /livez, /readyz and /status [default: port 9090, with --manifests on loopback]
     #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_ADMIN")]
     admin: Option<SocketAddr>,
     /// Worker threads [default: one a CPU that the process may use, at most 16]
@@ -103,7 +103,7 @@ fn settings(args: Run) -> anyhow::Result<Settings> {
         },
         admin: args
             .admin
-            .or_else(|| Some(if files { (Ipv4Addr::LOCALHOST, 9100).into() } else { every_address(9100) })),
+            .or_else(|| Some(if files { (Ipv4Addr::LOCALHOST, 9090).into() } else { every_address(9090) })),
         access_log: match args.access_log.as_str() {
             "off" => AccessTarget::Off,
             "stdout" => AccessTarget::Stdout,

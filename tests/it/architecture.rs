@@ -87,6 +87,9 @@ const SPAWNING: &[&str] = &[
     "src/controller/",
     "src/standalone/",
     "src/telemetry/access_log",
+    // The driver of each kept connection, on the worker that opened it.
+    "src/upstream/connect",
+    "src/upstream/pool",
     "src/cli/echo",
     "src/cli/load/",
     "src/cli/websocket",

@@ -1,6 +1,9 @@
 //! The one integration-test binary; each room of tests is a module.
 
 mod architecture;
+mod commands;
+mod file_mode;
+mod harness;
 mod proxy_requests;
 mod proxy_rig;
 mod proxy_streams;

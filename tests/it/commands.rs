@@ -1,0 +1,199 @@
+//! What a person types, and what comes back.
+
+use serde_json::Value;
+
+use crate::harness::{Backend, PATIENCE, connect, exchange, responds, route, run, text};
+
+fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    for (name, text) in files {
+        std::fs::write(folder.path().join(name), text).expect("written");
+    }
+    folder
+}
+
+/// Exit code and stdout of `check`.
+fn check(folder: &tempfile::TempDir, arguments: &[&str]) -> (Option<i32>, String) {
+    let output = run(&[&["check", folder.path().to_str().expect("UTF-8")], arguments].concat());
+    assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
+    (output.status.code(), text(&output.stdout))
+}
+
+const BROKEN: &str = "\
+# A comment.
+---
+apiVersion: portcullis.dev/v1alpha1
+kind: GatewayRoute
+metadata: {name: broken, namespace: test}
+spec:
+  hostnames: [broken.example]
+  rules:
+  - name: slow
+    policy:
+      timeouts:
+        request: soon
+    backendRefs: [{kind: GatewayBackend, name: b}]
+---
+apiVersion: portcullis.dev/v1alpha1
+kind: GatewayBackend
+metadata: {name: b, namespace: test}
+spec: {hosts: [{address: 127.0.0.1, port: 1}]}
+";
+
+#[test]
+fn check_is_content_with_what_is_right() {
+    let (code, said) = check(&folder(&[("a.yaml", &responds("a", "a.example", "a"))]), &[]);
+    assert_eq!(
+        (code, said.as_str()),
+        (Some(0), "0 errors, 0 warnings in 1 GatewayRoutes and 0 GatewayBackends\n")
+    );
+}
+
+#[test]
+fn check_shows_the_line_and_names_the_code() {
+    let (code, said) = check(&folder(&[("broken.yaml", BROKEN)]), &[]);
+    assert_eq!(code, Some(1), "{said}");
+    for part in [
+        "error[PolicyInvalid]",
+        "GatewayRoute test/broken",
+        "broken.yaml:12",
+        "12 |         request: soon",
+        "^^^^",
+    ] {
+        assert!(said.contains(part), "{part} is not in:\n{said}");
+    }
+}
+
+#[test]
+fn check_tells_machines_too() {
+    let files = [("broken.yaml", BROKEN), ("worse.yaml", "kind: [\n")];
+    let (code, said) = check(&folder(&files), &["--output", "json"]);
+    let said: Value = serde_json::from_str(&said).expect("JSON");
+    assert_eq!(code, Some(1));
+    assert_eq!(said["summary"]["errors"], 2, "{said}");
+    let findings = said["findings"].as_array().expect("a list");
+    let finding = findings.iter().find(|finding| finding["code"] == "PolicyInvalid").expect("found");
+    assert_eq!(
+        (&finding["line"], &finding["column"], &finding["severity"], &finding["object"]["name"]),
+        (&12.into(), &18.into(), &"error".into(), &"broken".into()),
+        "{finding}"
+    );
+    let finding = findings.iter().find(|finding| finding["code"] == "Unreadable").expect("found");
+    assert!(finding["file"].as_str().is_some_and(|file| file.ends_with("worse.yaml")), "{finding}");
+}
+
+#[test]
+fn check_of_nothing_is_an_error_of_its_own() {
+    let output = run(&["check", "/nowhere/at/all"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).starts_with("portcullis: cannot read /nowhere/at/all"), "{output:?}");
+}
+
+#[test]
+fn the_version_is_the_crates() {
+    assert_eq!(text(&run(&["--version"]).stdout), concat!("portcullis ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+#[test]
+fn crds_are_printed_and_written() {
+    let printed = text(&run(&["crds"]).stdout);
+    for kind in ["kind: GatewayRoute", "kind: GatewayBackend"] {
+        assert!(printed.contains(kind), "{printed}");
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    assert!(run(&["crds", "--output", folder.path().to_str().expect("UTF-8")]).status.success());
+    let mut written: Vec<_> = std::fs::read_dir(folder.path())
+        .expect("listed")
+        .map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8"))
+        .collect();
+    written.sort();
+    assert_eq!(written, ["gatewaybackends.yaml", "gatewayroutes.yaml"]);
+}
+
+#[test]
+fn echo_does_what_its_paths_say() {
+    let backend = Backend::start("e");
+    let get = |path: &str| exchange(connect(backend.address), "GET", "echo", path, &[], "");
+    assert_eq!(get("/a/status/418").status, 418);
+    assert_eq!(get("/bytes/100000").body.len(), 100_000);
+    assert_eq!(get("/healthz").body, "ok\n");
+    assert_eq!(get("/status/99").status, 400);
+    assert_eq!(get("/delay/soon").status, 400);
+    let began = std::time::Instant::now();
+    assert_eq!(get("/delay/50ms").json()["name"], "e");
+    assert!(began.elapsed().as_millis() >= 50);
+    let trailers = exchange(connect(backend.address), "GET", "echo", "/trailers", &["TE: trailers"], "");
+    assert_eq!(trailers.body, "one\ntwo\n");
+}
+
+#[test]
+fn a_drained_echo_ends_well() {
+    let mut backend = Backend::start("e");
+    backend.process.signal(rustix::process::Signal::TERM);
+    assert_eq!(backend.process.ended().code(), Some(0));
+}
+
+#[test]
+fn load_counts_each_loss_in_its_place() {
+    let backend = Backend::start("e");
+    let load = |url: String, arguments: &[&str]| -> Value {
+        let output =
+            run(&[&["load", "--url", &url, "--rate", "100", "--duration", "200ms"], arguments].concat());
+        serde_json::from_str(&text(&output.stdout)).expect("a report")
+    };
+    let report = load(format!("http://{}/", backend.address), &[]);
+    assert!(report["ok"].as_u64().is_some_and(|ok| ok > 5) && report["ok"] == report["sent"], "{report}");
+    let report = load(format!("http://{}/status/500", backend.address), &["--fresh"]);
+    assert_eq!((&report["ok"], &report["lost"]["status"]), (&0.into(), &report["sent"]), "{report}");
+    // A port that was free a moment ago.
+    let closed =
+        std::net::TcpListener::bind("127.0.0.1:0").and_then(|socket| socket.local_addr()).expect("a port");
+    let report = load(format!("http://{closed}/"), &[]);
+    assert_eq!((&report["ok"], &report["lost"]["refused"]), (&0.into(), &report["sent"]), "{report}");
+}
+
+#[test]
+fn load_sees_an_unannounced_close_and_a_body_that_was_cut() {
+    use std::io::{Read as _, Write as _};
+
+    for (answer, place) in [("", "closed"), ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nab", "cut")] {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let _ = stream.set_read_timeout(Some(PATIENCE));
+                let _ = stream.read(&mut [0; 1024]);
+                let _ = stream.write_all(answer.as_bytes());
+            }
+        });
+        let output =
+            run(&["load", "--url", &format!("http://{address}/"), "--rate", "50", "--duration", "100ms"]);
+        let report: Value = serde_json::from_str(&text(&output.stdout)).expect("a report");
+        assert_eq!(
+            (&report["ok"], &report["lost"][place]),
+            (&0.into(), &report["sent"]),
+            "{place}: {report}"
+        );
+    }
+}
+
+#[test]
+fn explain_names_the_rule() {
+    let files = [(
+        "a.yaml",
+        route(
+            "a",
+            "{hostnames: [a.example], rules: [{name: the-rule, matches: [{path: {value: /x}}], respond: {status: 200}}]}",
+        ),
+    )];
+    let folder = folder(&[(files[0].0, files[0].1.as_str())]);
+    let output = run(&[
+        "explain",
+        "GET",
+        "http://a.example/x/y",
+        "--manifests",
+        folder.path().to_str().expect("UTF-8"),
+    ]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("the-rule"), "{}", text(&output.stdout));
+}
