@@ -89,7 +89,11 @@ pub(super) fn settle(claimants: &[Claimant], world: &Snapshot, options: &Options
     Claims { by_host, refused }
 }
 
+/// A route without a rule that is installed names nothing: what cannot be read must not take a hostname away.
 fn claimed(route: &LoweredRoute) -> Vec<(FieldPath, Option<&Hostname>)> {
+    if route.rules.iter().all(|rule| rule.matches.is_empty()) {
+        return Vec::new();
+    }
     match &route.hostnames {
         None => vec![(FieldPath::new("spec.hostnames"), None)],
         Some(names) => names.iter().map(|(path, name)| (path.clone(), Some(name))).collect(),

@@ -18,6 +18,8 @@ mod published;
 mod question;
 mod report;
 mod services;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
