@@ -1,8 +1,6 @@
 //! The action `backendRefs`: a share of the requests to each backend, the head rewritten for the next hop, bodies
 //! streamed in both directions.
 
-use std::rc::Rc;
-
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, Version};
 use http_body::Body as _;
@@ -18,20 +16,26 @@ use crate::message::{ErrorKind, Exchange, FixedHost, ProxyError, Request, Respon
 use crate::route_map::ForwardPlan;
 use crate::upstream::SendLimits;
 
+/// What the way to a backend needs beside the exchange.
+pub struct Way<'a> {
+    pub connection: &'a Connection,
+    pub live: &'a Live,
+    pub rule: &'a LiveRule,
+    pub intake: &'a Intake,
+    pub seen: &'a Seen,
+    pub hop: &'a Hop,
+}
+
 /// Sends the exchange's request to one of the rule's backends and gives its answer.
 ///
 /// # Errors
 /// No backend, or none that answers properly.
 pub async fn answer(
-    connection: &Rc<Connection>,
-    live: &Live,
-    rule: &LiveRule,
+    way: &Way<'_>,
     plan: &ForwardPlan,
     exchange: &mut Exchange,
-    intake: &Intake,
-    seen: &Seen,
-    hop: &Hop,
 ) -> Result<Response, ProxyError> {
+    let Way { connection, live, rule, intake, seen, hop } = way;
     let worker = &connection.worker;
     let backend = match rule.targets.choose() {
         Some(Target::Backend(slot)) => live.backend(slot).ok_or(ErrorKind::BackendNotFound)?,
@@ -97,7 +101,7 @@ fn for_next_hop(request: &mut Request, intake: &Intake) {
 
 /// A 101 is an answer only to an upgrade that we passed on, to the same protocol (RFC 9110 section 7.8).
 fn switch(
-    connection: &Rc<Connection>,
+    connection: &Connection,
     plan: &ForwardPlan,
     intake: &Intake,
     mut response: Response,

@@ -17,15 +17,14 @@ const MAX_DETACHED: usize = 1024;
 const LONGEST: std::time::Duration = std::time::Duration::from_secs(30);
 const CONNECT: std::time::Duration = std::time::Duration::from_secs(2);
 
-pub struct WorkerOutbound {
+struct WorkerOutbound {
     worker: Weak<Worker>,
     detached: Rc<Cell<usize>>,
 }
 
-impl WorkerOutbound {
-    pub fn new(worker: &Rc<Worker>) -> Rc<dyn Outbound> {
-        Rc::new(Self { worker: Rc::downgrade(worker), detached: Rc::default() })
-    }
+/// The way of a worker's requests to backends.
+pub fn of(worker: &Rc<Worker>) -> Rc<dyn Outbound> {
+    Rc::new(WorkerOutbound { worker: Rc::downgrade(worker), detached: Rc::default() })
 }
 
 impl Outbound for WorkerOutbound {

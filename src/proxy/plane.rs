@@ -108,6 +108,11 @@ impl DataPlane {
         }
     }
 
+    /// How many connections each worker has.
+    pub fn connections(&self) -> Vec<usize> {
+        self.0.shared.desks.iter().map(|desk| desk.connections.load(Ordering::Relaxed)).collect()
+    }
+
     /// Waits until all workers have ended: after drain, or after its deadline. Blocks the calling thread.
     pub fn join(self) {
         let threads = std::mem::take(&mut *self.0.threads.lock().unwrap_or_else(PoisonError::into_inner));

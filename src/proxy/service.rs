@@ -14,12 +14,12 @@ use http::{HeaderValue, Method, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 
-use super::account::{Account, Hop};
+use super::account::Account;
 use super::connection::Connection;
-use super::forwarded::Seen;
-use super::live::{Live, LiveHost, LiveRule};
+use super::forward::Way;
+use super::live::{Live, LiveHost};
 use super::observed::{AnswerBody, RequestBody, Upload};
-use super::request_head::{Intake, host_name, take_in};
+use super::request_head::{host_name, take_in};
 use super::watch::Watch;
 use super::{forward, redirect, respond, respond_with};
 use crate::filters;
@@ -44,7 +44,7 @@ pub async fn answer(
     let accept = request.headers().get(http::header::ACCEPT).cloned();
     let mut told = Told { trailers: false };
     let serving = serve(&connection, &watch, request, protocol, &mut account, &mut told);
-    let outcome = AssertUnwindSafe(serving).catch_unwind().await.unwrap_or_else(|_| {
+    let outcome = caught(serving).await.unwrap_or_else(|| {
         connection.worker.count_panic();
         Err(ErrorKind::Internal.into())
     });
@@ -53,6 +53,11 @@ pub async fn answer(
         respond::failure(&error, respond::wants_text(accept.as_ref()), account.request_id)
     });
     Ok(finish(&connection, watch, response, account, told.trailers))
+}
+
+/// A panic is the end of one request, not of all that this thread serves.
+async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
+    AssertUnwindSafe(work).catch_unwind().await.ok()
 }
 
 /// What [`finish`] must know of the request's head.
@@ -143,41 +148,27 @@ async fn serve(
         outbound: worker.outbound(),
     };
     let hop = account.hop.clone();
-    let action = Act { connection, watch, live: &live, rule, intake: &intake, seen: &seen, hop: &hop };
+    let way = Way { connection, live: &live, rule, intake: &intake, seen: &seen, hop: &hop };
     if rule.filters.is_empty() {
-        return action.run(&mut exchange).await;
+        return act(&way, watch, &mut exchange).await;
     }
     let account = &*account;
-    let action = async |exchange: &mut Exchange| match action.run(exchange).await {
+    let action = async |exchange: &mut Exchange| match act(&way, watch, exchange).await {
         Ok(response) => response,
         Err(error) => respond::failure(&blame(error, account), false, account.request_id),
     };
     Ok(filters::run(&rule.filters, &mut exchange, action).await)
 }
 
-/// What an action needs beside the exchange.
-struct Act<'a> {
-    connection: &'a Rc<Connection>,
-    watch: &'a Rc<Watch>,
-    live: &'a Live,
-    rule: &'a LiveRule,
-    intake: &'a Intake,
-    seen: &'a Seen,
-    hop: &'a Hop,
-}
-
-impl Act<'_> {
-    async fn run(&self, exchange: &mut Exchange) -> Result<Response, ProxyError> {
-        match &self.rule.rule.action {
-            Action::Forward(plan) => {
-                self.watch.set_answer_idle(plan.timeouts.idle);
-                let Self { connection, live, rule, intake, seen, hop, .. } = self;
-                forward::answer(connection, live, rule, plan, exchange, intake, seen, hop).await
-            }
-            Action::Redirect(plan) => redirect::answer(plan, exchange),
-            Action::Respond(plan) => respond_with::answer(plan),
-            Action::Unserved(unserved) => Err(unserved.kind.into()),
+async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Response, ProxyError> {
+    match &way.rule.rule.action {
+        Action::Forward(plan) => {
+            watch.set_answer_idle(plan.timeouts.idle);
+            forward::answer(way, plan, exchange).await
         }
+        Action::Redirect(plan) => redirect::answer(plan, exchange),
+        Action::Respond(plan) => respond_with::answer(plan),
+        Action::Unserved(unserved) => Err(unserved.kind.into()),
     }
 }
 
@@ -263,4 +254,15 @@ fn finish(
         parts.headers.remove(http::header::TRAILER);
     }
     http::Response::from_parts(parts, AnswerBody::new(body, trailers, watch, account))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_only_its_own_request() {
+        assert_eq!(caught(async { panic!("for the test") }).await, None::<()>);
+        assert_eq!(caught(async { 7 }).await, Some(7));
+    }
 }

@@ -15,9 +15,8 @@ use tokio::time::Instant;
 use super::forwarded::pass_value;
 use super::keep::Kept;
 use super::live::Live;
-use super::outbound::WorkerOutbound;
 use super::watch::{Sweep, Verdict};
-use super::{Settings, listener};
+use super::{Settings, listener, outbound};
 use crate::lifecycle::{DrainSignal, Phase};
 use crate::message::{Outbound, RequestId};
 use crate::telemetry::{AccessLog, AccessWriter, RuleStats, Telemetry, WorkerStats};
@@ -63,11 +62,23 @@ pub struct Worker {
     pub sweep: Rc<Sweep>,
     /// The mark of a request's first pass.
     pub first_pass: HeaderValue,
-    live: RefCell<(u64, Rc<Arc<Live>>)>,
+    live: RefCell<(u64, Rc<Serving>)>,
     outbound: RefCell<Option<Rc<dyn Outbound>>>,
     phase: Cell<Phase>,
     /// SplitMix64: ids must differ, not be secret.
     random: Cell<u64>,
+}
+
+/// The map that a worker serves. Requests share it by `Rc`: no counter that other threads write is touched.
+#[derive(Debug)]
+pub struct Serving(Arc<Live>);
+
+impl std::ops::Deref for Serving {
+    type Target = Live;
+
+    fn deref(&self) -> &Live {
+        &self.0
+    }
 }
 
 /// Runs a worker until it has drained. Called on its own thread.
@@ -102,22 +113,22 @@ impl Worker {
             unmatched: shared.telemetry.rule(&empty, &empty, &empty),
             sweep: Rc::default(),
             first_pass: pass_value(&shared.settings.installation, 1),
-            live: RefCell::new((0, Rc::new(live))),
+            live: RefCell::new((0, Rc::new(Serving(live)))),
             outbound: RefCell::default(),
             phase: Cell::new(shared.drain.phase()),
             random: Cell::new(seed),
             shared,
         });
-        *worker.outbound.borrow_mut() = Some(WorkerOutbound::new(&worker));
+        *worker.outbound.borrow_mut() = Some(outbound::of(&worker));
         worker
     }
 
     /// The newest map.
-    pub fn live(&self) -> Rc<Arc<Live>> {
+    pub fn live(&self) -> Rc<Serving> {
         let newest = self.shared.generation.load(Ordering::Acquire);
         let mut known = self.live.borrow_mut();
         if known.0 != newest {
-            *known = (newest, Rc::new(self.shared.live.load_full()));
+            *known = (newest, Rc::new(Serving(self.shared.live.load_full())));
         }
         known.1.clone()
     }

@@ -4,6 +4,8 @@ mod architecture;
 mod commands;
 mod file_mode;
 mod harness;
+mod proxy_change;
+mod proxy_limits;
 mod proxy_requests;
 mod proxy_rig;
 mod proxy_streams;

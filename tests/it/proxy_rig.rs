@@ -67,6 +67,13 @@ impl Gateway {
         self.plane.addresses().https[0]
     }
 
+    /// Waits until all workers have ended by themselves.
+    pub async fn ended(&self) {
+        let plane = self.plane.clone();
+        let joining = std::thread::spawn(move || plane.join());
+        until("the workers' end", || joining.is_finished()).await;
+    }
+
     /// Installs one rule a host, for every path.
     pub fn serve(&self, hosts: &[(&str, Action)], backends: &[(&str, SocketAddr)]) {
         let hosts = hosts.iter().map(|(name, action)| host(name, None, copy(action))).collect();

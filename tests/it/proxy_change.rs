@@ -1,0 +1,214 @@
+//! Change under load: new maps and endpoints, and drain. Nothing is lost, nothing is closed without a word.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use portcullis::lifecycle::Phase;
+use portcullis::route_map::{Endpoint, EndpointSet};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::proxy_rig::*;
+
+const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a.test\r\n\r\n";
+
+/// Clients on kept connections; each ends with an error when its connection is closed without `Connection: close`.
+struct Load {
+    stop: Arc<AtomicBool>,
+    answered: Arc<AtomicUsize>,
+    clients: Vec<tokio::task::JoinHandle<Result<(), String>>>,
+}
+
+impl Load {
+    fn start(gateway: std::net::SocketAddr, clients: usize) -> Self {
+        let (stop, answered) = (Arc::<AtomicBool>::default(), Arc::<AtomicUsize>::default());
+        let client = |_| {
+            let (stop, answered) = (stop.clone(), answered.clone());
+            tokio::spawn(async move {
+                let mut socket =
+                    TcpStream::connect(gateway).await.map_err(|error| format!("refused: {error}"))?;
+                let mut rest = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    socket.write_all(GET).await.map_err(|error| format!("closed unannounced: {error}"))?;
+                    let answer = read_message(&mut socket, &mut rest).await.ok_or("no answer")?;
+                    if status(&answer) != 200 {
+                        return Err(answer);
+                    }
+                    answered.fetch_add(1, Ordering::Relaxed);
+                    if field(&answer, "connection") == Some("close") {
+                        return Ok(());
+                    }
+                }
+                Ok(())
+            })
+        };
+        Self { clients: (0..clients).map(client).collect(), stop, answered }
+    }
+
+    fn answered(&self) -> usize {
+        self.answered.load(Ordering::Relaxed)
+    }
+
+    async fn end(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        for client in self.clients {
+            assert_eq!(client.await.expect("a client"), Ok(()));
+        }
+        self.answered.load(Ordering::Relaxed)
+    }
+}
+
+#[tokio::test]
+async fn a_thousand_maps_under_load_lose_no_request_and_close_no_connection() {
+    let (one, two) = (Backend::ok().await, Backend::ok().await);
+    let gateway = Gateway::start();
+    let backends = [("one", one.address), ("two", two.address)];
+    gateway.serve(&[("a.test", forward("one"))], &backends);
+    let load = Load::start(gateway.http(), 8);
+    for change in 0..1_000 {
+        let target = if change % 2 == 0 { "two" } else { "one" };
+        gateway.serve(&[("a.test", forward(target)), ("b.test", respond("b"))], &backends);
+        tokio::task::yield_now().await;
+    }
+    until("requests after the last change", || load.answered() > 100).await;
+    load.end().await;
+    assert!(!one.heard().is_empty() && !two.heard().is_empty());
+}
+
+#[tokio::test]
+async fn the_next_request_meets_the_new_map() {
+    let gateway = Gateway::start();
+    let mut socket = TcpStream::connect(gateway.http()).await.expect("connects");
+    for body in ["one", "two", "three"] {
+        gateway.serve(&[("a.test", respond(body))], &[]);
+        socket.write_all(GET).await.expect("sent");
+        assert!(answer(&mut socket).await.ends_with(body));
+    }
+}
+
+#[tokio::test]
+async fn endpoints_change_without_a_map_and_an_empty_set_is_503() {
+    let (one, two) = (Backend::ok().await, Backend::ok().await);
+    let gateway = Gateway::before(one.address);
+    let ask = async || exchange(gateway.http(), "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
+    assert_eq!(status(&ask().await), 200);
+    let set = |endpoints: Vec<Endpoint>| EndpointSet { endpoints, known: true };
+    gateway.plane.set_endpoints(&backend_id("b"), set(vec![Endpoint { address: two.address }]));
+    assert_eq!(status(&ask().await), 200);
+    assert_eq!((one.heard().len(), two.heard().len()), (1, 1));
+    gateway.plane.set_endpoints(&backend_id("b"), set(vec![]));
+    let answer = ask().await;
+    assert_eq!((status(&answer), reason(&answer).as_str()), (503, "NoHealthyEndpoints"));
+    assert_eq!(field(&answer, "retry-after"), Some("1"));
+    gateway.plane.set_endpoints(&backend_id("nobody"), set(vec![]));
+}
+
+#[tokio::test]
+async fn a_backend_s_endpoints_outlive_maps_that_do_not_change_it() {
+    let backend = Backend::ok().await;
+    let gateway = Gateway::before(backend.address);
+    let (map, _) = route_map(vec![host("x.test", None, forward("b"))], &[("b", backend.address)]);
+    gateway.plane.install(map, Default::default());
+    assert_eq!(status(&exchange(gateway.http(), "GET / HTTP/1.1\r\nhost: x.test\r\n\r\n").await), 200);
+}
+
+#[tokio::test]
+async fn a_drain_loses_no_request_and_ends() {
+    let backend = Backend::ok().await;
+    let gateway = Gateway::before(backend.address);
+    let load = Load::start(gateway.http(), 8);
+    until("load", || load.answered() > 50).await;
+    gateway.drain.advance(Phase::Leaving);
+    // New connections are still welcome, and told to come back elsewhere.
+    let answer = exchange(gateway.http(), "GET / HTTP/1.1\r\nhost: a.test\r\n\r\n").await;
+    assert_eq!((status(&answer), field(&answer, "connection")), (200, Some("close")));
+    load.end().await;
+    gateway.drain.advance(Phase::Draining);
+    gateway.ended().await;
+    assert!(TcpStream::connect(gateway.http()).await.is_err(), "the sockets are closed");
+}
+
+#[tokio::test]
+async fn requests_under_way_and_idle_connections_end_well_in_a_drain() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let gateway = Gateway::with(|settings| settings.limits.drain_idle = Duration::from_millis(200));
+    gateway.serve(
+        &[("", forward("slow")), ("quick.test", respond("ok"))],
+        &[("slow", listener.local_addr().expect("bound"))],
+    );
+    let mut idle = TcpStream::connect(gateway.http()).await.expect("connects");
+    idle.write_all(b"GET / HTTP/1.1\r\nhost: quick.test\r\n\r\n").await.expect("sent");
+    assert_eq!(status(&answer(&mut idle).await), 200);
+    let mut busy = TcpStream::connect(gateway.http()).await.expect("connects");
+    busy.write_all(b"GET / HTTP/1.1\r\nhost: slow.test\r\n\r\n").await.expect("sent");
+    let (mut backend, _) = listener.accept().await.expect("asked");
+    let mut rest = Vec::new();
+    read_message(&mut backend, &mut rest).await.expect("a request");
+
+    gateway.drain.advance(Phase::Draining);
+    // A request that crosses the drain on a kept connection is answered.
+    idle.write_all(b"GET / HTTP/1.1\r\nhost: quick.test\r\n\r\n").await.expect("sent");
+    let last = answer(&mut idle).await;
+    assert_eq!((status(&last), field(&last, "connection")), (200, Some("close")));
+    let mut nothing = Vec::new();
+    tokio::time::timeout(PATIENCE, idle.read_to_end(&mut nothing))
+        .await
+        .expect("closed in time")
+        .expect("politely");
+    backend.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow").await.expect("sent");
+    assert!(answer(&mut busy).await.ends_with("slow"));
+    gateway.ended().await;
+}
+
+#[tokio::test]
+async fn http2_is_told_goodbye_and_finishes_what_it_began() {
+    use http_body_util::{BodyExt, Empty};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let gateway = Gateway::before(listener.local_addr().expect("bound"));
+    let socket = TcpStream::connect(gateway.http()).await.expect("connects");
+    let io = hyper_util::rt::TokioIo::new(socket);
+    let (mut sender, connection) =
+        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io)
+            .await
+            .expect("speaks");
+    let connection = tokio::spawn(connection);
+    let request =
+        http::Request::builder().uri("http://a.test/").body(Empty::<bytes::Bytes>::new()).expect("request");
+    let answering = tokio::spawn(sender.send_request(request));
+    let (mut backend, _) = listener.accept().await.expect("asked");
+    read_message(&mut backend, &mut Vec::new()).await.expect("a request");
+    gateway.drain.advance(Phase::Draining);
+    backend.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nslow").await.expect("sent");
+    let answer = answering.await.expect("ran").expect("answered");
+    assert_eq!(answer.into_body().collect().await.expect("whole").to_bytes(), "slow");
+    let ended = tokio::time::timeout(PATIENCE, connection).await.expect("ended in time");
+    assert!(ended.expect("ran").is_ok(), "by GOAWAY, not by a cut");
+}
+
+#[tokio::test]
+async fn the_end_of_patience_cuts_what_is_left() {
+    let silent = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let gateway = Gateway::before(silent.local_addr().expect("bound"));
+    let mut socket = TcpStream::connect(gateway.http()).await.expect("connects");
+    socket.write_all(GET).await.expect("sent");
+    let _asked = silent.accept().await.expect("asked");
+    gateway.drain.advance(Phase::Closing);
+    gateway.ended().await;
+}
+
+#[tokio::test]
+async fn a_busy_worker_hands_connections_over() {
+    let gateway = Gateway::with(|settings| settings.workers = 4);
+    gateway.serve(&[("", respond("ok"))], &[]);
+    let mut sockets = Vec::new();
+    for _ in 0..64 {
+        let mut socket = TcpStream::connect(gateway.http()).await.expect("connects");
+        socket.write_all(GET).await.expect("sent");
+        assert_eq!(status(&answer(&mut socket).await), 200);
+        sockets.push(socket);
+    }
+    let counts = gateway.plane.connections();
+    let (most, fewest) = (counts.iter().max().expect("some"), counts.iter().min().expect("some"));
+    assert!(counts.iter().sum::<usize>() == 64 && most - fewest <= 3, "{counts:?}");
+}
