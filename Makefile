@@ -46,7 +46,7 @@ audit: ## licences, sources and advisories of the dependencies (cargo-deny)
 	cargo deny check
 
 crds: ## write the CRDs from the Rust types, here and into the chart
-	@cargo build --quiet --bin portcullis
+	@cargo build --quiet --bins --tests
 	@target/debug/portcullis crds --output crds
 	@cp crds/*.yaml charts/portcullis/crds/
 
