@@ -124,3 +124,38 @@ fn suffixes(host: &str) -> impl Iterator<Item = &str> {
     let host = if host.len() > 253 { "" } else { host };
     host.match_indices('.').filter(|(dot, _)| *dot > 0).map(|(dot, _)| &host[dot + 1..])
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn the_index_finds_the_most_specific_covering_name(
+            names in proptest::collection::btree_set("(\\*\\.)?[ab](\\.[ab]){1,3}", 0..12),
+            host in "[ab](\\.[ab]){0,4}\\.?",
+        ) {
+            let names: Vec<Hostname> = names.iter().filter_map(|name| name.parse().ok()).collect();
+            let index = HostIndex::new(names.iter().map(|name| (name.clone(), name.clone())), None);
+            let bare = host.trim_end_matches('.');
+            let best = names.iter().filter(|name| name.covers(bare)).max_by_key(|name| match name {
+                Hostname::Exact(_) => usize::MAX,
+                Hostname::Wildcard(suffix) => suffix.len(),
+            });
+            prop_assert_eq!(index.find(&host), best);
+            let map = RouteMap {
+                hosts: names
+                    .iter()
+                    .map(|name| {
+                        let table = MatchTable::new(Vec::new());
+                        (name.clone(), Arc::new(Host { hostname: Some(name.clone()), tls: None, table }))
+                    })
+                    .collect(),
+                ..RouteMap::default()
+            };
+            prop_assert_eq!(map.host(&host).and_then(|host| host.hostname.as_ref()), best);
+        }
+    }
+}

@@ -185,3 +185,168 @@ impl fmt::Debug for MatchTable {
         f.debug_struct("MatchTable").field("entries", &self.entries).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::message::Labels;
+    use crate::route_map::{Action, Comparison, HeaderPredicate, NamedPredicate, RespondPlan};
+    use crate::values::ObjectName;
+
+    fn entry(place: usize, path: PathPredicate, predicates: Predicates, created: Option<i64>) -> MatchEntry {
+        let labels = Labels { namespace: "ns".into(), route: "o".into(), rule: format!("r{place}").into() };
+        let action =
+            Action::Respond(RespondPlan { status: 200, content_type: None, body: bytes::Bytes::new() });
+        MatchEntry {
+            plan: Arc::new(MatchPlan::new(path, predicates)),
+            rule: Arc::new(Rule {
+                labels: Arc::new(labels),
+                filters: Vec::new(),
+                action,
+                policy: Vec::new(),
+            }),
+            standing: Standing::new(created, ObjectName::new("ns", "o"), place, 0),
+        }
+    }
+
+    fn prefix(text: &str) -> PathPredicate {
+        PathPredicate::prefix(text).expect(text)
+    }
+
+    fn template(text: &str) -> PathPredicate {
+        PathPredicate::Template(Template::parse(text).expect(text))
+    }
+
+    fn arbitrary_path() -> impl Strategy<Value = PathPredicate> {
+        let text =
+            || proptest::collection::vec("[ab]{1,2}", 0..4).prop_map(|parts| format!("/{}", parts.join("/")));
+        let pieces = proptest::collection::vec(prop_oneof!["[ab]{1,2}", Just("{}".to_owned())], 1..4);
+        prop_oneof![
+            text().prop_map(|text| PathPredicate::exact(&text).expect("normal")),
+            text().prop_map(|text| prefix(&text)),
+            (pieces, 0usize..3).prop_map(|(pieces, end)| {
+                let mut text = String::new();
+                for (place, piece) in pieces.iter().enumerate() {
+                    text.push('/');
+                    text.push_str(&piece.replace("{}", &format!("{{c{place}}}")));
+                }
+                text.push_str(["", "/", "/{rest...}"][end]);
+                template(&text)
+            }),
+            prop_oneof![Just("/a.*"), Just("/[ab]+"), Just("/(a|b)/.*"), Just(".*b")]
+                .prop_map(|text| PathPredicate::Regex(PatternText::new(text).expect("a pattern"))),
+        ]
+    }
+
+    fn arbitrary_predicates() -> impl Strategy<Value = Predicates> {
+        let value = || prop_oneof![Just("1"), Just("2")].prop_map(|value| Comparison::Exact(value.into()));
+        let named = || proptest::collection::vec((prop_oneof![Just("a"), Just("b")], value()), 0..2);
+        (
+            proptest::collection::vec(prop_oneof![Just(http::Method::GET), Just(http::Method::PUT)], 0..2),
+            named(),
+            named(),
+            named(),
+        )
+            .prop_map(|(methods, headers, cookies, query)| {
+                let named = |list: Vec<(&str, Comparison)>| {
+                    list.into_iter()
+                        .map(|(name, value)| NamedPredicate { name: name.into(), value })
+                        .collect()
+                };
+                let header = |(name, value): (&'static str, _)| HeaderPredicate {
+                    name: http::HeaderName::from_static(name),
+                    value,
+                };
+                Predicates {
+                    methods,
+                    headers: headers.into_iter().map(header).collect(),
+                    cookies: named(cookies),
+                    query_params: named(query),
+                }
+            })
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(400))]
+        #[test]
+        fn the_index_finds_what_a_walk_over_all_entries_finds(
+            plans in proptest::collection::vec((arbitrary_path(), arbitrary_predicates(), 0i64..3), 0..40),
+            requests in proptest::collection::vec(
+                (
+                    proptest::collection::vec("[ab]{0,2}", 1..5),
+                    prop_oneof![Just(http::Method::GET), Just(http::Method::PUT)],
+                    proptest::option::of(prop_oneof![Just("a=1"), Just("a=2&b=1"), Just("b=2&a=1")]),
+                    proptest::option::of(prop_oneof![Just("1"), Just("2")]),
+                    proptest::option::of(prop_oneof![Just("a=1"), Just("b=1; a=2")]),
+                ), 1..30),
+        ) {
+            let entries = |order: &mut dyn Iterator<Item = usize>| -> Vec<_> {
+                order
+                    .map(|place| {
+                        let (path, predicates, created) = &plans[place];
+                        entry(place, path.clone(), predicates.clone(), Some(*created))
+                    })
+                    .collect()
+            };
+            let table = MatchTable::new(entries(&mut (0..plans.len())));
+            prop_assert_eq!(&table, &MatchTable::new(entries(&mut (0..plans.len()).rev())));
+            for (segments, method, query, header, cookie) in &requests {
+                let path = format!("/{}", segments.join("/"));
+                let path = super::super::path::normal_form(&path).expect("normal");
+                let mut headers = http::HeaderMap::new();
+                header.iter().for_each(|value| drop(headers.insert("a", http::HeaderValue::from_static(value))));
+                cookie.iter().for_each(|value| drop(headers.insert("cookie", http::HeaderValue::from_static(value))));
+                let request = RequestView { method, path: &path, query: *query, headers: &headers };
+                let walked = table.entries().iter().position(|entry| {
+                    entry.plan.path().matches(request.path) && entry.plan.predicates().matches(&request)
+                });
+                prop_assert_eq!(table.find(&request).map(|found| found.index), walked, "{:?}", request);
+            }
+        }
+
+        #[test]
+        fn precedence_is_a_total_order(
+            plans in proptest::collection::vec((arbitrary_path(), arbitrary_predicates()), 2..30),
+        ) {
+            let table = MatchTable::new(
+                plans.into_iter().enumerate().map(|(place, (path, predicates))| entry(place, path, predicates, None)).collect(),
+            );
+            let key = |entry: &MatchEntry| (entry.plan.specificity(), entry.standing.clone());
+            prop_assert!(table.entries().windows(2).all(|pair| key(&pair[0]) < key(&pair[1])));
+        }
+    }
+
+    #[test]
+    fn only_equal_matches_shadow_each_other() {
+        let get = || Predicates { methods: vec![http::Method::GET], ..Predicates::default() };
+        let table = MatchTable::new(vec![
+            entry(0, template("/a/{x}"), get(), None),
+            entry(1, template("/a/{y}"), get(), None),
+            entry(2, template("/a/{y}"), Predicates::default(), None),
+            entry(3, prefix("/a"), get(), None),
+            entry(4, prefix("/a/"), get(), None),
+            entry(5, template("/a/{y}/"), get(), None),
+            entry(6, template("/a/{y...}"), get(), None),
+        ]);
+        let names: Vec<_> = table
+            .shadowed()
+            .into_iter()
+            .map(|(loser, winner)| {
+                let rule = |place: usize| table.entries()[place].standing.rule();
+                (rule(loser), rule(winner))
+            })
+            .collect();
+        assert_eq!(names, [(1, 0), (4, 3)]);
+    }
+
+    #[test]
+    fn a_long_hostile_path_costs_no_more_than_the_tree_is_deep() {
+        let table = MatchTable::new(vec![entry(0, prefix("/a/b"), Predicates::default(), None)]);
+        let path = format!("/a/b{}", "/x".repeat(1 << 20));
+        let headers = http::HeaderMap::new();
+        let request = RequestView { method: &http::Method::GET, path: &path, query: None, headers: &headers };
+        assert_eq!(table.find(&request).map(|found| found.matched_prefix), Some(4));
+    }
+}

@@ -66,20 +66,9 @@ impl Template {
         self.rest.is_some()
     }
 
-    /// Characters outside the braces, without a slash at the end: `/users/{id}/{rest...}` has 7 ("/users/").
+    /// Characters outside the braces, without the slash before a rest: `/users/{id}/{rest...}` has 7 ("/users/").
     pub fn literal_characters(&self) -> usize {
-        let mut characters: usize = self
-            .segments
-            .iter()
-            .map(|segment| match segment {
-                Segment::Literal(text) => 1 + text.len(),
-                Segment::Capture(_) => 1,
-            })
-            .sum();
-        if self.rest.is_none() && matches!(self.segments.last(), Some(Segment::Capture(_))) {
-            characters -= 1;
-        }
-        characters
+        self.literals().map(|literal| 1 + literal.map_or(0, str::len)).sum()
     }
 
     pub fn capture_count(&self) -> usize {
@@ -282,12 +271,12 @@ mod tests {
     #[test]
     fn literal_characters_are_those_outside_the_braces() {
         for (text, characters) in [
-            ("/users/{id}", 6),
+            ("/users/{id}", 7),
             ("/users/{id}/home", 12),
             ("/api/{rest...}", 4),
             ("/api/{x}/{rest...}", 5),
             ("/{rest...}", 0),
-            ("/{a}/{b}", 1),
+            ("/{a}/{b}", 2),
             ("/a/", 3),
         ] {
             assert_eq!(template(text).literal_characters(), characters, "{text}");

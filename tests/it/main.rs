@@ -5,6 +5,7 @@ mod commands;
 mod examples;
 mod file_mode;
 mod harness;
+mod lookup;
 mod proxy_change;
 mod proxy_limits;
 mod proxy_requests;
