@@ -75,23 +75,6 @@ class Installed(unittest.TestCase):
         with self.assertRaises(CommandFailed):  # the control: a condition that never comes
             self.kube.wait("gwr", "columns", "Nonsense", SHOP, seconds=1)
 
-    def test_refused_at_apply(self):
-        backend = {"backendRefs": [{"name": "echo", "port": 80}]}
-        bad = {
-            "two actions": [{"name": "a", **backend, "respond": {"status": 200}}],
-            "no action": [{"name": "a", "matches": [{"path": {"value": "/"}}]}],
-            "prefix rewrite without a prefix": [{"name": "a", "matches": [{"path": {"type": "Exact", "value": "/x"}}], **backend,
-                                                "policy": {"request": {"path": {"replacePrefix": "/y"}}}}],
-            "rule without a name": [backend],
-            "timeouts turned round": [{"name": "a", **backend, "policy": {"timeouts": {"request": "1s", "backendRequest": "2s"}}}],
-        }
-        for what, rules in bad.items():
-            with self.subTest(what):
-                self.kube.refused(route("refused", "refused.test", rules=rules), SHOP)
-        with self.subTest("wildcard in the middle"):
-            self.kube.refused(route("refused", "a.*.test"), SHOP)
-        self.kube.apply(route("refused", "refused.test"), SHOP)  # the control
-
     def test_a_broken_route_harms_no_other(self):
         self.serve("sound", "sound.test")
         broken = json.loads(route("broken", "broken.test"))
