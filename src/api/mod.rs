@@ -3,7 +3,11 @@
 #[cfg(test)]
 mod cases_tests;
 mod crd;
+#[cfg(test)]
+mod crd_tests;
+#[allow(clippy::duplicated_attributes, reason = "columns have types and paths in common")]
 mod gateway_backend;
+#[allow(clippy::duplicated_attributes, reason = "columns have types and paths in common")]
 mod gateway_route;
 mod layers;
 mod layers_policy;
@@ -11,6 +15,7 @@ mod layers_rule;
 #[cfg(test)]
 mod layers_tests;
 mod policy;
+mod reference;
 mod route_match;
 mod shape;
 mod status;
@@ -25,6 +30,7 @@ pub use layers::{
     ParsedBackend, ParsedRoute, ParsedRule, PolicyMember, RuleAction, parse_backend, parse_route,
 };
 pub use policy::{Policy, RulePolicy};
+pub use reference::reference;
 pub use route_match::{
     CookieMatch, HeaderMatch, PathMatch, PathMatchType, QueryParamMatch, RouteMatch, ValueMatchType,
 };

@@ -159,8 +159,11 @@ pub struct Row {
     /// Problems carry paths relative to the member.
     pub compile: fn(&serde_json::Value, &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>>,
     /// `None` for a setting.
-    pub link: Option<fn(&AnyPlan, &dyn Keep) -> Arc<dyn Filter>>,
+    pub link: Option<Link>,
 }
+
+/// Makes a filter of a plan of its own row.
+pub type Link = fn(&AnyPlan, &dyn Keep) -> Arc<dyn Filter>;
 
 /// The row of a filter.
 pub const fn filter<K: FilterKind>() -> Row {

@@ -2,7 +2,6 @@
 
 mod architecture;
 mod commands;
-mod examples;
 mod file_mode;
 mod harness;
 mod lookup;
