@@ -18,6 +18,7 @@ use tokio::time::Instant;
 
 pub use settings::{Settings, Source, default_workers};
 
+use crate::controller;
 use crate::lifecycle::{Drain, DrainSignal, Phase, Readiness, terminated};
 use crate::proxy::DataPlane;
 use crate::telemetry::{AccessLog, Telemetry};
@@ -34,6 +35,8 @@ pub struct Addresses {
     pub https: Vec<SocketAddr>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub admin: Option<SocketAddr>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub peer: Option<SocketAddr>,
 }
 
 /// A process that holds all its sockets and serves nothing yet.
@@ -46,6 +49,7 @@ pub struct Bound {
     telemetry: Telemetry,
     log: AccessLog,
     admin: Option<tokio::net::TcpListener>,
+    peer: Option<tokio::net::TcpListener>,
     drain: (Drain, DrainSignal),
 }
 
@@ -69,20 +73,26 @@ pub fn bind(settings: Settings) -> anyhow::Result<Bound> {
     let drain = Drain::new();
     let plane = DataPlane::start(settings.proxy.clone(), telemetry.clone(), log.clone(), drain.1.clone())
         .context("cannot start the proxy")?;
-    let admin = match settings.admin {
-        Some(address) => Some(
+    let listen = |address: Option<SocketAddr>, what: &str| {
+        let bound = address.map(|address| {
             control
                 .block_on(tokio::net::TcpListener::bind(address))
-                .with_context(|| format!("cannot listen on {address} for admin"))?,
-        ),
-        None => None,
+                .with_context(|| format!("cannot listen on {address} for {what}"))
+        });
+        bound.transpose()
+    };
+    let admin = listen(settings.admin, "admin")?;
+    let peer = match settings.source {
+        Source::Cluster { peer, .. } => listen(peer, "the other replicas")?,
+        Source::Files(_) => None,
     };
     let addresses = Addresses {
         http: plane.addresses().http.clone(),
         https: plane.addresses().https.clone(),
         admin: admin.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?,
+        peer: peer.as_ref().map(tokio::net::TcpListener::local_addr).transpose()?,
     };
-    Ok(Bound { settings, addresses, control, plane, telemetry, log, admin, drain })
+    Ok(Bound { settings, addresses, control, plane, telemetry, log, admin, peer, drain })
 }
 
 /// How a process ended.
@@ -104,7 +114,7 @@ impl Bound {
     /// # Errors
     /// The source cannot be started.
     pub fn run(self) -> anyhow::Result<Ended> {
-        let Self { settings, addresses, control, plane, telemetry, log, admin, drain: (drain, signal) } =
+        let Self { settings, addresses, control, plane, telemetry, log, admin, peer, drain: (drain, signal) } =
             self;
         let mut signals = {
             let _context = control.enter();
@@ -132,6 +142,16 @@ impl Bound {
         match &settings.source {
             Source::Files(paths) => crate::standalone::watch(paths.clone(), updates)
                 .context("cannot start the thread that watches the files")?,
+            Source::Cluster { controller, .. } => {
+                let wiring = controller::Wiring {
+                    updates,
+                    published: publications.clone(),
+                    telemetry: telemetry.clone(),
+                    drain: signal.clone(),
+                    peer,
+                };
+                control.block_on(controller::start(controller.clone(), wiring))?;
+            }
         }
         if let Some(listener) = admin {
             let status =

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::compile;
+use crate::controller;
 use crate::proxy;
 use crate::telemetry::AccessTarget;
 
@@ -27,6 +28,8 @@ pub struct Settings {
 pub enum Source {
     /// Folders and files of manifests.
     Files(Vec<PathBuf>),
+    /// The API server of a cluster, and where the other replicas ask this one.
+    Cluster { controller: controller::Settings, peer: Option<SocketAddr> },
 }
 
 /// A worker for each CPU that the process may use (affinity and cgroup quota), at most 16.

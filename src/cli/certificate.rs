@@ -28,7 +28,7 @@ pub struct Certificate {
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
     /// Days until it expires
-    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=3650))]
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u16).range(1..=36_500))]
     days: u16,
 }
 

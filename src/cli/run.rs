@@ -1,16 +1,16 @@
 //! `portcullis run`: the gateway.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use anyhow::bail;
 use clap::{Args, ValueEnum};
 
 use super::logging;
 use crate::app::{self, Ended, Settings, Source};
 use crate::compile::{HostnameClaims, LoopbackHosts, Options};
+use crate::controller::{self, PeerSettings};
 use crate::proxy;
 use crate::telemetry::AccessTarget;
 use crate::values::Duration;
@@ -20,6 +20,8 @@ pub struct Run {
     /// Read manifests from this folder or file instead of a cluster; may be given more than once
     #[arg(long, value_name = "DIR", env = "PORTCULLIS_MANIFESTS", value_delimiter = ',')]
     manifests: Vec<PathBuf>,
+    #[command(flatten)]
+    cluster: Cluster,
     /// Where to listen for plain HTTP; port 0 takes any free port [default: port 8080 of every address]
     #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_HTTP", value_delimiter = ',')]
     http: Vec<SocketAddr>,
@@ -52,6 +54,62 @@ pub struct Run {
     drain_timeout: Duration,
 }
 
+/// What only a gateway in a cluster needs.
+#[derive(Args, Debug)]
+#[command(next_help_heading = "In a cluster")]
+struct Cluster {
+    /// Speak to this cluster, not to the one around this Pod
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_KUBECONFIG", conflicts_with = "manifests")]
+    kubeconfig: Option<PathBuf>,
+    /// Read these namespaces only [default: all]
+    #[arg(long, value_name = "NAME", env = "PORTCULLIS_WATCH_NAMESPACES", value_delimiter = ',')]
+    watch_namespaces: Vec<String>,
+    /// Namespace of the installation: its Lease and its peer Service are there
+    #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = "default")]
+    namespace: String,
+    /// Name of this replica in messages
+    #[arg(long, value_name = "NAME", env = "POD_NAME", default_value = "portcullis")]
+    pod_name: String,
+    /// Where the other replicas reach this one
+    #[arg(long, value_name = "ADDR", env = "POD_IP")]
+    pod_ip: Option<IpAddr>,
+    /// The Lease that the replicas elect their leader with
+    #[arg(long, value_name = "NAME", env = "PORTCULLIS_LEASE_NAME", default_value = "portcullis")]
+    lease_name: String,
+    /// Where the other replicas ask what this one serves
+    #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_PEER", requires = "peer_service")]
+    peer: Option<SocketAddr>,
+    /// The headless Service over all replicas
+    #[arg(
+        long,
+        value_name = "NAME",
+        env = "PORTCULLIS_PEER_SERVICE",
+        requires = "peer_token_file",
+        requires = "peer"
+    )]
+    peer_service: Option<String>,
+    /// The token that the replicas show each other
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_PEER_TOKEN_FILE")]
+    peer_token_file: Option<PathBuf>,
+}
+
+impl Cluster {
+    fn source(self, class_name: &str) -> Source {
+        let peers = self.peer_service.zip(self.peer_token_file);
+        let controller = controller::Settings {
+            kubeconfig: self.kubeconfig,
+            class_name: class_name.into(),
+            namespace: self.namespace,
+            pod_name: self.pod_name,
+            pod_ip: self.pod_ip,
+            watch_namespaces: self.watch_namespaces,
+            lease_name: self.lease_name,
+            peers: peers.map(|(service, token_file)| PeerSettings { service, token_file }),
+        };
+        Source::Cluster { controller, peer: self.peer }
+    }
+}
+
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum Hostnames {
     #[value(name = "FirstCome")]
@@ -71,7 +129,7 @@ impl From<Hostnames> for HostnameClaims {
 
 pub fn run(args: Run) -> anyhow::Result<ExitCode> {
     logging::start();
-    let bound = app::bind(settings(args)?)?;
+    let bound = app::bind(settings(args))?;
     print(bound.addresses());
     let ended = bound.run()?;
     Ok(match ended {
@@ -80,13 +138,10 @@ pub fn run(args: Run) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn settings(args: Run) -> anyhow::Result<Settings> {
-    if args.manifests.is_empty() {
-        bail!("no --manifests");
-    }
+fn settings(args: Run) -> Settings {
     let files = !args.manifests.is_empty();
-    Ok(Settings {
-        source: Source::Files(args.manifests),
+    Settings {
+        source: if files { Source::Files(args.manifests) } else { args.cluster.source(&args.class_name) },
         proxy: proxy::Settings {
             http: or_every_address(args.http, 8080),
             https: or_every_address(args.https, 8443),
@@ -113,7 +168,7 @@ fn settings(args: Run) -> anyhow::Result<Settings> {
             .drain_delay
             .map_or(std::time::Duration::from_secs(if files { 0 } else { 5 }), Duration::std),
         drain_timeout: args.drain_timeout.std(),
-    })
+    }
 }
 
 fn or_every_address(given: Vec<SocketAddr>, port: u16) -> Vec<SocketAddr> {
@@ -134,7 +189,8 @@ fn print(addresses: &app::Addresses) {
     let http = addresses.http.iter().map(|address| ("http", address));
     let https = addresses.https.iter().map(|address| ("https", address));
     let admin = addresses.admin.iter().map(|address| ("admin", address));
-    for (listener, address) in http.chain(https).chain(admin) {
+    let peer = addresses.peer.iter().map(|address| ("peer", address));
+    for (listener, address) in http.chain(https).chain(admin).chain(peer) {
         tracing::info!(listener, %address, "listening");
     }
 }

@@ -2,6 +2,7 @@
 
 mod architecture;
 mod commands;
+mod examples;
 mod file_mode;
 mod harness;
 mod lookup;
