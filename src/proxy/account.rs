@@ -35,7 +35,8 @@ pub struct Account {
     /// What only the access log wants; none while it is off.
     log: Option<Box<Line>>,
     rule: Option<(Arc<RuleStats>, InFlight)>,
-    pub hop: Rc<Hop>,
+    /// With the log.
+    pub hop: Option<Rc<Hop>>,
 }
 
 /// Where the request went.
@@ -72,13 +73,14 @@ impl Account {
             complete: false,
             log: None,
             rule: None,
-            hop: Rc::default(),
+            hop: None,
         }
     }
 
     /// Notes for the access log what is known of the request once its head was taken in.
     pub fn note(&mut self, parts: &http::request::Parts, client: IpAddr) {
         if self.worker.log.enabled() {
+            self.hop = Some(Rc::default());
             self.log = Some(Box::new(Line {
                 time: SystemTime::now(),
                 client,
@@ -112,8 +114,9 @@ impl Account {
     }
 
     fn write_line(&self, line: &Line, sample: &Sample) {
-        let backend = self.hop.asked.get().map(|(backend, _)| backend.plan.id.to_string());
-        let answered = self.hop.answered.get();
+        let hop = self.hop.as_deref();
+        let backend = hop.and_then(|hop| hop.asked.get()).map(|(backend, _)| backend.plan.id.to_string());
+        let answered = hop.and_then(|hop| hop.answered.get());
         let names = line.labels.as_deref();
         self.worker.log.write(&Record {
             time: line.time,

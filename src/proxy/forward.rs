@@ -23,7 +23,7 @@ pub struct Way<'a> {
     pub rule: &'a LiveRule,
     pub intake: &'a Intake,
     pub seen: &'a Seen,
-    pub hop: &'a Hop,
+    pub hop: Option<&'a Hop>,
 }
 
 /// Sends the exchange's request to one of the rule's backends and gives its answer.
@@ -61,9 +61,13 @@ pub async fn answer(
         }
     };
     let limits = SendLimits { connect: plan.timeouts.connect, deadline };
-    hop.asked(backend);
+    if let Some(hop) = hop {
+        hop.asked(backend);
+    }
     let answer = worker.pools.send(backend, request, limits).await?;
-    hop.answered(answer.endpoint);
+    if let Some(hop) = hop {
+        hop.answered(answer.endpoint);
+    }
     let mut response = answer.response;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
         return switch(connection, plan, intake, response);

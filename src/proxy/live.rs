@@ -14,7 +14,7 @@ use super::keep::Kept;
 use super::spread::Spread;
 use crate::filters::{Filter, REGISTRY};
 use crate::message::ErrorKind;
-use crate::route_map::{Action, EndpointSet, Host, HostIndex, RouteMap, Rule, WeightedTarget};
+use crate::route_map::{Action, BackendPlan, EndpointSet, Host, HostIndex, RouteMap, Rule, WeightedTarget};
 use crate::telemetry::{RuleStats, Telemetry};
 use crate::upstream::Backend;
 use crate::values::{BackendId, ObjectName};
@@ -24,9 +24,18 @@ pub struct Live {
     hosts: HostIndex<Arc<LiveHost>>,
     /// By slot.
     backends: Vec<Option<Arc<Backend>>>,
-    by_id: HashMap<BackendId, Arc<Backend>>,
+    by_id: Table<BackendId, Linked>,
     /// Certificates by Secret, as they are served now.
-    served: HashMap<ObjectName, Arc<LiveCertificate>>,
+    served: Table<ObjectName, Arc<LiveCertificate>>,
+}
+
+type Table<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// A backend with its place, which stays its own as long as this is held.
+#[derive(Clone, Debug)]
+struct Linked {
+    backend: Arc<Backend>,
+    slot: Arc<Slot>,
 }
 
 /// A linked hostname.
@@ -64,7 +73,7 @@ pub struct Slot {
 /// Makes each `Live` from the one before.
 #[derive(Debug, Default)]
 pub struct Linker {
-    slots: HashMap<BackendId, Weak<Slot>>,
+    slots: Table<BackendId, Weak<Slot>>,
     slot_count: usize,
     free: Arc<Mutex<Vec<usize>>>,
     random: RandomState,
@@ -76,8 +85,8 @@ impl Live {
         Self {
             hosts: HostIndex::new([], None),
             backends: Vec::new(),
-            by_id: HashMap::new(),
-            served: HashMap::new(),
+            by_id: Table::default(),
+            served: Table::default(),
         }
     }
 
@@ -91,7 +100,7 @@ impl Live {
     }
 
     pub fn backend_by_id(&self, id: &BackendId) -> Option<&Arc<Backend>> {
-        self.by_id.get(id)
+        self.by_id.get(id).map(|linked| &linked.backend)
     }
 }
 
@@ -119,28 +128,25 @@ impl Linker {
     ) -> Live {
         self.slots.retain(|_, slot| slot.strong_count() > 0);
         let mut live = Live::empty();
-        // Leases of this map's backends, so that none is given away between here and the hosts that refer to it.
-        let mut leases = HashMap::with_capacity(map.backends.len());
+        live.by_id.reserve(map.backends.len());
         for (id, plan) in &map.backends {
-            let slot = self.slot(id);
-            let known = before.by_id.get(id).filter(|known| {
-                known.slot == slot.index && (Arc::ptr_eq(&known.plan, plan) || known.plan == *plan)
-            });
-            let backend = match known {
+            let same =
+                |known: &&Linked| Arc::ptr_eq(&known.backend.plan, plan) || known.backend.plan == *plan;
+            let linked = match before.by_id.get(id).filter(same) {
                 Some(known) => known.clone(),
-                None => Arc::new(Backend::new(plan.clone(), slot.index, telemetry.backend(&id.to_string()))),
+                None => self.link_backend(id, plan, telemetry),
             };
             if let Some(set) = endpoints.remove(id) {
-                backend.set_endpoints(set);
+                linked.backend.set_endpoints(set);
             }
-            if live.backends.len() <= slot.index {
-                live.backends.resize(slot.index + 1, None);
+            let place = linked.slot.index;
+            if live.backends.len() <= place {
+                live.backends.resize(place + 1, None);
             }
-            live.backends[slot.index] = Some(backend.clone());
-            live.by_id.insert(id.clone(), backend);
-            leases.insert(id.clone(), slot);
+            live.backends[place] = Some(linked.backend.clone());
+            live.by_id.insert(id.clone(), linked);
         }
-        let known: HashMap<_, _, foldhash::fast::RandomState> =
+        let known: Table<_, _> =
             before.hosts.values().map(|linked| (Arc::as_ptr(&linked.host), linked)).collect();
         let mut link = |host: &Arc<Host>| {
             let linked = match known.get(&Arc::as_ptr(host)) {
@@ -156,6 +162,12 @@ impl Linker {
         let catch_all = map.catch_all.as_ref().map(link);
         live.hosts = HostIndex::new(hosts, catch_all);
         live
+    }
+
+    fn link_backend(&mut self, id: &BackendId, plan: &Arc<BackendPlan>, telemetry: &Telemetry) -> Linked {
+        let slot = self.slot(id);
+        let backend = Backend::new(plan.clone(), slot.index, telemetry.backend(&id.to_string()));
+        Linked { backend: Arc::new(backend), slot }
     }
 
     fn link_host(
@@ -234,5 +246,94 @@ impl Drop for Slot {
 impl fmt::Debug for LiveRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LiveRule").field("rule", &self.rule).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::filters::TimeoutsPlan;
+    use crate::message::Labels;
+    use crate::route_map::{
+        BackendTarget, ForwardPlan, HostHeader, MatchEntry, MatchPlan, MatchTable, PathPredicate, Predicates,
+        Standing, WeightedBackend,
+    };
+
+    fn id(name: &str) -> BackendId {
+        BackendId::Service { service: ObjectName::new("ns", name), port: 80 }
+    }
+
+    fn plan(name: &str) -> Arc<BackendPlan> {
+        let target = BackendTarget::Service { service: ObjectName::new("ns", name), port: 80 };
+        Arc::new(BackendPlan { id: id(name), target, host_header: HostHeader::Preserve })
+    }
+
+    fn host(name: &str, backend: &str) -> Arc<Host> {
+        let target = WeightedTarget::Backend(id(backend));
+        let action = Action::Forward(ForwardPlan {
+            backends: vec![WeightedBackend { weight: 1, target }],
+            timeouts: TimeoutsPlan::default(),
+        });
+        let labels = Arc::new(Labels { namespace: "ns".into(), route: name.into(), rule: "r".into() });
+        let entry = MatchEntry {
+            plan: Arc::new(MatchPlan::new(
+                PathPredicate::prefix("/").expect("a path"),
+                Predicates::default(),
+            )),
+            rule: Arc::new(Rule { labels, filters: vec![], action, policy: vec![] }),
+            standing: Standing::new(None, ObjectName::new("ns", name), 0, 0),
+        };
+        let hostname = Some(name.parse().expect(name));
+        Arc::new(Host { hostname, tls: None, table: MatchTable::new(vec![entry]) })
+    }
+
+    fn map(hosts: &[&Arc<Host>], backends: &[&str]) -> RouteMap {
+        RouteMap {
+            hosts: hosts
+                .iter()
+                .map(|host| (host.hostname.clone().expect("named"), Arc::clone(host)))
+                .collect(),
+            catch_all: None,
+            backends: backends.iter().map(|name| (id(name), plan(name))).collect(),
+        }
+    }
+
+    fn link(linker: &mut Linker, before: &Live, map: &RouteMap) -> Live {
+        linker.link(before, map, BTreeMap::new(), &Telemetry::new(1), &Kept::default())
+    }
+
+    fn target<'l>(live: &'l Live, host: &str) -> Option<&'l Arc<Backend>> {
+        match live.host(host)?.rule(0).targets.choose()? {
+            Target::Backend(slot) => live.backend(slot),
+            Target::Unresolved(_) => None,
+        }
+    }
+
+    #[test]
+    fn what_did_not_change_is_the_same_linked_object() {
+        let mut linker = Linker::default();
+        let (a, b, changed) = (host("a.test", "one"), host("b.test", "one"), host("b.test", "two"));
+        let first = link(&mut linker, &Live::empty(), &map(&[&a, &b], &["one"]));
+        let second = link(&mut linker, &first, &map(&[&a, &changed], &["one", "two"]));
+        let same = |host: &str| Arc::ptr_eq(first.host(host).expect(host), second.host(host).expect(host));
+        assert!(same("a.test") && !same("b.test"));
+        assert!(Arc::ptr_eq(target(&first, "a.test").expect("one"), target(&second, "a.test").expect("one")));
+        assert_eq!(target(&second, "b.test").map(|backend| &backend.plan.id), Some(&id("two")));
+    }
+
+    #[test]
+    fn a_place_never_leads_to_another_backend_than_the_one_that_was_meant() {
+        let mut linker = Linker::default();
+        let (a, b) = (host("a.test", "one"), host("b.test", "two"));
+        let first = link(&mut linker, &Live::empty(), &map(&[&a], &["one"]));
+        // `one` goes while a host still refers to it; `two` must not take its place.
+        let second = link(&mut linker, &first, &map(&[&a, &b], &["two"]));
+        assert!(target(&second, "a.test").is_none());
+        assert_eq!(target(&second, "b.test").map(|backend| &backend.plan.id), Some(&id("two")));
+        let third = link(&mut linker, &second, &map(&[&a, &b], &["one", "two"]));
+        assert_eq!(target(&third, "a.test").map(|backend| &backend.plan.id), Some(&id("one")));
+        drop((first, second, third));
+        let fresh = link(&mut linker, &Live::empty(), &map(&[&b], &["two"]));
+        assert!(fresh.backends.len() <= 2, "places are used again");
     }
 }

@@ -153,6 +153,12 @@ mod tests {
     }
 
     #[test]
+    fn the_docs_show_this_table() {
+        let docs = include_str!("../../docs/errors.md");
+        assert!(docs.contains(&table()), "put this into docs/errors.md:\n{}", table());
+    }
+
+    #[test]
     fn a_failure_is_a_problem_document_with_reason_and_id() {
         let error = ProxyError::with_detail(ErrorKind::BadRequest, "two \"Host\" fields");
         let response = failure(&error, false, RequestId([7; 16]));

@@ -148,7 +148,7 @@ async fn serve(
         outbound: worker.outbound(),
     };
     let hop = account.hop.clone();
-    let way = Way { connection, live: &live, rule, intake: &intake, seen: &seen, hop: &hop };
+    let way = Way { connection, live: &live, rule, intake: &intake, seen: &seen, hop: hop.as_deref() };
     if rule.filters.is_empty() {
         return act(&way, watch, &mut exchange).await;
     }
