@@ -323,7 +323,9 @@ fn module(path: &str) -> Option<&str> {
 
 /// The text without comments and without what stands below `#[cfg(test)]`.
 fn code(text: &str) -> String {
-    let shipped = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let tests = ["mod ", "pub mod ", "pub(crate) mod ", "pub(super) mod "];
+    let end = tests.iter().filter_map(|word| text.find(&format!("#[cfg(test)]\n{word}"))).min();
+    let shipped = &text[..end.unwrap_or(text.len())];
     let lines = shipped.lines().map(|line| line.split("//").next().unwrap_or_default());
     lines.collect::<Vec<_>>().join("\n")
 }
