@@ -54,6 +54,15 @@ impl RequestBody {
     }
 }
 
+/// A body whose framing is broken is a bad request; a connection that ends in it is a client that has gone.
+fn whose_fault(error: &hyper::Error) -> ErrorKind {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
+    match cause.map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData) => ErrorKind::BadRequest,
+        _ => ErrorKind::ClientGone,
+    }
+}
+
 impl HttpBody for RequestBody {
     type Data = Bytes;
     type Error = BodyError;
@@ -84,7 +93,7 @@ impl HttpBody for RequestBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => self.fail(ErrorKind::ClientGone, BodyError::Connection(error)),
+            Poll::Ready(Some(Err(error))) => self.fail(whose_fault(&error), BodyError::Connection(error)),
             Poll::Ready(None) => {
                 self.upload.whole.set(true);
                 self.watch.body_came(true);

@@ -12,3 +12,4 @@ mod proxy_requests;
 mod proxy_rig;
 mod proxy_streams;
 mod proxy_tls;
+mod raw_requests;
