@@ -8,7 +8,7 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
@@ -54,6 +54,9 @@ struct Shared {
     /// The writer has taken lines that it has not written yet.
     busy: AtomicBool,
     closed: AtomicBool,
+    /// Told at the end of each of the writer's turns.
+    over: Condvar,
+    turn: Mutex<()>,
 }
 
 /// The other end, with the one thread that writes to it.
@@ -95,6 +98,8 @@ impl AccessLog {
             dropped: telemetry.log_dropped(),
             busy: AtomicBool::new(false),
             closed: AtomicBool::new(false),
+            over: Condvar::new(),
+            turn: Mutex::default(),
         });
         let writer = Writer { shared: shared.clone(), sink, torn: false, looked: Instant::now() };
         let thread = std::thread::Builder::new().name("access-log".into()).spawn(|| writer.run())?;
@@ -115,9 +120,11 @@ impl AccessLog {
     pub fn flush(&self, patience: Duration) {
         let Some(handle) = &self.0 else { return };
         let end = Instant::now() + patience;
+        let mut turn = handle.shared.turn.lock().unwrap_or_else(PoisonError::into_inner);
         while handle.shared.is_behind() && Instant::now() < end {
             handle.writer.unpark();
-            std::thread::sleep(Duration::from_millis(2));
+            let waited = handle.shared.over.wait_timeout(turn, GATHER);
+            turn = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }
@@ -174,11 +181,12 @@ impl Writer {
                 }
                 self.shared.busy.store(false, Ordering::SeqCst);
             }
+            self.shared.over.notify_all();
             match (closed, wrote) {
                 (true, false) => return,
                 (true, true) => {}
-                (false, true) => std::thread::sleep(GATHER),
-                (false, false) => std::thread::park_timeout(Duration::from_secs(60)),
+                (false, true) => gather(),
+                (false, false) => std::thread::park(),
             }
         }
     }
@@ -233,6 +241,14 @@ impl Sink {
             Self::Stdout(stdout) => stdout.flush(),
             _ => Ok(()),
         }
+    }
+}
+
+/// Lets lines come together. Those that wake us meanwhile are among them.
+fn gather() {
+    let end = Instant::now() + GATHER;
+    while let Some(left) = end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+        std::thread::park_timeout(left);
     }
 }
 

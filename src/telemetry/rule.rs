@@ -237,5 +237,7 @@ mod tests {
     fn a_rule_that_nobody_asks_for_costs_next_to_nothing() {
         assert!(size_of::<RuleStats>() <= 96, "{}", size_of::<RuleStats>());
         assert!(stats().totals().is_none());
+        let used = size_of::<RuleCells>() + size_of::<Series>();
+        assert!(used <= 512, "{used} bytes a worker that served the rule");
     }
 }

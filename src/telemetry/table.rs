@@ -16,8 +16,11 @@ pub(super) struct Metric {
     pub kind: Kind,
     pub labels: &'static [&'static str],
     pub help: &'static str,
-    pub read: fn(&Scrape, &mut dyn FnMut(&[&str], Value)),
+    pub read: fn(&Scrape, &mut Emit),
 }
+
+/// Takes one series: the values of the row's labels, and its own.
+pub(super) type Emit<'a> = dyn FnMut(&[&str], Value) + 'a;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -312,7 +315,7 @@ pub(super) const METRICS: &[Metric] = &[
 
 fn connections(
     scrape: &Scrape,
-    emit: &mut dyn FnMut(&[&str], Value),
+    emit: &mut Emit,
     of: fn(&WorkerStats) -> &[[Count; PROTOCOLS.len()]; LISTENERS.len()],
 ) {
     for (at, listener) in LISTENERS.iter().enumerate() {
