@@ -176,13 +176,6 @@ pub(super) const METRICS: &[Metric] = &[
         read: |scrape, emit| connections(scrape, emit, |worker| &worker.opened),
     },
     Metric {
-        name: "portcullis_connections_refused_total",
-        kind: Kind::Counter,
-        labels: &[],
-        help: "Connections of clients closed at once because a limit was reached",
-        read: |scrape, emit| emit(&[], sum(scrape, |worker| &worker.refused)),
-    },
-    Metric {
         name: "portcullis_tls_handshakes_total",
         kind: Kind::Counter,
         labels: &["version"],

@@ -35,7 +35,6 @@ pub struct WorkerStats {
     pub(super) handshakes: [Count; 2],
     pub(super) failures: [Count; 7],
     pub(super) panics: Count,
-    pub(super) refused: Count,
 }
 
 /// Counts a connection as open until it is dropped.
@@ -62,11 +61,6 @@ impl WorkerStats {
 
     pub fn handshake_failure(&self, cause: HandshakeFailure) {
         self.failures[cause as usize].add(1);
-    }
-
-    /// A connection that was closed at once because a limit was reached.
-    pub fn refused_connection(&self) {
-        self.refused.add(1);
     }
 
     /// Code of ours panicked; one request or connection was lost by it.
