@@ -29,7 +29,7 @@ def install():
 
 def upgrade(*more):
     repository, tag = world.image.rsplit(":", 1)
-    own = ["--set", "image.pullPolicy=Never"] if world.node else []
+    own = ["--set", "image.pullPolicy=Never,resources.requests.cpu=300m"] if world.node else []
     argv = ["upgrade", RELEASE, CHART, "-n", NAMESPACE, "--wait", "--timeout", "120s", "--reuse-values", *own,
             "--set", f"image.repository={repository},image.tag={tag}", *more]
     if not world.node:
@@ -45,7 +45,10 @@ def echo(name, replicas=2):
         "args": ["echo", "--listen", "0.0.0.0:8080", "--drain", "5s"],
         "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
         "ports": [{"containerPort": 8080}],
-        "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1, "failureThreshold": 1},
+        # Without a share of the CPU it would be the first to starve on a busy machine.
+        "resources": {"requests": {"cpu": "300m"}},
+        "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1,
+                           "timeoutSeconds": 5, "failureThreshold": 3},
         "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
                             "capabilities": {"drop": ["ALL"]}},
     }

@@ -32,13 +32,13 @@ class Kube:
     def get(self, kind, name, namespace="default"):
         return self.json("-n", namespace, "get", kind, name)
 
-    def apply(self, manifests, namespace="default"):
-        return self.kubectl("-n", namespace, "apply", "-f", "-", stdin=manifests)
+    def apply(self, manifests, namespace=None):
+        return self.kubectl(*(["-n", namespace] if namespace else []), "apply", "-f", "-", stdin=manifests)
 
     def refused(self, manifests, namespace="default"):
         """The message with which the API server refuses; fails when it accepts."""
         try:
-            self.kubectl("-n", namespace, "apply", "-f", "-", stdin=manifests)
+            self.apply(manifests, namespace)
         except CommandFailed as e:
             # by its rules, not because it does not know the kind or does not answer
             if "is invalid" in str(e) or "is forbidden" in str(e) or "strict decoding" in str(e):
