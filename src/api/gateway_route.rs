@@ -252,7 +252,7 @@ pub struct RedirectSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = EXACT_HOSTNAME))]
     pub hostname: Option<String>,
-    /// Port of the new address; by default the scheme's.
+    /// Port; by default the scheme's own where scheme is given, else as asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
     pub port: Option<u16>,

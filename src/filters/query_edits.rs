@@ -45,6 +45,9 @@ const NO_EXPRESSION: &str = "expressions (${...}) are not supported here yet";
 /// Everything but unreserved characters (RFC 3986 section 2.3).
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
+/// With it and what a client may send, a target stays far below the 64 KiB that a URI can have.
+const MAX_APPENDED: usize = 16 << 10;
+
 /// Proven changes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QueryEdits {
@@ -91,8 +94,15 @@ impl QueryEdits {
             let encoded = |text| utf8_percent_encode(text, ENCODED);
             format!("{}={}", encoded(&param.name), encoded(&param.value))
         };
-        let appended: Vec<_> = spec.set.iter().chain(&spec.add).map(pair).collect();
-        Self { gone: gone.into(), appended: appended.join("&").into() }
+        let appended = spec.set.iter().chain(&spec.add).map(pair).collect::<Vec<_>>().join("&");
+        if appended.len() > MAX_APPENDED {
+            let message = format!(
+                "set and add make {} bytes of query, expected at most {MAX_APPENDED}",
+                appended.len()
+            );
+            refuse(at, message);
+        }
+        Self { gone: gone.into(), appended: appended.into() }
     }
 
     /// The new query. What is not changed stays byte for byte, in its order.
@@ -163,6 +173,14 @@ mod tests {
     fn no_spelling_of_a_removed_name_stays() {
         let edits = edits(&QuerySpec { remove: vec!["a key".into()], ..QuerySpec::default() });
         assert_eq!(edits.apply(Some("a%20key=1&a+key=2&%61%20key&b=a+key")), "b=a+key");
+    }
+
+    #[test]
+    fn what_is_added_is_bounded() {
+        let add = (0..16).map(|i| param(&i.to_string(), &"ä".repeat(500))).collect();
+        let mut problems = Vec::new();
+        QueryEdits::new(&QuerySpec { add, ..QuerySpec::default() }, &mut problems);
+        assert_eq!(problems[0].path.as_str(), "query");
     }
 
     #[test]

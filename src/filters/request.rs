@@ -96,7 +96,7 @@ impl Filter for Plan {
                 *exchange.request.uri_mut() = uri;
                 Decision::Continue
             }
-            // A path of the client's in normal form and one of ours make a path: this takes a bug to happen.
+            // A path in normal form and one of ours make a path, and neither can be long: this takes a bug to happen.
             None => Decision::Answer(Box::new(not_a_target())),
         }
     }
