@@ -1,7 +1,6 @@
 //! Accepting: one `SO_REUSEPORT` socket a worker and address. The kernel shares connections out by hash, which is
 //! uneven for few clients, so a busy worker hands new ones to the one that has fewest.
 
-use std::future::poll_fn;
 use std::io;
 use std::net::{SocketAddr, TcpListener as Socket};
 use std::rc::Rc;
@@ -65,6 +64,7 @@ fn bind_one(address: SocketAddr) -> io::Result<Socket> {
 pub async fn listen(worker: &Rc<Worker>, ears: Vec<Ear>) {
     join_all(ears.into_iter().map(|ear| accept_all(worker, ear))).await;
     // The sockets are closed; what they brought is still served.
+    worker.listening.set(false);
     std::future::pending().await
 }
 
@@ -92,16 +92,19 @@ async fn accept_all(worker: &Rc<Worker>, ear: Ear) {
             Err(_) => {}
         }
     }
-    // Who is in the queue has a connection already: closing the socket now would reset it.
-    while let Some(Ok((socket, peer))) = poll_fn(|context| {
-        std::task::Poll::Ready(match listener.poll_accept(context) {
-            std::task::Poll::Ready(accepted) => Some(accepted),
-            std::task::Poll::Pending => None,
-        })
-    })
-    .await
-    {
-        place(worker, socket, peer, ear.tls);
+    empty(worker, listener, ear.tls);
+}
+
+/// Who is in the queue has a connection already: closing the socket before it is empty would reset it. Asks the kernel
+/// itself, because the runtime hears of new connections only later.
+fn empty(worker: &Rc<Worker>, listener: TcpListener, tls: bool) {
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((socket, peer)) = listener.accept() {
+        if socket.set_nonblocking(true).is_ok()
+            && let Ok(socket) = TcpStream::from_std(socket)
+        {
+            place(worker, socket, peer, tls);
+        }
     }
 }
 
@@ -121,7 +124,9 @@ fn place(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bool) {
     let desks = &worker.shared.desks;
     let mine = worker.desk().connections.load(Ordering::Relaxed);
     let fewest = desks.iter().min_by_key(|desk| desk.connections.load(Ordering::Relaxed));
+    // In drain another worker may have ended already.
     if let Some(other) = fewest
+        && worker.shared.drain.phase() < Phase::Draining
         && mine > other.connections.load(Ordering::Relaxed) + UNEVEN
         && let Ok(place) = other.inbox.try_reserve()
     {

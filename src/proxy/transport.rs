@@ -106,6 +106,10 @@ impl AsyncRead for Transport {
             let taken = this.read_ahead.len().min(buffer.remaining());
             buffer.put_slice(&this.read_ahead[..taken]);
             this.read_ahead.advance(taken);
+            if this.read_ahead.is_empty() {
+                // Lets go of the buffer.
+                this.read_ahead = Bytes::new();
+            }
         }
         Poll::Ready(this.account(&buffer.filled()[before..]))
     }

@@ -209,10 +209,15 @@ impl Watch {
             self.tell(Verdict::Retire);
         }
         if let Some(since) = drain_since {
-            let idle = matches!(self.reading.wait.get(), Wait::Idle | Wait::FirstByte);
+            let patience = match self.reading.wait.get() {
+                Wait::Idle => Some(limits.drain_idle),
+                // Perhaps still shaking hands.
+                Wait::FirstByte => Some(limits.drain_idle * 3),
+                _ => None,
+            };
             if self.multiplexed.get() {
                 self.tell(Verdict::Retire);
-            } else if idle && now.duration_since(since) >= limits.drain_idle {
+            } else if patience.is_some_and(|patience| now.duration_since(since) >= patience) {
                 self.tell(Verdict::End);
             }
         }

@@ -22,6 +22,9 @@ use crate::message::{Outbound, RequestId};
 use crate::telemetry::{AccessLog, AccessWriter, RuleStats, Telemetry, WorkerStats};
 use crate::upstream::{Guard, Loopback, Pools};
 
+/// So often one worker looks for kept state that nobody holds.
+const KEPT_SWEEP: std::time::Duration = std::time::Duration::from_secs(10);
+
 /// What all workers and the control side share.
 pub struct Shared {
     pub settings: Arc<Settings>,
@@ -65,6 +68,8 @@ pub struct Worker {
     live: RefCell<(u64, Rc<Serving>)>,
     outbound: RefCell<Option<Rc<dyn Outbound>>>,
     phase: Cell<Phase>,
+    /// Until the listening sockets are closed, their queues emptied.
+    pub listening: Cell<bool>,
     /// SplitMix64: ids must differ, not be secret.
     random: Cell<u64>,
 }
@@ -116,6 +121,7 @@ impl Worker {
             live: RefCell::new((0, Rc::new(Serving(live)))),
             outbound: RefCell::default(),
             phase: Cell::new(shared.drain.phase()),
+            listening: Cell::new(true),
             random: Cell::new(seed),
             shared,
         });
@@ -169,6 +175,7 @@ impl Worker {
     async fn keep_time(self: &Rc<Self>) {
         let limits = &self.settings.limits;
         let (mut drain, mut draining_since) = (self.shared.drain.clone(), None);
+        let mut kept_swept = std::time::Instant::now();
         let mut ticks = tokio::time::interval(Sweep::interval(limits));
         ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
@@ -186,11 +193,15 @@ impl Worker {
             self.sweep.tick(limits, draining_since);
             // So that a quiet worker does not hold an old map.
             drop(self.live());
+            if self.index == 0 && kept_swept.elapsed() >= KEPT_SWEEP {
+                kept_swept = std::time::Instant::now();
+                self.shared.keep.sweep(kept_swept);
+            }
             if self.phase.get() == Phase::Closing {
                 self.sweep.for_each(|watch| watch.tell(Verdict::Cut));
                 return;
             }
-            if draining_since.is_some() && self.desk().connections.load(Ordering::Acquire) == 0 {
+            if !self.listening.get() && self.desk().connections.load(Ordering::Acquire) == 0 {
                 return;
             }
         }

@@ -212,3 +212,23 @@ async fn a_busy_worker_hands_connections_over() {
     let (most, fewest) = (counts.iter().max().expect("some"), counts.iter().min().expect("some"));
     assert!(counts.iter().sum::<usize>() == 64 && most - fewest <= 3, "{counts:?}");
 }
+
+#[tokio::test]
+async fn a_connection_that_comes_with_the_drain_is_served_or_refused_but_never_reset() {
+    let gateway = Gateway::with(|settings| settings.workers = 1);
+    gateway.serve(&[("", respond("ok"))], &[]);
+    // The sockets are in the accept queue or just out of it when the drain begins.
+    let mut sockets = Vec::new();
+    for _ in 0..50 {
+        let socket = std::net::TcpStream::connect(gateway.http()).expect("connects");
+        socket.set_nonblocking(true).expect("set");
+        sockets.push(TcpStream::from_std(socket).expect("watched"));
+    }
+    gateway.drain.advance(Phase::Draining);
+    for mut socket in sockets {
+        socket.write_all(GET).await.expect("sent");
+        let answer = answer(&mut socket).await;
+        assert_eq!((status(&answer), field(&answer, "connection")), (200, Some("close")));
+    }
+    gateway.ended().await;
+}
