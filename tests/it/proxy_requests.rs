@@ -293,3 +293,22 @@ async fn options_for_the_whole_server_is_answered_here() {
     let answer = exchange(gateway.http(), "OPTIONS * HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert_eq!(status(&answer), 204);
 }
+
+#[tokio::test]
+async fn each_request_is_counted_once_under_its_rule_with_its_reason() {
+    let gateway = Gateway::start();
+    gateway.serve(&[("a.test", respond("hello"))], &[]);
+    for host in ["a.test", "a.test", "b.test"] {
+        exchange(gateway.http(), &format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n")).await;
+    }
+    let counted = |parts: &[&str], value: &str| {
+        let metrics = gateway.telemetry.render();
+        metrics.lines().any(|line| {
+            line.starts_with("portcullis_requests_total{")
+                && parts.iter().all(|part| line.contains(part))
+                && line.ends_with(value)
+        })
+    };
+    until("two answers of the rule", || counted(&["route=\"a.test\"", "\"200\""], " 2")).await;
+    until("one without a rule", || counted(&["reason=\"NoRouteMatch\"", "\"404\""], " 1")).await;
+}

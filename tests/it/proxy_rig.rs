@@ -27,6 +27,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Gateway {
     pub plane: DataPlane,
     pub drain: Drain,
+    pub telemetry: Telemetry,
 }
 
 impl Gateway {
@@ -48,8 +49,9 @@ impl Gateway {
         change(&mut settings);
         let (drain, signal) = Drain::new();
         let telemetry = Telemetry::new(settings.workers);
-        let plane = DataPlane::start(settings, telemetry, AccessLog::default(), signal).expect("starts");
-        Self { plane, drain }
+        let plane =
+            DataPlane::start(settings, telemetry.clone(), AccessLog::default(), signal).expect("starts");
+        Self { plane, drain, telemetry }
     }
 
     /// A gateway that sends everything to `backend`.

@@ -202,6 +202,17 @@ async fn plain_http_goes_to_https_but_for_acme_challenges_that_a_rule_takes() {
 }
 
 #[tokio::test]
+async fn a_trusted_hop_s_word_on_the_scheme_counts_and_a_client_s_does_not() {
+    let a = certificate("a", &["a.test"]);
+    for (hops, expected) in [(0, 308), (1, 200)] {
+        let gateway = Gateway::with(|settings| settings.trusted_hops = hops);
+        install(&gateway, vec![host("a.test", tls(&[&a]), respond("a"))]);
+        let request = "GET / HTTP/1.1\r\nhost: a.test\r\nx-forwarded-proto: https\r\n\r\n";
+        assert_eq!(status(&exchange(gateway.http(), request).await), expected, "{hops}");
+    }
+}
+
+#[tokio::test]
 async fn a_new_certificate_is_served_at_once_a_bad_secret_keeps_the_old_one_and_a_gone_one_ends_it() {
     let gateway = Gateway::start();
     let (old, new) = (certificate("a", &["a.test"]), certificate("a", &["a.test"]));
