@@ -150,7 +150,7 @@ impl Bound {
                     drain: signal.clone(),
                     peer,
                 };
-                control.block_on(controller::start(controller.clone(), wiring))?;
+                control.block_on(controller::start(*controller.clone(), wiring))?;
             }
         }
         if let Some(listener) = admin {

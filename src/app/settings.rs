@@ -29,7 +29,7 @@ pub enum Source {
     /// Folders and files of manifests.
     Files(Vec<PathBuf>),
     /// The API server of a cluster, and where the other replicas ask this one.
-    Cluster { controller: controller::Settings, peer: Option<SocketAddr> },
+    Cluster { controller: Box<controller::Settings>, peer: Option<SocketAddr> },
 }
 
 /// A worker for each CPU that the process may use (affinity and cgroup quota), at most 16.

@@ -106,7 +106,7 @@ impl Cluster {
             lease_name: self.lease_name,
             peers: peers.map(|(service, token_file)| PeerSettings { service, token_file }),
         };
-        Source::Cluster { controller, peer: self.peer }
+        Source::Cluster { controller: Box::new(controller), peer: self.peer }
     }
 }
 

@@ -170,3 +170,6 @@ async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
 fn random() -> u64 {
     std::hash::RandomState::new().build_hasher().finish()
 }
+
+#[cfg(test)]
+mod tests;

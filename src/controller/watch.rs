@@ -31,7 +31,7 @@ const LONGEST_DELAY: Duration = Duration::from_secs(3);
 /// Failures so far apart do not add up.
 const CALM: Duration = Duration::from_secs(30);
 /// How often a kind that is not installed is looked for.
-const ABSENT: Duration = Duration::from_secs(10);
+const ABSENT: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(10) };
 /// The server ends a watch after so many seconds and sends a bookmark before; a connection silent for longer is dead.
 const WATCH_SECONDS: u32 = 90;
 /// A watch that goes on failing is logged so often.
@@ -39,6 +39,9 @@ const LOG_EVERY: Duration = Duration::from_secs(30);
 
 /// One watch.
 type Source = (Kind, Option<Arc<str>>);
+
+/// A watch, or the gatherer, to be spawned.
+pub type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
 enum Heard {
     Put(Object),
@@ -54,10 +57,10 @@ pub fn watches(
     telemetry: &Telemetry,
     pulse: &Pulse,
     updates: mpsc::Sender<Update>,
-) -> Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> {
+) -> Vec<Task> {
     let (heard, receiver) = mpsc::channel(WAITING);
     let start = Start { client, telemetry, pulse, heard };
-    let mut tasks: Vec<std::pin::Pin<Box<dyn Future<Output = ()> + Send>>> = Vec::new();
+    let mut tasks: Vec<Task> = Vec::new();
     let mut sources = BTreeSet::new();
     let scopes: Vec<Option<Arc<str>>> = if namespaces.is_empty() {
         vec![None]
@@ -94,11 +97,7 @@ struct Start<'a> {
 }
 
 impl Start<'_> {
-    fn one<W: Watch>(
-        &self,
-        namespace: Option<Arc<str>>,
-        sources: &mut BTreeSet<Source>,
-    ) -> std::pin::Pin<Box<dyn Future<Output = ()> + Send>> {
+    fn one<W: Watch>(&self, namespace: Option<Arc<str>>, sources: &mut BTreeSet<Source>) -> Task {
         let api: Api<Watched<W>> = match &namespace {
             Some(namespace) => Api::namespaced(self.client.clone(), namespace),
             None => Api::all(self.client.clone()),

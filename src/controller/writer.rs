@@ -213,7 +213,8 @@ impl Writer {
             again |= pending;
             match desired(task.previous.as_ref(), report, &self.installation, &verdict, &now) {
                 Some(status) => writes.push((task, status)),
-                None if pending => self.memory.tried(&task.key, true),
+                // Asking again is cheap, and must not wait longer the longer a replica lags.
+                None if pending => self.memory.tried(&task.key, false),
                 None => self.memory.settle(&task, report),
             }
         }
