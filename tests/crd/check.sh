@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Asks a real API server, in which crds/ are applied, about each case: good/ is accepted, bad/ is refused with the words
-# behind "# expect:" in its first line. Nothing is stored. Uses $KUBECTL (default: kubectl) and $KUBECONFIG.
+# behind "# expect:" in its first line. Nothing is stored. Uses $KUBECTL (default: kubectl), $KUBECONFIG and $NAMESPACE
+# (default: default), in which no objects of these names may be.
 set -uo pipefail
 cd "$(dirname "$0")"
 kubectl=${KUBECTL:-kubectl} failed=0 count=0
-ask() { "$kubectl" create --namespace default --dry-run=server --validate=strict -f "$1" 2>&1; }
+ask() { "$kubectl" create --namespace "${NAMESPACE:-default}" --dry-run=server --validate=strict -f "$1" 2>&1; }
 for case in good/*.yaml; do
   count=$((count + 1))
   said=$(ask "$case") || { echo "NOT ACCEPTED $case: $said"; failed=$((failed + 1)); }
