@@ -25,6 +25,8 @@ pub(super) struct Claimant {
 pub(super) struct Claim {
     pub owner: Option<Arc<str>>,
     pub routes: Vec<usize>,
+    /// Whose `tls` holds for the name.
+    pub tls: Option<usize>,
 }
 
 pub(super) struct Claims {
@@ -53,6 +55,10 @@ pub(super) fn settle(claimants: &[Claimant], world: &Snapshot, options: &Options
                 continue;
             }
             standing.push((place, path, hostname));
+            // What serves nothing takes nothing away from others.
+            if !claimant.lowered.is_installed() {
+                continue;
+            }
             match owner(&owners, hostname) {
                 Some(other) if other.namespace != *namespace => {}
                 _ => {
@@ -76,7 +82,11 @@ pub(super) fn settle(claimants: &[Claimant], world: &Snapshot, options: &Options
                     .is_some_and(|allowed| admits(allowed, world, namespace))
             })
         };
-        if owner.namespace != *namespace && !let_in() {
+        let is_guest = owner.namespace != *namespace;
+        if is_guest && !claimants[place].lowered.is_installed() {
+            continue;
+        }
+        if is_guest && !let_in() {
             refused.entry(place).or_default().push(conflict(path, hostname, &owner.namespace));
             continue;
         }
@@ -86,14 +96,49 @@ pub(super) fn settle(claimants: &[Claimant], world: &Snapshot, options: &Options
             claim.routes.push(place);
         }
     }
+    settle_tls(&mut by_host, claimants);
     Claims { by_host, refused }
 }
 
-/// A route without a rule that is installed names nothing: what cannot be read must not take a hostname away.
-fn claimed(route: &LoweredRoute) -> Vec<(FieldPath, Option<&Hostname>)> {
-    if route.rules.iter().all(|rule| rule.matches.is_empty()) {
-        return Vec::new();
+/// The owner's oldest route with `tls` sets it for the name. A name of which none has any takes it from the nearest
+/// wildcard above it of the same owner: that owns the names under it, and none of them becomes plain by having a route.
+fn settle_tls(by_host: &mut BTreeMap<Option<Hostname>, Claim>, claimants: &[Claimant]) {
+    for claim in by_host.values_mut() {
+        let own = || {
+            let with_tls = |place: &&usize| {
+                let Claimant { manifest, lowered } = &claimants[**place];
+                lowered.tls.is_some() && Some(&manifest.name.namespace) == claim.owner.as_ref()
+            };
+            claim.routes.iter().filter(with_tls).copied()
+        };
+        // One that serves nothing is asked last; that it means HTTPS is known all the same.
+        claim.tls = own().find(|place| claimants[*place].lowered.is_installed()).or_else(|| own().next());
     }
+    let from_above = |hostname: &Option<Hostname>, claim: &Claim| {
+        if claim.tls.is_some() {
+            return None;
+        }
+        let (Hostname::Exact(name) | Hostname::Wildcard(name)) = hostname.as_ref()?;
+        let above = parents(name).find_map(|parent| by_host.get(&Some(Hostname::Wildcard(parent.into()))))?;
+        above.tls.filter(|_| above.owner == claim.owner)
+    };
+    let inherited: Vec<_> = by_host
+        .iter()
+        .filter_map(|(hostname, claim)| Some((hostname.clone(), from_above(hostname, claim)?)))
+        .collect();
+    for (hostname, place) in inherited {
+        if let Some(claim) = by_host.get_mut(&hostname) {
+            claim.tls = Some(place);
+        }
+    }
+}
+
+/// `a.b.example` → `b.example`, `example`
+fn parents(name: &str) -> impl Iterator<Item = &str> {
+    name.match_indices('.').map(|(dot, _)| &name[dot + 1..])
+}
+
+fn claimed(route: &LoweredRoute) -> Vec<(FieldPath, Option<&Hostname>)> {
     match &route.hostnames {
         None => vec![(FieldPath::new("spec.hostnames"), None)],
         Some(names) => names.iter().map(|(path, name)| (path.clone(), Some(name))).collect(),
@@ -109,14 +154,7 @@ fn owner<'o>(
         return Some(owner);
     }
     let (Hostname::Exact(name) | Hostname::Wildcard(name)) = hostname?;
-    let mut rest = &**name;
-    while let Some((_, parent)) = rest.split_once('.') {
-        if let Some(owner) = owners.get(&Some(Hostname::Wildcard(parent.into()))) {
-            return Some(owner);
-        }
-        rest = parent;
-    }
-    None
+    parents(name).find_map(|parent| owners.get(&Some(Hostname::Wildcard(parent.into()))))
 }
 
 fn admits(allowed: &AllowedNamespaces, world: &Snapshot, namespace: &Arc<str>) -> bool {

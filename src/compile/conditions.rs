@@ -3,10 +3,11 @@
 use std::fmt::Write as _;
 use std::sync::Arc;
 
+use super::gateway_backend::LoweredBackend;
 use super::gateway_route::LoweredRoute;
 use super::report::{Condition, ConditionStatus, ConditionType, Report, RuleReport};
-use super::{ObjectRef, object, worst};
-use crate::route_map::{Action, BackendPlan};
+use super::{object, worst};
+use crate::route_map::Action;
 use crate::snapshot::{Kind, Manifest};
 use crate::values::{Hostname, Problem, Reason, Severity};
 
@@ -79,22 +80,18 @@ pub(super) fn route(manifest: &Manifest, facts: &RouteFacts) -> Report {
     }
 }
 
-pub(super) fn backend(
-    object: ObjectRef,
-    manifest: &Manifest,
-    plan: Option<&BackendPlan>,
-    problems: Vec<Problem>,
-) -> Report {
-    let mut conditions = accepted(&problems, plan.is_some());
-    conditions.push(resolved_refs(&problems));
+pub(super) fn backend(manifest: &Manifest, lowered: &LoweredBackend) -> Report {
+    let LoweredBackend { plan, problems } = lowered;
+    let mut conditions = accepted(problems, plan.is_some());
+    conditions.push(resolved_refs(problems));
     let mut print = Fingerprint::new();
     print.text(&manifest.spec);
-    print.problems(&problems);
+    print.problems(problems);
     print.text(&format!("{plan:?}"));
     Report {
-        object,
+        object: object(manifest, Kind::GatewayBackend),
         origin: manifest.origin.clone(),
-        problems,
+        problems: problems.clone(),
         conditions,
         rules: Vec::new(),
         resolved: print.finish(),
@@ -149,7 +146,17 @@ fn resolved_refs(problems: &[Problem]) -> Condition {
         .iter()
         .filter(|problem| problem.severity == Severity::Error && problem.reason.is_about_references())
         .collect();
+    let doubtful: Vec<_> = problems
+        .iter()
+        .filter(|problem| problem.severity == Severity::Warning && problem.reason.is_about_references())
+        .collect();
     match broken.first() {
+        None if !doubtful.is_empty() => condition(
+            ConditionType::ResolvedRefs,
+            ConditionStatus::True,
+            "ResolvedRefs",
+            format!("everything that it refers to is there and may be used; {}", told(&doubtful)),
+        ),
         None => condition(
             ConditionType::ResolvedRefs,
             ConditionStatus::True,
@@ -198,7 +205,8 @@ fn rules(lowered: &LoweredRoute, problems: &[Problem]) -> Vec<RuleReport> {
         problems.iter().filter(below).cloned().collect()
     };
     let report = |rule: &super::gateway_route::LoweredRule| {
-        let problems = of_rule(rule.path.as_str());
+        let mut problems = of_rule(rule.path.as_str());
+        problems.sort_by_key(|problem| problem.severity);
         let worst = worst(&problems)?;
         let message = told(&problems.iter().collect::<Vec<_>>());
         Some(RuleReport { name: rule.name.clone(), reason: worst.reason.as_str(), message })

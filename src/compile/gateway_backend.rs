@@ -14,7 +14,7 @@ use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem, Reason}
 /// A backend alone: its plan unless something is wrong, and all that is wrong.
 #[derive(Clone, Debug)]
 pub(super) struct LoweredBackend {
-    pub plan: Option<BackendPlan>,
+    pub plan: Option<Arc<BackendPlan>>,
     pub problems: Vec<Problem>,
 }
 
@@ -23,7 +23,7 @@ pub(super) fn lower(manifest: &Manifest, options: &Options, asker: &mut Asker<'_
     let mut problems = parsed.problems;
     let plan = parsed.spec.and_then(|spec| plan(manifest, &spec, options, asker, &mut problems));
     problems.sort();
-    LoweredBackend { plan, problems }
+    LoweredBackend { plan: plan.map(Arc::new), problems }
 }
 
 fn plan(
@@ -70,6 +70,18 @@ fn plan(
         Address::Name(name) => Some(name.clone()),
         Address::Ip(_) => None,
     });
+    let is_other = |(address, _): &(Address, u16)| match address {
+        Address::Name(name) => Some(name) != named.as_ref(),
+        Address::Ip(_) => true,
+    };
+    if let (None, Some(name)) = (&fixed_host, &named)
+        && addresses.iter().any(is_other)
+    {
+        let message = format!(
+            "all of these hosts are asked under the name {name}; set spec.host to say which is meant"
+        );
+        problems.push(Problem::warning(path.field("hosts"), Reason::UnsupportedValue, message));
+    }
     let host_header = fixed_host.or(named).map_or(HostHeader::Preserve, HostHeader::Name);
     Some(BackendPlan { id, target: BackendTarget::Hosts(addresses), host_header })
 }

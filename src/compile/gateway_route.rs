@@ -4,9 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::certificates;
-use super::gateway_backend::{LoweredBackend, lower as lower_backend};
 use super::policies::{self, Effective};
-use super::question::{Answer, Asker, Question};
+use super::question::{Asked, Asker, Known};
 use super::services;
 use super::{Certificates, Options};
 use crate::api::{
@@ -19,7 +18,7 @@ use crate::route_map::{
     NamedPredicate, PathPredicate, PatternText, Predicates, RedirectPlan, RespondPlan, Rule, Template,
     Unserved, WeightedBackend, WeightedTarget,
 };
-use crate::snapshot::{Manifest, Snapshot};
+use crate::snapshot::Manifest;
 use crate::values::{BackendId, FieldPath, Hostname, ObjectName, PathRewrite, Problem, Reason};
 
 /// What one object may spend on regular expressions, in bytes of their text.
@@ -36,6 +35,13 @@ pub(super) struct LoweredRoute {
     pub backends: BTreeMap<BackendId, Arc<BackendPlan>>,
     /// All of the object itself and of its rules, in the order of their paths.
     pub problems: Vec<Problem>,
+}
+
+impl LoweredRoute {
+    /// Whether it answers anything at all. One that does not changes nothing for others.
+    pub fn is_installed(&self) -> bool {
+        self.rules.iter().any(|rule| !rule.matches.is_empty())
+    }
 }
 
 #[derive(Debug, PartialEq)]
@@ -60,7 +66,7 @@ pub(super) struct LoweredRule {
 /// A route with what it asked.
 pub(super) struct RouteUnit {
     pub manifest: Arc<Manifest>,
-    pub asked: Vec<(Question, Answer)>,
+    pub asked: Asked,
     /// `None`: of another class.
     pub lowered: Option<Arc<LoweredRoute>>,
 }
@@ -68,20 +74,18 @@ pub(super) struct RouteUnit {
 impl RouteUnit {
     pub fn new(
         manifest: &Arc<Manifest>,
-        world: &Snapshot,
+        known: Known<'_>,
         options: &Options,
         certificates: &mut Certificates,
     ) -> Self {
-        let mut asker = Asker::new(world);
+        let mut asker = Asker::new(known);
         let parsed = api::parse_route(&manifest.spec);
         let lowered = (*parsed.class_name == *options.class_name).then(|| {
             let lowering = Lowering {
                 manifest,
-                options,
                 asker: &mut asker,
                 certificates,
                 backends: BTreeMap::new(),
-                known_backends: BTreeMap::new(),
                 problems: parsed.problems,
                 regex_left: REGEX_BUDGET,
             };
@@ -91,19 +95,16 @@ impl RouteUnit {
     }
 
     /// Whether lowering again would give the same.
-    pub fn stands(&self, manifest: &Arc<Manifest>, world: &Snapshot) -> bool {
-        Arc::ptr_eq(&self.manifest, manifest)
-            && self.asked.iter().all(|(question, answer)| question.answer(world).is(answer))
+    pub fn stands(&self, manifest: &Arc<Manifest>, known: Known<'_>) -> bool {
+        super::lowers_alike(&self.manifest, manifest) && self.asked.stands(known)
     }
 }
 
 struct Lowering<'a, 'w> {
     manifest: &'a Manifest,
-    options: &'a Options,
     asker: &'a mut Asker<'w>,
     certificates: &'a mut Certificates,
     backends: BTreeMap<BackendId, Arc<BackendPlan>>,
-    known_backends: BTreeMap<ObjectName, LoweredBackend>,
     problems: Vec<Problem>,
     regex_left: usize,
 }
@@ -191,7 +192,7 @@ impl Lowering<'_, '_> {
             rule: parsed.name.as_str().into(),
         });
         let Effective { filters, policy, timeouts, problems } =
-            policies::effective(&parsed.policy, inherited);
+            policies::effective(&parsed.policy, inherited, &self.manifest.name.namespace, self.asker);
         if problems.iter().any(|problem| problem.severity == crate::values::Severity::Error) {
             failed.get_or_insert(ErrorKind::PolicyInvalid);
         }
@@ -300,6 +301,7 @@ impl Lowering<'_, '_> {
         self.regex_left = left;
         PatternText::new(text).map_err(|error| {
             let reason = error.lines().last().unwrap_or_default().trim();
+            let reason = reason.strip_prefix("error: ").unwrap_or(reason);
             Problem::error(
                 at,
                 Reason::UnsupportedValue,
@@ -350,20 +352,15 @@ impl Lowering<'_, '_> {
     }
 
     fn gateway_backend(&mut self, name: &ObjectName, at: &FieldPath) -> Result<BackendId, Problem> {
-        let Some(manifest) = self.asker.backend(name) else {
+        let Some(lowered) = self.asker.backend(name) else {
             let message = format!("there is no GatewayBackend {name}; create it or correct the name");
             return Err(Problem::error(at.clone(), Reason::BackendNotFound, message));
         };
-        if !self.known_backends.contains_key(name) {
-            let lowered = lower_backend(&manifest, self.options, self.asker);
-            self.known_backends.insert(name.clone(), lowered);
-        }
-        let plan = self.known_backends.get(name).and_then(|lowered| lowered.plan.as_ref());
-        let Some(plan) = plan else {
+        let Some(plan) = &lowered.plan else {
             let message = format!("GatewayBackend {name} cannot be used; its own status says why");
             return Err(Problem::error(at.clone(), Reason::BackendNotFound, message));
         };
-        self.backends.entry(plan.id.clone()).or_insert_with(|| Arc::new(plan.clone()));
+        self.backends.entry(plan.id.clone()).or_insert_with(|| Arc::clone(plan));
         Ok(plan.id.clone())
     }
 
@@ -412,7 +409,7 @@ fn invalid(at: FieldPath, error: &dyn std::fmt::Display) -> Problem {
 }
 
 /// The same whether the object exists or not.
-fn not_permitted(at: FieldPath, kind: &str, name: &ObjectName) -> Problem {
+pub(super) fn not_permitted(at: FieldPath, kind: &str, name: &ObjectName) -> Problem {
     let message = format!(
         "{kind} {name} is in another namespace and no ReferenceGrant there allows it; create one or move the object"
     );

@@ -12,6 +12,9 @@ use crate::values::{FieldPath, Hostname, Problem, Reason};
 pub(super) struct HostUnit {
     routes: Vec<Arc<LoweredRoute>>,
     owner: Option<Arc<str>>,
+    tls: Option<Arc<LoweredRoute>>,
+    /// Places of those that ask for TLS under a name that its owner serves without.
+    left_out: Vec<usize>,
     pub host: Arc<Host>,
     /// By the place of the route among this host's.
     notes: Vec<(usize, Problem)>,
@@ -21,9 +24,16 @@ impl HostUnit {
     pub fn new(hostname: Option<Hostname>, claim: &Claim, claimants: &[Claimant]) -> Self {
         let routes: Vec<_> = claim.routes.iter().map(|place| &claimants[*place]).collect();
         let mut notes = Vec::new();
-        let tls = tls(&routes, claim, hostname.as_ref(), &mut notes);
+        let set_by = claim.tls.map(|place| claimants[place].lowered.clone());
+        let set = set_by.as_ref().and_then(|route| route.tls.as_ref());
+        let left_out = tls_notes(&routes, set, hostname.as_ref(), &mut notes);
+        let tls = set.map(|set| HostTls {
+            certificates: set.certificates.clone(),
+            unusable: set.unusable.clone(),
+            redirect: set.redirect,
+        });
         let mut entries = Vec::new();
-        for route in &routes {
+        for (_, route) in routes.iter().enumerate().filter(|(place, _)| !left_out.contains(place)) {
             for rule in &route.lowered.rules {
                 for (index, plan) in rule.matches.iter().enumerate() {
                     let name = route.manifest.name.clone();
@@ -36,12 +46,18 @@ impl HostUnit {
         shadowed(&table, &routes, hostname.as_ref(), &mut notes);
         let lowered = routes.iter().map(|route| route.lowered.clone()).collect();
         let host = Arc::new(Host { hostname, tls, table });
-        Self { routes: lowered, owner: claim.owner.clone(), host, notes }
+        Self { routes: lowered, owner: claim.owner.clone(), tls: set_by, left_out, host, notes }
     }
 
     /// Whether compiling again would give the same.
     pub fn stands(&self, claim: &Claim, claimants: &[Claimant]) -> bool {
-        self.owner == claim.owner
+        let same_tls = match (&self.tls, claim.tls) {
+            (Some(known), Some(place)) => Arc::ptr_eq(known, &claimants[place].lowered),
+            (None, None) => true,
+            _ => false,
+        };
+        same_tls
+            && self.owner == claim.owner
             && self.routes.len() == claim.routes.len()
             && self
                 .routes
@@ -50,39 +66,47 @@ impl HostUnit {
                 .all(|(known, place)| Arc::ptr_eq(known, &claimants[*place].lowered))
     }
 
+    /// The claimants that answer under the name.
+    pub fn served<'a>(&'a self, claim: &'a Claim) -> impl Iterator<Item = usize> {
+        let places = claim.routes.iter().enumerate().filter(|(place, _)| !self.left_out.contains(place));
+        places.map(|(_, claimant)| *claimant)
+    }
+
     /// What is to be said to each claimant, by its place among them.
     pub fn notes<'a>(&'a self, claim: &'a Claim) -> impl Iterator<Item = (usize, &'a Problem)> {
         self.notes.iter().filter_map(|(route, problem)| Some((*claim.routes.get(*route)?, problem)))
     }
 }
 
-/// TLS belongs to the hostname: the owner's oldest route with `tls` sets it.
-fn tls(
+/// TLS belongs to the hostname: whoever wants another one is told. Gives the places of those that may not answer: they
+/// ask for TLS, and the owner's name has none.
+fn tls_notes(
     routes: &[&Claimant],
-    claim: &Claim,
+    set: Option<&LoweredTls>,
     hostname: Option<&Hostname>,
     notes: &mut Vec<(usize, Problem)>,
-) -> Option<HostTls> {
-    let owners = |route: &&Claimant| Some(&route.manifest.name.namespace) == claim.owner.as_ref();
-    let (first, set) = routes
-        .iter()
-        .enumerate()
-        .filter(|(_, route)| owners(route))
-        .find_map(|(place, route)| Some((place, route.lowered.tls.as_ref()?)))?;
-    for (place, route) in routes.iter().enumerate().filter(|(place, _)| *place != first) {
-        if route.lowered.tls.as_ref().is_some_and(|other| differs(set, other)) {
-            let host = hostname.map_or_else(|| "the catch-all".into(), Hostname::to_string);
-            let message = format!(
-                "TLS of {host} is set by an older route of its owner; write the same here, or leave tls out"
-            );
-            notes.push((place, Problem::error(FieldPath::new("spec.tls"), Reason::TlsConflict, message)));
-        }
+) -> Vec<usize> {
+    let host = || hostname.map_or_else(|| "the catch-all".into(), Hostname::to_string);
+    let mut left_out = Vec::new();
+    for (place, route) in routes.iter().enumerate() {
+        let Some(own) = &route.lowered.tls else { continue };
+        let message = match set {
+            Some(set) if !differs(set, own) => continue,
+            Some(_) => format!(
+                "TLS of {} is set by an older route of its owner; write the same here, or leave tls out",
+                host()
+            ),
+            None => {
+                left_out.push(place);
+                format!(
+                    "{} is served without TLS by its owner, so this route does not answer there; have the owner's route set tls",
+                    host()
+                )
+            }
+        };
+        notes.push((place, Problem::error(FieldPath::new("spec.tls"), Reason::TlsConflict, message)));
     }
-    Some(HostTls {
-        certificates: set.certificates.clone(),
-        unusable: set.unusable.clone(),
-        redirect: set.redirect,
-    })
+    left_out
 }
 
 fn differs(a: &LoweredTls, b: &LoweredTls) -> bool {
@@ -115,7 +139,7 @@ fn shadowed(
             .index(loser.standing.rule())
             .field("matches")
             .index(loser.standing.index());
-        let message = format!("an equal match of {who}, which is older, takes its requests for {host}");
+        let message = format!("an equal match of {who}, which comes first, takes its requests for {host}");
         if let Some(place) = places.get(name) {
             notes.push((*place, Problem::warning(path, Reason::Shadowed, message)));
         }

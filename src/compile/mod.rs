@@ -31,7 +31,7 @@ use self::claims::Claimant;
 use self::gateway_backend::LoweredBackend;
 use self::gateway_route::RouteUnit;
 use self::hosts::HostUnit;
-use self::question::{Answer, Asker, Question};
+use self::question::{Asked, Asker, Backends, Known};
 use crate::route_map::{BackendPlan, CertificatePlan, EndpointSet, RouteMap};
 use crate::snapshot::{Kind, Manifest, SecretData, Snapshot};
 use crate::values::{BackendId, Hostname, ObjectName, Problem};
@@ -81,7 +81,8 @@ type Proven = Result<Arc<CertificatePlan>, String>;
 
 struct BackendUnit {
     manifest: Arc<Manifest>,
-    asked: Vec<(Question, Answer)>,
+    asked: Asked,
+    lowered: Arc<LoweredBackend>,
     report: Arc<Report>,
 }
 
@@ -99,7 +100,8 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
     memo.options = Some(options.clone());
     memo.certificates.forget_all_but(world);
 
-    let routes = route_units(world, options, &mut memo);
+    let backends = backend_units(world, options, &mut memo);
+    let routes = route_units(Known { world, backends: &backends }, options, &mut memo);
     let mut claimants: Vec<Claimant> = routes
         .values()
         .filter_map(|unit| Some(Claimant { manifest: unit.manifest.clone(), lowered: unit.lowered.clone()? }))
@@ -117,8 +119,8 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
             Some(unit) if unit.stands(&claim, &claimants) => unit,
             _ => HostUnit::new(hostname.clone(), &claim, &claimants),
         };
-        for place in &claim.routes {
-            facts[*place].served.push(hostname.clone());
+        for place in unit.served(&claim) {
+            facts[place].served.push(hostname.clone());
         }
         for (place, problem) in unit.notes(&claim) {
             facts[place].problems.push(problem.clone());
@@ -144,7 +146,7 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
         }
     }
     memo.plans = map.backends.clone();
-    let reports = reports(world, options, &claimants, facts, &mut memo);
+    let reports = reports(&claimants, facts, &mut memo);
     (Compiled { map: Arc::new(map), reports }, memo)
 }
 
@@ -158,62 +160,81 @@ fn age(manifest: &Manifest) -> (i64, &ObjectName) {
     (manifest.created.unwrap_or(i64::MAX), &manifest.name)
 }
 
-fn route_units(world: &Snapshot, options: &Options, memo: &mut Memo) -> BTreeMap<ObjectName, RouteUnit> {
+fn route_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> BTreeMap<ObjectName, RouteUnit> {
     let mut known = std::mem::take(&mut memo.routes);
     let unit = |(name, manifest): (&ObjectName, &Arc<Manifest>)| {
         let unit = match known.remove(name) {
-            Some(unit) if unit.stands(manifest, world) => unit,
+            Some(unit) if unit.stands(manifest, world) => {
+                RouteUnit { manifest: Arc::clone(manifest), ..unit }
+            }
             _ => RouteUnit::new(manifest, world, options, &mut memo.certificates),
         };
         (name.clone(), unit)
     };
-    world.routes.iter().map(unit).collect()
+    world.world.routes.iter().map(unit).collect()
 }
 
-fn reports(
-    world: &Snapshot,
-    options: &Options,
-    claimants: &[Claimant],
-    facts: Vec<conditions::RouteFacts>,
-    memo: &mut Memo,
-) -> Vec<Arc<Report>> {
+fn reports(claimants: &[Claimant], facts: Vec<conditions::RouteFacts>, memo: &mut Memo) -> Vec<Arc<Report>> {
     let mut known = std::mem::take(&mut memo.reports);
     let mut by_name = BTreeMap::new();
     for (claimant, mut facts) in claimants.iter().zip(facts) {
         facts.problems.sort();
         let name = &claimant.manifest.name;
         let report = match known.remove(name) {
-            Some((before, report)) if before.same(&facts) => report,
+            Some((before, report)) if before.same(&facts) && is_about(&report, &claimant.manifest) => report,
             _ => Arc::new(conditions::route(&claimant.manifest, &facts)),
         };
         by_name.insert(name.clone(), (facts, report));
     }
     let mut reports: Vec<_> = by_name.values().map(|(_, report)| report.clone()).collect();
     memo.reports = by_name;
-    let mut known = std::mem::take(&mut memo.backends);
-    for (name, manifest) in &world.backends {
-        let unit = match known.remove(name) {
-            Some(unit) if unit.stands(manifest, world) => unit,
-            _ => BackendUnit::new(manifest, world, options),
-        };
-        reports.push(unit.report.clone());
-        memo.backends.insert(name.clone(), unit);
-    }
+    reports.extend(memo.backends.values().map(|unit| unit.report.clone()));
     reports
 }
 
+/// Backends are units of their own, which routes share.
+fn backend_units(world: &Snapshot, options: &Options, memo: &mut Memo) -> Backends {
+    let none = Backends::new();
+    let world = Known { world, backends: &none };
+    let mut known = std::mem::take(&mut memo.backends);
+    for (name, manifest) in &world.world.backends {
+        let unit = match known.remove(name) {
+            Some(unit) if lowers_alike(&unit.manifest, manifest) && unit.asked.stands(world) => {
+                unit.now(manifest)
+            }
+            _ => BackendUnit::new(manifest, world, options),
+        };
+        memo.backends.insert(name.clone(), unit);
+    }
+    memo.backends.iter().map(|(name, unit)| (name.clone(), unit.lowered.clone())).collect()
+}
+
+/// Whether two manifests of one object give the same when lowered. Neither status nor generation nor the place in a
+/// file counts: the writer of status must not cause a compile of all that it writes about.
+fn lowers_alike(a: &Arc<Manifest>, b: &Arc<Manifest>) -> bool {
+    Arc::ptr_eq(a, b) || (a.name == b.name && a.created == b.created && a.spec == b.spec)
+}
+
+fn is_about(report: &Report, manifest: &Manifest) -> bool {
+    let object = &report.object;
+    object.uid == manifest.uid && object.generation == manifest.generation && report.origin == manifest.origin
+}
+
 impl BackendUnit {
-    fn new(manifest: &Arc<Manifest>, world: &Snapshot, options: &Options) -> Self {
-        let mut asker = Asker::new(world);
-        let LoweredBackend { plan, problems } = gateway_backend::lower(manifest, options, &mut asker);
-        let object = object(manifest, Kind::GatewayBackend);
-        let report = Arc::new(conditions::backend(object, manifest, plan.as_ref(), problems));
-        Self { manifest: Arc::clone(manifest), asked: asker.finish(), report }
+    fn new(manifest: &Arc<Manifest>, known: Known<'_>, options: &Options) -> Self {
+        let mut asker = Asker::new(known);
+        let lowered = Arc::new(gateway_backend::lower(manifest, options, &mut asker));
+        let report = Arc::new(conditions::backend(manifest, &lowered));
+        Self { manifest: Arc::clone(manifest), asked: asker.finish(), lowered, report }
     }
 
-    fn stands(&self, manifest: &Arc<Manifest>, world: &Snapshot) -> bool {
-        Arc::ptr_eq(&self.manifest, manifest)
-            && self.asked.iter().all(|(question, answer)| question.answer(world).is(answer))
+    /// The same for the newest form of the object.
+    fn now(mut self, manifest: &Arc<Manifest>) -> Self {
+        if !is_about(&self.report, manifest) {
+            self.report = Arc::new(conditions::backend(manifest, &self.lowered));
+        }
+        self.manifest = Arc::clone(manifest);
+        self
     }
 }
 
@@ -229,7 +250,7 @@ fn object(manifest: &Manifest, kind: Kind) -> ObjectRef {
 impl Certificates {
     fn prove(&mut self, secret: &Arc<SecretData>) -> Proven {
         if let Some((known, result)) = self.0.get(&secret.name)
-            && Arc::ptr_eq(known, secret)
+            && (Arc::ptr_eq(known, secret) || known.data == secret.data)
         {
             return result.clone();
         }

@@ -11,6 +11,7 @@ pub struct Document<'a> {
 /// The documents of a text, in order; those that hold nothing but blanks and comments are left out. A text of JSON is one
 /// document, or several between `---` lines like YAML.
 pub fn documents(text: &str) -> impl Iterator<Item = Document<'_>> {
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     Documents { rest: text, line: 1 }.filter(|document| !is_blank(document.text))
 }
 
@@ -30,8 +31,9 @@ impl<'a> Iterator for Documents<'a> {
         let mut end = 0;
         for line in whole.split_inclusive('\n') {
             self.line += 1;
-            if is_separator(line) {
-                self.rest = &whole[end + line.len()..];
+            if let Some(length) = separator(line) {
+                self.rest = &whole[end + length..];
+                self.line -= u32::from(length < line.len());
                 return Some(trimmed(&whole[..end], first));
             }
             end += line.len();
@@ -46,7 +48,8 @@ fn trimmed(text: &str, mut line: u32) -> Document<'_> {
     let mut start = 0;
     for part in text.split_inclusive('\n') {
         let content = part.trim();
-        if !content.is_empty() && !content.starts_with('#') {
+        // A directive says only which YAML it is.
+        if !content.is_empty() && !part.starts_with('%') && !content.starts_with('#') {
             break;
         }
         start += part.len();
@@ -55,11 +58,14 @@ fn trimmed(text: &str, mut line: u32) -> Document<'_> {
     Document { text: &text[start..], line }
 }
 
-/// `---` or `...`, alone on its line but for a comment.
-fn is_separator(line: &str) -> bool {
-    let line = line.trim_end();
-    let Some(rest) = line.strip_prefix("---").or_else(|| line.strip_prefix("...")) else { return false };
-    rest.is_empty() || (rest.starts_with([' ', '\t']) && rest.trim_start().starts_with('#'))
+/// How much of a line ends the document: all of it after `---` or `...`, unless the next one begins on it.
+fn separator(line: &str) -> Option<usize> {
+    let text = line.trim_end();
+    let rest = text.strip_prefix("---").or_else(|| text.strip_prefix("..."))?;
+    if rest.is_empty() || (rest.starts_with([' ', '\t']) && rest.trim_start().starts_with('#')) {
+        return Some(line.len());
+    }
+    (text.starts_with("---") && rest.starts_with([' ', '\t'])).then_some(3)
 }
 
 fn is_blank(text: &str) -> bool {
@@ -79,6 +85,14 @@ mod tests {
         assert_eq!(
             split("a: 1\n---\n\n# about b\nb: 2\n--- # end\n# nothing\n---\nc: 3"),
             [(1, "a: 1\n"), (5, "b: 2\n"), (9, "c: 3")]
+        );
+    }
+
+    #[test]
+    fn a_document_may_begin_on_its_separator() {
+        assert_eq!(
+            split("\u{feff}%YAML 1.2\n---\na: 1\n--- {b: 2}\n...\n---\r\nc: 3\n"),
+            [(3, "a: 1\n"), (4, " {b: 2}\n"), (7, "c: 3\n")]
         );
     }
 

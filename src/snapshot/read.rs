@@ -32,15 +32,31 @@ fn parse(text: &str, origin: &Origin) -> Result<Value, Failure> {
     {
         return Ok(value);
     }
-    serde_saphyr::from_str(text).map_err(|error| {
+    serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
         let line = error
             .location()
             .map_or(0, |location| u32::try_from(location.line()).unwrap_or(1).saturating_sub(1));
         let origin = Origin { file: origin.file.clone(), line: origin.line.saturating_add(line) };
         let message = error.without_snippet().to_string();
-        let first = message.lines().next().unwrap_or("it is not YAML");
+        // The parser quotes what it found, and that may be a piece of the secret.
+        let first = match text.contains("Secret") {
+            true => "look at this line; what stands there is not shown, as it may be a secret",
+            false => message.lines().next().unwrap_or("it is not YAML"),
+        };
         Failure { kind: None, name: None, origin: Some(origin), message: format!("not YAML: {first}") }
     })
+}
+
+/// Room for a `List` of everything in a cluster; the limits on aliases stay.
+fn options() -> serde_saphyr::Options {
+    serde_saphyr::options! {
+        // `name: n` is a text, as it is for everybody since YAML 1.2.
+        strict_booleans: true,
+        budget: serde_saphyr::budget! {
+            max_nodes: 20_000_000,
+            max_events: 50_000_000,
+        },
+    }
 }
 
 fn collect(value: Value, origin: &Origin, depth: usize, found: &mut Vec<Result<Object, Failure>>) {
@@ -112,7 +128,14 @@ fn object(value: Value, version: &str, kind: &str, origin: &Origin) -> Result<Op
             ));
         }
         ("v1", "Secret") => {
-            said(Kind::Secret, SecretData::new(as_kind(value, Kind::Secret)?, at()))?.map(Object::Secret)
+            // The parser's words would quote the value.
+            let hidden = |_| {
+                let message =
+                    "the Secret cannot be read: values of data are base64, those of stringData text";
+                (Some(Kind::Secret), message.to_owned())
+            };
+            let secret = as_kind(value, Kind::Secret).map_err(hidden)?;
+            said(Kind::Secret, SecretData::new(secret, at()))?.map(Object::Secret)
         }
         ("v1", "Service") => Some(Object::Service(said(
             Kind::Service,
@@ -225,5 +248,26 @@ mod tests {
             assert!(failure.message.contains(part), "{text}: {}", failure.message);
             assert!(failure.origin.as_ref().is_some_and(|origin| origin.line >= line), "{text}");
         }
+    }
+
+    #[test]
+    fn a_broken_secret_is_never_quoted() {
+        for text in [
+            "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/tls\nmetadata: {name: s}\nstringData: {key: 4711471147}\n",
+            "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/tls\nmetadata: {name: s}\ndata: {key: \"4711471147!\"}\n",
+            "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData:\n  key: *4711471147\n",
+            "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData:\n  4711471147: a\n  4711471147: b\n",
+        ] {
+            let found = read(text, &origin());
+            let Err(failure) = &found[0] else { panic!("{text} was read") };
+            assert!(!format!("{failure:?}").contains("47114711"), "{failure:?}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_a_whole_cluster_is_read() {
+        let item = "- {apiVersion: v1, kind: Service, metadata: {name: a, labels: {a: b, c: d, e: f}}, spec: {ports: [{port: 80}]}}\n";
+        let text = format!("apiVersion: v1\nkind: List\nitems:\n{}", item.repeat(20_000));
+        assert_eq!(read(&text, &origin()).iter().filter(|found| found.is_ok()).count(), 20_000);
     }
 }

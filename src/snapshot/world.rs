@@ -20,6 +20,8 @@ pub struct Snapshot {
     pub namespaces: BTreeMap<Arc<str>, Arc<NamespaceData>>,
     pub grants: BTreeMap<ObjectName, Arc<Grant>>,
     pub failures: Vec<Failure>,
+    /// The Service of each slice, so that a change of one does not look through all.
+    slice_services: BTreeMap<ObjectName, Arc<str>>,
 }
 
 impl Snapshot {
@@ -42,6 +44,12 @@ impl Snapshot {
         self.endpoint_slices.get(service).into_iter().flat_map(|slices| slices.values().map(Arc::as_ref))
     }
 
+    /// The Service that a slice belongs to.
+    pub fn service_of_slice(&self, slice: &ObjectName) -> Option<ObjectName> {
+        let service = self.slice_services.get(slice)?;
+        Some(ObjectName::new(Arc::clone(&slice.namespace), Arc::clone(service)))
+    }
+
     fn put(&mut self, object: Object) -> bool {
         match object {
             Object::GatewayRoute(manifest) => put(&mut self.routes, manifest.name.clone(), manifest),
@@ -59,6 +67,7 @@ impl Snapshot {
         let before = self.service_of_slice(&slice.name);
         let moved =
             before.is_some_and(|before| before != service) && self.remove(Kind::EndpointSlice, &slice.name);
+        self.slice_services.insert(slice.name.clone(), Arc::clone(&slice.service));
         let slices = self.endpoint_slices.entry(service).or_default();
         put(slices, Arc::clone(&slice.name.name), slice) || moved
     }
@@ -79,19 +88,11 @@ impl Snapshot {
         let Some(service) = self.service_of_slice(name) else { return false };
         let Some(slices) = self.endpoint_slices.get_mut(&service) else { return false };
         let removed = slices.remove(&name.name).is_some();
+        self.slice_services.remove(name);
         if slices.is_empty() {
             self.endpoint_slices.remove(&service);
         }
         removed
-    }
-
-    fn service_of_slice(&self, slice: &ObjectName) -> Option<ObjectName> {
-        let from = ObjectName::new(Arc::clone(&slice.namespace), "");
-        self.endpoint_slices
-            .range(from..)
-            .take_while(|(service, _)| service.namespace == slice.namespace)
-            .find(|(_, slices)| slices.contains_key(&slice.name))
-            .map(|(service, _)| service.clone())
     }
 
     fn list(&mut self, kind: Kind, namespace: Option<&str>, objects: Vec<Object>) -> bool {

@@ -2,6 +2,8 @@
 
 mod architecture;
 mod commands;
+mod compile_golden;
+mod compile_laws;
 mod examples;
 mod file_mode;
 mod harness;

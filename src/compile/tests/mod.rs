@@ -1,6 +1,5 @@
-//! The laws of the compiler. What it makes of which manifest is told by the golden cases.
+//! The laws of the compiler. What it makes of which manifest is told by the golden cases of tests/it.
 
-mod golden;
 mod laws;
 
 use super::{Compiled, HostnameClaims, LoopbackHosts, Memo, Options, compile};
