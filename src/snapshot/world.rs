@@ -20,8 +20,8 @@ pub struct Snapshot {
     pub namespaces: BTreeMap<Arc<str>, Arc<NamespaceData>>,
     pub grants: BTreeMap<ObjectName, Arc<Grant>>,
     pub failures: Vec<Failure>,
-    /// The Service of each slice, so that a change of one does not look through all.
-    slice_services: BTreeMap<ObjectName, Arc<str>>,
+    /// The Service of each slice, kept by `apply`, so that a change of one does not look through all.
+    pub slice_services: BTreeMap<ObjectName, Arc<str>>,
 }
 
 impl Snapshot {
