@@ -246,3 +246,110 @@ fn name(labels: &Labels) -> String {
 fn member_name(row: usize) -> &'static str {
     REGISTRY.get(row).map_or("(unknown member)", |row| row.name)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::{HeaderName, Method};
+
+    use super::*;
+    use crate::filters::AnyPlan;
+    use crate::route_map::{
+        CertificatePlan, HeaderPredicate, MatchTable, PatternText, Predicates, PrivateKey, Standing,
+        Template, WeightedBackend,
+    };
+    use crate::values::{BackendId, Hostname, ObjectName, Redacted};
+
+    const KEY: &[u8] = b"a private key";
+
+    fn map() -> RouteMap {
+        let shop = |name: &str| ObjectName::new("shop", name);
+        let id = BackendId::Service { service: shop("orders"), port: 80 };
+        let forward = Action::Forward(ForwardPlan {
+            backends: vec![WeightedBackend { weight: 2, target: WeightedTarget::Backend(id.clone()) }],
+            timeouts: TimeoutsPlan::default(),
+        });
+        let respond = Action::Respond(RespondPlan {
+            status: 200,
+            content_type: Some("text/plain".into()),
+            body: "hi\n".into(),
+        });
+        let rule = |name: &str, action| {
+            let labels = Labels { namespace: "shop".into(), route: "web".into(), rule: name.into() };
+            let policy = vec![PolicyMember { row: 0, origin: PolicyOrigin::Route }];
+            let filters = vec![(0, AnyPlan::new(Redacted::new(KEY.to_vec())))];
+            Arc::new(Rule { labels: Arc::new(labels), filters, action, policy })
+        };
+        let entry = |place, rule: &Arc<Rule>, path, predicates| MatchEntry {
+            plan: Arc::new(MatchPlan::new(path, predicates)),
+            rule: Arc::clone(rule),
+            standing: Standing::new(None, shop("web"), place, 0),
+        };
+        let template = PathPredicate::Template(Template::parse("/users/{id}").expect("a template"));
+        let header = HeaderPredicate {
+            name: HeaderName::from_static("x-tenant"),
+            value: Comparison::Regex(PatternText::new("a+").expect("a pattern")),
+        };
+        let predicates = Predicates {
+            methods: vec![Method::POST, Method::GET],
+            headers: vec![header],
+            ..Predicates::default()
+        };
+        let (first, second) = (rule("first", forward), rule("second", respond));
+        let table = MatchTable::new(vec![
+            entry(0, &first, PathPredicate::prefix("/").expect("normal"), Predicates::default()),
+            entry(1, &second, template, predicates),
+        ]);
+        let certificate = CertificatePlan {
+            secret: shop("shop-tls"),
+            chain: vec![KEY.to_vec()],
+            key: Redacted::new(PrivateKey::Pkcs8(KEY.to_vec())),
+            names: vec!["shop.example".into()],
+            not_before: 1,
+            not_after: 2,
+        };
+        let tls = HostTls {
+            certificates: vec![Arc::new(certificate)],
+            unusable: vec![shop("old")],
+            redirect: true,
+        };
+        let hostname: Hostname = "shop.example".parse().expect("a hostname");
+        let target = BackendTarget::Service { service: shop("orders"), port: 80 };
+        let backend = BackendPlan { id: id.clone(), target, host_header: HostHeader::Preserve };
+        RouteMap {
+            hosts: [(hostname.clone(), Arc::new(Host { hostname: Some(hostname), tls: Some(tls), table }))]
+                .into(),
+            catch_all: None,
+            backends: [(id, Arc::new(backend))].into(),
+        }
+    }
+
+    #[test]
+    fn a_map_prints_everything_but_its_secrets() {
+        let told = map().to_string();
+        let mut expected = String::from(
+            "host shop.example
+  tls, plain HTTP is redirected
+    certificate shop/shop-tls for shop.example, valid 1..2
+    unusable shop/old
+  PathTemplate /users/{id}, method GET|POST, header x-tenant ~ \"a+\" -> shop/web/second
+  PathPrefix / -> shop/web/first
+rule shop/web/first
+  policy MEMBER (from the route)
+  filter MEMBER REDACTED
+  forward, timeouts request 30s backendRequest none connect 2s idle 60s tunnel idle 300s
+    weight 2 Service/shop/orders:80
+rule shop/web/second
+  policy MEMBER (from the route)
+  filter MEMBER REDACTED
+  respond 200, text/plain, 3 bytes \"hi\\n\"
+backend Service/shop/orders:80: endpoints of shop/orders port 80, asked under the client's host
+",
+        );
+        expected = expected.replace("MEMBER", REGISTRY[0].name);
+        expected = expected.replace("REDACTED", &format!("{:?}", Redacted::new(KEY.to_vec())));
+        assert_eq!(told, expected);
+        assert!(!told.contains("private") && !told.contains(&format!("{KEY:?}")));
+    }
+}

@@ -43,10 +43,14 @@ pub struct MatchEntry {
     pub standing: Standing,
 }
 
+/// Up to so many entries a walk over them is as fast as the index and saves its memory.
+const SMALL: usize = 6;
+
 /// The matches of a host, sorted, with an index over their paths.
 pub struct MatchTable {
     entries: Vec<MatchEntry>,
-    index: PathIndex,
+    /// None for a small table.
+    index: Option<PathIndex>,
 }
 
 /// The winner of a look-up.
@@ -80,7 +84,7 @@ impl PathPredicate {
             Self::Prefix(prefix) => path
                 .strip_prefix(prefix.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/')),
-            Self::Template(template) => template.captures(path).is_some(),
+            Self::Template(template) => template.matches(path),
             Self::Regex(pattern) => pattern.is_match(path),
         }
     }
@@ -135,7 +139,9 @@ impl MatchTable {
     /// Entries in any order.
     pub fn new(mut entries: Vec<MatchEntry>) -> Self {
         entries.sort_by(|a, b| (a.plan.specificity, &a.standing).cmp(&(b.plan.specificity, &b.standing)));
-        let index = PathIndex::new(entries.iter().map(|entry| entry.plan.path()));
+        entries.shrink_to_fit();
+        let indexed = entries.len() > SMALL;
+        let index = indexed.then(|| PathIndex::new(entries.iter().map(|entry| entry.plan.path())));
         Self { entries, index }
     }
 
@@ -146,8 +152,12 @@ impl MatchTable {
 
     /// The entry of highest precedence that matches. No lock; allocates only for captures.
     pub fn find(&self, request: &RequestView<'_>) -> Option<Found<'_>> {
-        let index =
-            self.index.find(request.path, |rank| self.entries[rank].plan.predicates.matches(request))?;
+        let accepts = |rank: usize| self.entries[rank].plan.predicates.matches(request);
+        let index = match &self.index {
+            Some(index) => index.find(request.path, accepts)?,
+            None => (0..self.entries.len())
+                .find(|rank| self.entries[*rank].plan.path.matches(request.path) && accepts(*rank))?,
+        };
         let entry = &self.entries[index];
         let (matched_prefix, captures) = match &entry.plan.path {
             PathPredicate::Prefix(prefix) => (prefix.as_str().len(), Captures::default()),
@@ -343,7 +353,10 @@ mod tests {
 
     #[test]
     fn a_long_hostile_path_costs_no_more_than_the_tree_is_deep() {
-        let table = MatchTable::new(vec![entry(0, prefix("/a/b"), Predicates::default(), None)]);
+        let more =
+            (1..20).map(|place| entry(place, prefix(&format!("/a/c{place}")), Predicates::default(), None));
+        let first = entry(0, prefix("/a/b"), Predicates::default(), None);
+        let table = MatchTable::new(std::iter::once(first).chain(more).collect());
         let path = format!("/a/b{}", "/x".repeat(1 << 20));
         let headers = http::HeaderMap::new();
         let request = RequestView { method: &http::Method::GET, path: &path, query: None, headers: &headers };

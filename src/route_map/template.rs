@@ -79,24 +79,35 @@ impl Template {
     /// The parts of a path in normal form that this template captures; `None` when it does not match.
     pub fn captures(&self, path: &str) -> Option<Captures> {
         let mut captures = Vec::with_capacity(self.capture_count());
-        let mut left = Some(path.strip_prefix('/')?);
+        let matches = self.walk(path, |name, value| captures.push((Arc::clone(name), value.into())));
+        matches.then_some(Captures(captures))
+    }
+
+    pub fn matches(&self, path: &str) -> bool {
+        self.walk(path, |_, _| {})
+    }
+
+    /// Tells each capture as it goes, and whether `path` matches in the end.
+    fn walk(&self, path: &str, mut capture: impl FnMut(&Arc<str>, &str)) -> bool {
+        let Some(inner) = path.strip_prefix('/') else { return false };
+        let mut left = Some(inner);
         for segment in &self.segments {
-            let (first, rest) = split_segment(left?);
+            let Some(path) = left else { return false };
+            let (first, rest) = split_segment(path);
             left = rest;
             match segment {
                 Segment::Literal(text) if **text == *first => {}
-                Segment::Capture(name) if !first.is_empty() => {
-                    captures.push((Arc::clone(name), first.into()))
-                }
-                _ => return None,
+                Segment::Capture(name) if !first.is_empty() => capture(name, first),
+                _ => return false,
             }
         }
-        match (&self.rest, left) {
-            (Some(name), left) => captures.push((Arc::clone(name), left.unwrap_or_default().into())),
-            (None, None) => {}
-            (None, Some(_)) => return None,
+        match &self.rest {
+            Some(name) => {
+                capture(name, left.unwrap_or_default());
+                true
+            }
+            None => left.is_none(),
         }
-        Some(Captures(captures))
     }
 
     /// Whether both match the same paths, whatever their captures are called.
