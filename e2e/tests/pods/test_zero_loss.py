@@ -50,7 +50,7 @@ class ZeroLoss(unittest.TestCase):
         with self.load:
             for _ in range(TIMES):
                 rollout(NAMESPACE, NAME)
-            self.lost_nothing(2000)
+            self.lost_nothing(1500)
         self.assertFalse(before & {p["metadata"]["name"] for p in self.gw.pods()})
 
     @world.needs_own_node
