@@ -17,11 +17,13 @@ use portcullis::route_map::{
 };
 use portcullis::values::{Hostname, ObjectName};
 
+type MatchesByHost = BTreeMap<String, usize>;
+
 #[derive(Default)]
 struct World {
     hosts: BTreeMap<String, Vec<MatchEntry>>,
     /// Rules of each object in order, with the number of their matches on each host.
-    rules: BTreeMap<String, Vec<(Arc<Rule>, BTreeMap<String, usize>)>>,
+    rules: BTreeMap<String, Vec<(Arc<Rule>, MatchesByHost)>>,
 }
 
 #[test]
