@@ -20,6 +20,7 @@ use tokio::io::AsyncReadExt;
 use tokio::net::TcpStream;
 
 use super::forwarded::Introduction;
+use super::gather::Gathered;
 use super::observed::Upload;
 use super::transport::{Transport, Wire};
 use super::watch::{Verdict, Wait, Watch, Watched};
@@ -220,8 +221,12 @@ async fn linger(mut transport: Transport) {
 async fn serve_http2(connection: &Rc<Connection>, transport: Transport) {
     let watch = connection.watch.clone();
     watch.multiplexes();
-    let handler =
-        service_fn(|request| service::answer(connection.clone(), connection.open_stream(), request));
+    // Boxed: hyper moves it four times before its task begins, and it is large.
+    let handler = service_fn(|request| {
+        Box::pin(service::answer(connection.clone(), connection.open_stream(), request))
+    });
+    let transport = Gathered::new(transport);
+    let outgoing = transport.clone();
     let mut serving = pin!(
         http2::Builder::new(Streams(connection.clone()))
             .timer(TokioTimer::new())
@@ -238,7 +243,7 @@ async fn serve_http2(connection: &Rc<Connection>, transport: Transport) {
             .keep_alive_timeout(Duration::from_secs(10))
             .serve_connection(TokioIo::new(transport), handler)
     );
-    let mut ending = false;
+    let (mut ending, mut over) = (false, false);
     poll_fn(|context| {
         match watch.verdict(context) {
             Some(Verdict::Cut) => return Poll::Ready(()),
@@ -248,7 +253,11 @@ async fn serve_http2(connection: &Rc<Connection>, transport: Transport) {
             }
             _ => {}
         }
-        serving.as_mut().poll(context).map(|_| ())
+        over = over || serving.as_mut().poll(context).is_ready();
+        match outgoing.poll_send(context) {
+            Poll::Ready(Ok(())) if !over => Poll::Pending,
+            sent => sent.map(drop),
+        }
     })
     .await;
 }

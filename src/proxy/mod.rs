@@ -17,6 +17,7 @@
 //! | `connection` | one connection: TLS or plain, HTTP/1.1 or HTTP/2, goodbye |
 //! | `tls`, `certificates` | handshakes and certificates by server name |
 //! | `transport`, `frames` | a connection's bytes; the budget of HTTP/2 control frames |
+//! | `gather` | what an HTTP/2 connection says, sent once a poll |
 //! | `watch` | deadlines without timers: one sweep a worker |
 //! | `live`, `keep`, `spread` | the linked route map, state that outlives it, shares by weight |
 //! | `service` | one request: from head to answer |
@@ -33,6 +34,7 @@ mod connection;
 mod forward;
 mod forwarded;
 mod frames;
+mod gather;
 mod keep;
 mod listener;
 mod live;

@@ -4,6 +4,7 @@
 
 use std::cell::RefCell;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,7 +94,8 @@ impl Pools {
         let pool = self.pool(backend);
         address_to(&mut request, pool.host.as_ref());
         backend.stats.request(self.worker);
-        let attempts = self.attempts(backend, &pool, request, limits);
+        // Pinned where it is made: moving it into the time-out would copy all of its state.
+        let attempts = pin!(self.attempts(backend, &pool, request, limits));
         let outcome = match limits.deadline {
             None => attempts.await,
             Some(deadline) => tokio::time::timeout_at(deadline, attempts)
