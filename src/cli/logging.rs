@@ -7,9 +7,11 @@ use tracing_subscriber::fmt;
 
 /// Which events are logged: like `info` or `portcullis=debug,info`.
 const FILTER: &str = "PORTCULLIS_LOG";
+/// rustls warns of every strange server name, which hostile clients choose; kube of every watch that ends.
+const DEFAULT: &str = "info,rustls=error,kube_client=error";
 
 pub fn start() {
-    let filter = EnvFilter::try_from_env(FILTER).unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = EnvFilter::try_from_env(FILTER).unwrap_or_else(|_| EnvFilter::new(DEFAULT));
     let log = fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // Set once a process; a second one (tests in one process) keeps the first.
     let _ = if std::io::stderr().is_terminal() {

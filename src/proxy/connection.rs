@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::net::TcpStream;
 
 use super::forwarded::Introduction;
@@ -204,7 +204,7 @@ async fn serve_http1(connection: &Rc<Connection>, transport: Transport) {
     }
 }
 
-async fn linger(mut transport: Transport) {
+async fn linger(mut transport: impl AsyncRead + Unpin) {
     let discard = async {
         let mut buffer = vec![0; 16 << 10];
         let mut left = LINGER_BYTES;
@@ -244,9 +244,9 @@ async fn serve_http2(connection: &Rc<Connection>, transport: Transport) {
             .serve_connection(TokioIo::new(transport), handler)
     );
     let (mut ending, mut over) = (false, false);
-    poll_fn(|context| {
+    let told = poll_fn(|context| {
         match watch.verdict(context) {
-            Some(Verdict::Cut) => return Poll::Ready(()),
+            Some(Verdict::Cut) => return Poll::Ready(false),
             Some(Verdict::End | Verdict::Retire) if !ending => {
                 ending = true;
                 serving.as_mut().graceful_shutdown();
@@ -256,10 +256,14 @@ async fn serve_http2(connection: &Rc<Connection>, transport: Transport) {
         over = over || serving.as_mut().poll(context).is_ready();
         match outgoing.poll_send(context) {
             Poll::Ready(Ok(())) if !over => Poll::Pending,
-            sent => sent.map(drop),
+            sent => sent.map(|sent| sent.is_ok()),
         }
     })
     .await;
+    // A window that the client opens for our last answer would reset the connection if it came after the close.
+    if told {
+        linger(outgoing).await;
+    }
 }
 
 /// An open stream of HTTP/2.
