@@ -12,8 +12,8 @@ use bytes::Bytes;
 use http::{Request, Response, StatusCode, Uri, header};
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Incoming;
-use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -37,8 +37,24 @@ pub struct Connections {
     permits: Semaphore,
     idle: RefCell<Vec<http1::SendRequest<Empty<Bytes>>>>,
     /// Each is used by many requests of HTTP/2 at once.
-    shared: Vec<Mutex<Option<http2::SendRequest<Empty<Bytes>>>>>,
+    shared: Vec<Mutex<Shared>>,
     next: std::cell::Cell<usize>,
+}
+
+#[derive(Default)]
+struct Shared {
+    /// Counts the connections of this place.
+    number: u64,
+    sender: Option<Http2>,
+}
+
+/// h2 itself, because it tells a request that never left from one that was lost: hyper gives one error for both.
+type Http2 = h2::client::SendRequest<Bytes>;
+
+enum Asked {
+    Answered(Result<StatusCode, Lost>),
+    /// The connection had been announced closed (GOAWAY) before. Asking on another is no second sending.
+    NeverLeft,
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -128,7 +144,7 @@ impl Connections {
             fresh,
             permits: Semaphore::new(connections),
             idle: RefCell::default(),
-            shared: (0..connections).map(|_| Mutex::new(None)).collect(),
+            shared: (0..connections).map(|_| Mutex::default()).collect(),
             next: std::cell::Cell::new(0),
         }
     }
@@ -171,42 +187,68 @@ impl Connections {
 
     async fn request_http2(&self) -> Result<StatusCode, Lost> {
         if self.fresh {
-            return match self.connect_http2().await?.send_request(self.target.request()).await {
-                Ok(response) => whole(response).await,
-                Err(error) => Err(lost(&error)),
+            return match self.ask(self.connect_http2().await?).await {
+                Asked::Answered(outcome) => outcome,
+                Asked::NeverLeft => Err(Lost::Closed),
             };
         }
-        let mut request = self.target.request();
         loop {
             let slot = self.next.get();
             self.next.set((slot + 1) % self.shared.len());
-            let mut sender = {
+            let (number, sender) = {
                 let mut shared = self.shared[slot].lock().await;
-                match shared.as_ref().filter(|sender| !sender.is_closed()) {
-                    Some(sender) => sender.clone(),
-                    None => shared.insert(self.connect_http2().await?).clone(),
+                if shared.sender.is_none() {
+                    shared.sender = Some(self.connect_http2().await?);
+                    shared.number += 1;
                 }
+                let sender = shared.sender.clone().expect("it was put there just now");
+                (shared.number, sender)
             };
-            match sender.try_send_request(request).await {
-                Ok(response) => return whole(response).await,
-                // It never left: the connection had been announced closed (GOAWAY) before. This is no second sending.
-                Err(mut error) => match error.take_message() {
-                    Some(unsent) => request = unsent,
-                    None => return Err(lost(error.error())),
-                },
+            if let Asked::Answered(outcome) = self.ask(sender).await {
+                return outcome;
+            }
+            let mut shared = self.shared[slot].lock().await;
+            if shared.number == number {
+                shared.sender = None;
             }
         }
     }
 
-    async fn connect_http2(&self) -> Result<http2::SendRequest<Empty<Bytes>>, Lost> {
+    async fn ask(&self, sender: Http2) -> Asked {
+        let Ok(mut sender) = sender.ready().await else { return Asked::NeverLeft };
+        let request = self.target.request().map(drop);
+        let Ok((answer, _)) = sender.send_request(request, true) else { return Asked::NeverLeft };
+        Asked::Answered(match answer.await {
+            Ok(answer) => whole_http2(answer).await,
+            Err(error) => {
+                tracing::warn!(error = %error, "a request was lost");
+                Err(lost_http2(&error))
+            }
+        })
+    }
+
+    async fn connect_http2(&self) -> Result<Http2, Lost> {
         let stream = self.target.stream().await?;
-        let (sender, connection) = http2::Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|error| lost(&error))?;
+        let (sender, connection) = h2::client::handshake(stream).await.map_err(|error| lost_http2(&error))?;
         tokio::task::spawn_local(connection);
         Ok(sender)
+    }
+}
+
+async fn whole_http2(response: Response<h2::RecvStream>) -> Result<StatusCode, Lost> {
+    let status = response.status();
+    let mut body = response.into_body();
+    while let Some(data) = body.data().await {
+        let data = data.map_err(|_| Lost::Cut)?;
+        let _ = body.flow_control().release_capacity(data.len());
+    }
+    Ok(status)
+}
+
+fn lost_http2(error: &h2::Error) -> Lost {
+    match error.get_io().map(std::io::Error::kind) {
+        Some(ErrorKind::UnexpectedEof) => Lost::Closed,
+        _ => Lost::Reset,
     }
 }
 
