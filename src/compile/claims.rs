@@ -44,14 +44,14 @@ struct Owner {
 }
 
 pub(super) fn settle(claimants: &[Claimant], world: &Snapshot, options: &Options) -> Claims {
-    let mut owners: HashMap<Option<Hostname>, Owner, foldhash::fast::RandomState> = HashMap::default();
+    let mut owners = Owners::default();
     let mut refused: BTreeMap<usize, Vec<Problem>> = BTreeMap::new();
     let mut standing = Vec::new();
     for (place, claimant) in claimants.iter().enumerate() {
         let namespace = &claimant.manifest.name.namespace;
         for (path, hostname) in claimed(&claimant.lowered) {
             if options.hostnames == HostnameClaims::Listed && !is_listed(world, namespace, hostname) {
-                refused.entry(place).or_default().push(not_listed(path, hostname, namespace));
+                refused.entry(place).or_default().push(not_listed(written(path), hostname, namespace));
                 continue;
             }
             standing.push((place, path, hostname));
@@ -59,20 +59,16 @@ pub(super) fn settle(claimants: &[Claimant], world: &Snapshot, options: &Options
             if !claimant.lowered.is_installed() {
                 continue;
             }
-            match owner(&owners, hostname) {
+            match owners.of(hostname) {
                 Some(other) if other.namespace != *namespace => {}
-                _ => {
-                    let owner = owners.entry(hostname.cloned()).or_default();
-                    owner.namespace = namespace.clone();
-                    owner.routes.push(place);
-                }
+                _ => owners.add(hostname, namespace, place),
             }
         }
     }
     let mut by_host: BTreeMap<Option<Hostname>, Claim> = BTreeMap::new();
     for (place, path, hostname) in standing {
         let namespace = &claimants[place].manifest.name.namespace;
-        let Some(owner) = owner(&owners, hostname) else { continue };
+        let Some(owner) = owners.of(hostname) else { continue };
         let let_in = || {
             owner.routes.iter().any(|route| {
                 claimants[*route]
@@ -87,7 +83,7 @@ pub(super) fn settle(claimants: &[Claimant], world: &Snapshot, options: &Options
             continue;
         }
         if is_guest && !let_in() {
-            refused.entry(place).or_default().push(conflict(path, hostname, &owner.namespace));
+            refused.entry(place).or_default().push(conflict(written(path), hostname, &owner.namespace));
             continue;
         }
         let claim = by_host.entry(hostname.cloned()).or_default();
@@ -114,13 +110,20 @@ fn settle_tls(by_host: &mut BTreeMap<Option<Hostname>, Claim>, claimants: &[Clai
         // One that serves nothing is asked last; that it means HTTPS is known all the same.
         claim.tls = own().find(|place| claimants[*place].lowered.is_installed()).or_else(|| own().next());
     }
+    let wildcards: HashMap<&str, (Option<usize>, Option<&Arc<str>>)> = by_host
+        .iter()
+        .filter_map(|(hostname, claim)| match hostname {
+            Some(Hostname::Wildcard(name)) => Some((&**name, (claim.tls, claim.owner.as_ref()))),
+            _ => None,
+        })
+        .collect();
     let from_above = |hostname: &Option<Hostname>, claim: &Claim| {
         if claim.tls.is_some() {
             return None;
         }
         let (Hostname::Exact(name) | Hostname::Wildcard(name)) = hostname.as_ref()?;
-        let above = parents(name).find_map(|parent| by_host.get(&Some(Hostname::Wildcard(parent.into()))))?;
-        above.tls.filter(|_| above.owner == claim.owner)
+        let (place, owner) = parents(name).find_map(|parent| wildcards.get::<str>(parent))?;
+        place.filter(|_| *owner == claim.owner.as_ref())
     };
     let inherited: Vec<_> = by_host
         .iter()
@@ -138,23 +141,44 @@ fn parents(name: &str) -> impl Iterator<Item = &str> {
     name.match_indices('.').map(|(dot, _)| &name[dot + 1..])
 }
 
-fn claimed(route: &LoweredRoute) -> Vec<(FieldPath, Option<&Hostname>)> {
-    match &route.hostnames {
-        None => vec![(FieldPath::new("spec.hostnames"), None)],
-        Some(names) => names.iter().map(|(path, name)| (path.clone(), Some(name))).collect(),
+#[derive(Default)]
+struct Owners<'r> {
+    names: HashMap<&'r str, Owner, foldhash::fast::RandomState>,
+    /// By the part after `*.`
+    wildcards: HashMap<&'r str, Owner, foldhash::fast::RandomState>,
+    catch_all: Option<Owner>,
+}
+
+impl<'r> Owners<'r> {
+    /// The owner of a name: whoever owns it itself, else the most specific wildcard above it.
+    fn of<'o>(&'o self, hostname: Option<&Hostname>) -> Option<&'o Owner> {
+        let (itself, name) = match hostname {
+            None => return self.catch_all.as_ref(),
+            Some(Hostname::Exact(name)) => (self.names.get::<str>(name), name),
+            Some(Hostname::Wildcard(name)) => (self.wildcards.get::<str>(name), name),
+        };
+        itself.or_else(|| parents(name).find_map(|parent| self.wildcards.get::<str>(parent)))
+    }
+
+    fn add(&mut self, hostname: Option<&'r Hostname>, namespace: &Arc<str>, place: usize) {
+        let owner = match hostname {
+            None => self.catch_all.get_or_insert_default(),
+            Some(Hostname::Exact(name)) => self.names.entry(&**name).or_default(),
+            Some(Hostname::Wildcard(name)) => self.wildcards.entry(&**name).or_default(),
+        };
+        owner.namespace = namespace.clone();
+        owner.routes.push(place);
     }
 }
 
-/// The owner of a name: whoever owns it itself, else the most specific wildcard above it.
-fn owner<'o>(
-    owners: &'o HashMap<Option<Hostname>, Owner, foldhash::fast::RandomState>,
-    hostname: Option<&Hostname>,
-) -> Option<&'o Owner> {
-    if let Some(owner) = owners.get(&hostname.cloned()) {
-        return Some(owner);
-    }
-    let (Hostname::Exact(name) | Hostname::Wildcard(name)) = hostname?;
-    parents(name).find_map(|parent| owners.get(&Some(Hostname::Wildcard(parent.into()))))
+/// Each hostname and where it is written.
+fn claimed(route: &LoweredRoute) -> impl Iterator<Item = (Option<&FieldPath>, Option<&Hostname>)> {
+    let nothing = route.hostnames.is_none().then_some((None, None));
+    route.hostnames.iter().flatten().map(|(path, name)| (Some(path), Some(name))).chain(nothing)
+}
+
+fn written(path: Option<&FieldPath>) -> FieldPath {
+    path.cloned().unwrap_or_else(|| FieldPath::new("spec.hostnames"))
 }
 
 fn admits(allowed: &AllowedNamespaces, world: &Snapshot, namespace: &Arc<str>) -> bool {

@@ -21,7 +21,8 @@ mod services;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, btree_map};
+use std::iter::Peekable;
 use std::sync::Arc;
 
 pub use published::Published;
@@ -110,12 +111,12 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
     memo.routes = routes;
 
     let mut claims = claims::settle(&claimants, world, options);
-    let mut known = std::mem::take(&mut memo.hosts);
-    let mut map = RouteMap::default();
+    let mut known = Walk::over(std::mem::take(&mut memo.hosts));
+    let (mut map, mut hosts, mut units) = (RouteMap::default(), Vec::new(), Vec::new());
     let mut facts: Vec<conditions::RouteFacts> =
         claimants.iter().map(|claimant| conditions::RouteFacts::new(claimant.lowered.clone())).collect();
     for (hostname, claim) in std::mem::take(&mut claims.by_host) {
-        let unit = match known.remove(&hostname) {
+        let unit = match known.take(&hostname) {
             Some(unit) if unit.stands(&claim, &claimants) => unit,
             _ => HostUnit::new(hostname.clone(), &claim, &claimants),
         };
@@ -126,11 +127,13 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
             facts[place].problems.push(problem.clone());
         }
         match &hostname {
-            Some(hostname) => drop(map.hosts.insert(hostname.clone(), unit.host.clone())),
+            Some(hostname) => hosts.push((hostname.clone(), unit.host.clone())),
             None => map.catch_all = Some(unit.host.clone()),
         }
-        memo.hosts.insert(hostname, unit);
+        units.push((hostname, unit));
     }
+    map.hosts = hosts.into_iter().collect();
+    memo.hosts = units.into_iter().collect();
     for (place, problems) in claims.refused {
         facts[place].problems.extend(problems);
     }
@@ -161,9 +164,9 @@ fn age(manifest: &Manifest) -> (i64, &ObjectName) {
 }
 
 fn route_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> BTreeMap<ObjectName, RouteUnit> {
-    let mut known = std::mem::take(&mut memo.routes);
+    let mut known = Walk::over(std::mem::take(&mut memo.routes));
     let unit = |(name, manifest): (&ObjectName, &Arc<Manifest>)| {
-        let unit = match known.remove(name) {
+        let unit = match known.take(name) {
             Some(unit) if unit.stands(manifest, world) => {
                 RouteUnit { manifest: Arc::clone(manifest), ..unit }
             }
@@ -175,19 +178,21 @@ fn route_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> BTreeMap
 }
 
 fn reports(claimants: &[Claimant], facts: Vec<conditions::RouteFacts>, memo: &mut Memo) -> Vec<Arc<Report>> {
-    let mut known = std::mem::take(&mut memo.reports);
-    let mut by_name = BTreeMap::new();
-    for (claimant, mut facts) in claimants.iter().zip(facts) {
+    let mut known = Walk::over(std::mem::take(&mut memo.reports));
+    let mut by_age: Vec<_> = claimants.iter().zip(facts).collect();
+    by_age.sort_by(|(a, _), (b, _)| a.manifest.name.cmp(&b.manifest.name));
+    let mut by_name = Vec::with_capacity(by_age.len());
+    for (claimant, mut facts) in by_age {
         facts.problems.sort();
         let name = &claimant.manifest.name;
-        let report = match known.remove(name) {
+        let report = match known.take(name) {
             Some((before, report)) if before.same(&facts) && is_about(&report, &claimant.manifest) => report,
             _ => Arc::new(conditions::route(&claimant.manifest, &facts)),
         };
-        by_name.insert(name.clone(), (facts, report));
+        by_name.push((name.clone(), (facts, report)));
     }
-    let mut reports: Vec<_> = by_name.values().map(|(_, report)| report.clone()).collect();
-    memo.reports = by_name;
+    let mut reports: Vec<_> = by_name.iter().map(|(_, (_, report))| report.clone()).collect();
+    memo.reports = by_name.into_iter().collect();
     reports.extend(memo.backends.values().map(|unit| unit.report.clone()));
     reports
 }
@@ -218,6 +223,22 @@ fn lowers_alike(a: &Arc<Manifest>, b: &Arc<Manifest>) -> bool {
 fn is_about(report: &Report, manifest: &Manifest) -> bool {
     let object = &report.object;
     object.uid == manifest.uid && object.generation == manifest.generation && report.origin == manifest.origin
+}
+
+/// A map taken apart in the order of its keys: one walk along tens of thousands of them, not a search for each. Maps
+/// are built again from sorted entries for the same reason.
+struct Walk<K, V>(Peekable<btree_map::IntoIter<K, V>>);
+
+impl<K: Ord, V> Walk<K, V> {
+    fn over(map: BTreeMap<K, V>) -> Self {
+        Self(map.into_iter().peekable())
+    }
+
+    /// The value of a key. Keys are asked for in ascending order.
+    fn take(&mut self, key: &K) -> Option<V> {
+        while self.0.next_if(|(known, _)| known < key).is_some() {}
+        self.0.next_if(|(known, _)| known == key).map(|(_, value)| value)
+    }
 }
 
 impl BackendUnit {
