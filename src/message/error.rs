@@ -34,6 +34,8 @@ pub enum ErrorKind {
     Internal,
     Overloaded,
     Draining,
+    /// No route map yet.
+    Starting,
     // The backend's.
     NoHealthyEndpoints,
     ConnectFailure,
@@ -68,6 +70,7 @@ impl ErrorKind {
         Self::Internal,
         Self::Overloaded,
         Self::Draining,
+        Self::Starting,
         Self::NoHealthyEndpoints,
         Self::ConnectFailure,
         Self::ConnectTimeout,
@@ -98,6 +101,7 @@ impl ErrorKind {
             Self::Internal => "Internal",
             Self::Overloaded => "Overloaded",
             Self::Draining => "Draining",
+            Self::Starting => "Starting",
             Self::NoHealthyEndpoints => "NoHealthyEndpoints",
             Self::ConnectFailure => "ConnectFailure",
             Self::ConnectTimeout => "ConnectTimeout",
@@ -128,7 +132,8 @@ impl ErrorKind {
             | Self::BackendNotFound
             | Self::Internal
             | Self::Overloaded
-            | Self::Draining => Side::Gateway,
+            | Self::Draining
+            | Self::Starting => Side::Gateway,
             _ => Side::Upstream,
         }
     }

@@ -21,6 +21,8 @@ use crate::values::{BackendId, ObjectName};
 
 #[derive(Debug)]
 pub struct Live {
+    /// Made of a route map; false only before the first one.
+    pub installed: bool,
     hosts: HostIndex<Arc<LiveHost>>,
     /// By slot.
     backends: Vec<Option<Arc<Backend>>>,
@@ -80,9 +82,10 @@ pub struct Linker {
 }
 
 impl Live {
-    /// What is served before the first map: nothing.
+    /// What is served before the first map: nothing, and every request is told to come back.
     pub fn empty() -> Self {
         Self {
+            installed: false,
             hosts: HostIndex::new([], None),
             backends: Vec::new(),
             by_id: Table::default(),
@@ -127,7 +130,7 @@ impl Linker {
         keep: &Kept,
     ) -> Live {
         self.slots.retain(|_, slot| slot.strong_count() > 0);
-        let mut live = Live::empty();
+        let mut live = Live { installed: true, ..Live::empty() };
         live.by_id.reserve(map.backends.len());
         for (id, plan) in &map.backends {
             let same =

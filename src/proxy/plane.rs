@@ -34,7 +34,7 @@ struct Running {
 }
 
 impl DataPlane {
-    /// Binds all sockets (one `SO_REUSEPORT` socket a worker and address) and starts the workers, which answer 404
+    /// Binds all sockets (one `SO_REUSEPORT` socket a worker and address) and starts the workers, which answer 503
     /// until the first map is installed.
     ///
     /// # Errors

@@ -172,13 +172,16 @@ async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Re
     }
 }
 
-/// The host's entry; none is 404, and 421 when the client meant another certificate's name (RFC 9110 section 15.5.20).
+/// The host's entry; none is 404 (before the first map 503), and 421 when the client meant another certificate's name (RFC 9110 section 15.5.20).
 fn find_host<'l>(
     connection: &Connection,
     live: &'l Live,
     name: &str,
 ) -> Result<&'l Arc<LiveHost>, ProxyError> {
     let found = live.host(name);
+    if found.is_none() && !live.installed {
+        return Err(ErrorKind::Starting.into());
+    }
     if connection.scheme == Scheme::Https && connection.server_name.as_deref() != Some(name) {
         let meant = live.host(connection.server_name.as_deref().unwrap_or_default());
         let same = match (meant, found) {

@@ -163,10 +163,22 @@ async fn the_target_s_authority_decides_over_host() {
 }
 
 #[tokio::test]
+async fn before_the_first_map_clients_are_told_to_come_back() {
+    let gateway = Gateway::start();
+    let request = "GET / HTTP/1.1\r\nhost: a.test\r\n\r\n";
+    let answer = exchange(gateway.http(), request).await;
+    assert_eq!((status(&answer), reason(&answer).as_str()), (503, "Starting"));
+    assert_eq!(field(&answer, "retry-after"), Some("1"));
+    // The control: an empty map is a map.
+    gateway.serve(&[], &[]);
+    let answer = exchange(gateway.http(), request).await;
+    assert_eq!((status(&answer), reason(&answer).as_str()), (404, "NoRouteMatch"));
+}
+
+#[tokio::test]
 async fn hosts_and_rules_that_are_not_there_are_404_and_rules_that_cannot_be_served_say_why() {
     let gateway = Gateway::start();
     let request = |host: &str| format!("GET / HTTP/1.1\r\nhost: {host}\r\n\r\n");
-    assert_eq!(reason(&exchange(gateway.http(), &request("a.test")).await), "NoRouteMatch");
     use portcullis::message::ErrorKind::{BackendNotFound, PolicyInvalid};
     gateway.serve(
         &[
@@ -230,6 +242,7 @@ async fn head_no_content_and_not_modified_have_no_body() {
 #[tokio::test]
 async fn failures_are_text_for_who_asks_for_text() {
     let gateway = Gateway::start();
+    gateway.serve(&[], &[]);
     let answer = exchange(gateway.http(), "GET / HTTP/1.1\r\nhost: a\r\naccept: text/plain\r\n\r\n").await;
     assert_eq!(field(&answer, "content-type"), Some("text/plain; charset=utf-8"));
     assert!(answer.contains("reason: NoRouteMatch"), "{answer}");
