@@ -7,9 +7,9 @@ use super::gateway_backend::LoweredBackend;
 use super::gateway_route::LoweredRoute;
 use super::report::{Condition, ConditionStatus, ConditionType, Report, RuleReport};
 use super::{object, worst};
-use crate::route_map::Action;
+use crate::route_map::{Action, CertificatePlan};
 use crate::snapshot::{Kind, Manifest};
-use crate::values::{Hostname, Problem, Reason, Severity};
+use crate::values::{Hostname, ObjectName, Problem, Reason, Severity};
 
 /// So much of what is wrong stands in one message; all of it stands in the report.
 const TOLD: usize = 4;
@@ -17,8 +17,9 @@ const TOLD: usize = 4;
 /// Everything that a route's report is made from.
 pub(super) struct RouteFacts {
     pub lowered: Arc<LoweredRoute>,
-    /// Hostnames under which it answers; `None` is the catch-all.
-    pub served: Vec<Option<Hostname>>,
+    /// Hostnames under which it answers, `None` is the catch-all; and the fingerprint of the TLS that holds there, whoever
+    /// set it.
+    pub served: Vec<(Option<Hostname>, u64)>,
     /// Those of its hostnames, beside what it says of itself.
     pub problems: Vec<Problem>,
 }
@@ -61,14 +62,12 @@ pub(super) fn route(manifest: &Manifest, facts: &RouteFacts) -> Report {
     let mut print = Fingerprint::new();
     print.text(&manifest.spec);
     print.problems(&problems);
-    for hostname in &facts.served {
+    for (hostname, tls) in &facts.served {
         print.text(&hostname.as_ref().map_or_else(String::new, Hostname::to_string));
+        print.bytes(&tls.to_le_bytes());
     }
     for plan in lowered.backends.values() {
         print.text(&format!("{plan:?}"));
-    }
-    for certificate in lowered.tls.iter().flat_map(|tls| &tls.certificates) {
-        certificate.chain.iter().for_each(|der| print.bytes(der));
     }
     Report {
         object: object(manifest, Kind::GatewayRoute),
@@ -212,6 +211,23 @@ fn rules(lowered: &LoweredRoute, problems: &[Problem]) -> Vec<RuleReport> {
         Some(RuleReport { name: rule.name.clone(), reason: worst.reason.as_str(), message })
     };
     if problems.is_empty() { Vec::new() } else { lowered.rules.iter().filter_map(report).collect() }
+}
+
+/// What clients of a hostname are shown. A key belongs to its chain and adds nothing.
+pub(super) fn tls_print(
+    certificates: &[Arc<CertificatePlan>],
+    unusable: &[ObjectName],
+    redirect: bool,
+) -> u64 {
+    let mut print = Fingerprint::new();
+    print.bytes(&[u8::from(redirect)]);
+    for certificate in certificates {
+        certificate.chain.iter().for_each(|der| print.bytes(der));
+    }
+    for secret in unusable {
+        print.text(&secret.to_string());
+    }
+    print.finish()
 }
 
 /// FNV-1a, 64 bit: the same in every process and version.

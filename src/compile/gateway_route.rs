@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::certificates;
+use super::conditions;
 use super::policies::{self, Effective};
 use super::question::{Asked, Asker, Known};
 use super::services;
@@ -51,6 +52,8 @@ pub(super) struct LoweredTls {
     /// What is named, whether it is there or not.
     pub named: Vec<ObjectName>,
     pub redirect: bool,
+    /// Fingerprint of what clients are shown.
+    pub print: u64,
 }
 
 #[derive(Debug)]
@@ -167,7 +170,8 @@ impl Lowering<'_, '_> {
                 }
             }
         }
-        LoweredTls { certificates: proven, unusable, named, redirect: tls.redirect }
+        let print = conditions::tls_print(&proven, &unusable, tls.redirect);
+        LoweredTls { certificates: proven, unusable, named, redirect: tls.redirect, print }
     }
 
     fn rule(&mut self, parsed: ParsedRule, inherited: &mut policies::Inherited) -> LoweredRule {

@@ -16,6 +16,8 @@ pub(super) struct HostUnit {
     /// Places of those that ask for TLS under a name that its owner serves without.
     left_out: Vec<usize>,
     pub host: Arc<Host>,
+    /// Fingerprint of its TLS; 0 without.
+    pub tls_print: u64,
     /// By the place of the route among this host's.
     notes: Vec<(usize, Problem)>,
 }
@@ -46,7 +48,8 @@ impl HostUnit {
         shadowed(&table, &routes, hostname.as_ref(), &mut notes);
         let lowered = routes.iter().map(|route| route.lowered.clone()).collect();
         let host = Arc::new(Host { hostname, tls, table });
-        Self { routes: lowered, owner: claim.owner.clone(), tls: set_by, left_out, host, notes }
+        let tls_print = set.map_or(0, |set| set.print);
+        Self { routes: lowered, owner: claim.owner.clone(), tls: set_by, left_out, host, tls_print, notes }
     }
 
     /// Whether compiling again would give the same.

@@ -121,7 +121,7 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
             _ => HostUnit::new(hostname.clone(), &claim, &claimants),
         };
         for place in unit.served(&claim) {
-            facts[place].served.push(hostname.clone());
+            facts[place].served.push((hostname.clone(), unit.tls_print));
         }
         for (place, problem) in unit.notes(&claim) {
             facts[place].problems.push(problem.clone());
