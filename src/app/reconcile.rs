@@ -211,11 +211,11 @@ impl State {
         let routes = match change {
             Change::Put(Object::EndpointSlice(slice)) => {
                 services.push(ObjectName::new(Arc::clone(&slice.name.namespace), Arc::clone(&slice.service)));
-                services.extend(self.service_of(&slice.name));
+                services.extend(self.world.service_of_slice(&slice.name));
                 false
             }
             Change::Gone(Kind::EndpointSlice, name) => {
-                services.extend(self.service_of(name));
+                services.extend(self.world.service_of_slice(name));
                 false
             }
             Change::Listed { kind: Kind::EndpointSlice, .. } => {
@@ -238,17 +238,6 @@ impl State {
             _ => true,
         };
         Touched { routes, services }
-    }
-
-    /// The Service that a slice belonged to until now.
-    fn service_of(&self, slice: &ObjectName) -> Option<ObjectName> {
-        self.world
-            .endpoint_slices
-            .iter()
-            .find(|(service, slices)| {
-                service.namespace == slice.namespace && slices.contains_key(&slice.name)
-            })
-            .map(|(service, _)| service.clone())
     }
 }
 
