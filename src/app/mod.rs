@@ -149,6 +149,7 @@ impl Bound {
                     telemetry: telemetry.clone(),
                     drain: signal.clone(),
                     peer,
+                    waits_for_peers: readiness.wait_for("what the other replicas serve"),
                 };
                 control.block_on(controller::start(*controller.clone(), wiring))?;
             }

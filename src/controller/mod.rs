@@ -9,7 +9,7 @@
 //! ```
 //! `start` returns once the client is made; its tasks end with the runtime. Order at a start: the peer port is open,
 //! the own address is seen among the replicas', the lists are read with quorum, `Synced` is told; reconcile installs
-//! the first map and readiness follows. Without an API server nothing of this happens and the process stays unready;
+//! the first map, and readiness follows once it holds what the others asked for meanwhile. Without an API server nothing of this happens and the process stays unready;
 //! when it goes away later, everything that is known stays, the watches go on trying, and the data path notices nothing.
 
 mod kinds;
@@ -40,7 +40,7 @@ use self::replicas::Peers;
 use self::served::Served;
 use self::writer::Writer;
 use crate::compile::Published;
-use crate::lifecycle::DrainSignal;
+use crate::lifecycle::{DrainSignal, Guard};
 use crate::snapshot::Update;
 use crate::telemetry::Telemetry;
 
@@ -82,6 +82,8 @@ pub struct Wiring {
     pub drain: DrainSignal,
     /// The peer port; needed where `Settings::peers` is given.
     pub peer: Option<TcpListener>,
+    /// Held until this replica serves what the others asked it for while it started.
+    pub waits_for_peers: Guard,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -108,8 +110,13 @@ pub enum Error {
 /// The settings cannot work. An API server that does not answer is no error.
 pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
     let client = client(settings.kubeconfig.as_deref()).await?;
-    let Wiring { updates, published, telemetry, drain, peer } = wiring;
+    let Wiring { updates, published, telemetry, drain, peer, waits_for_peers } = wiring;
     let served = Served::new(&settings.pod_name, published.clone());
+    let starting = served.clone();
+    tokio::spawn(async move {
+        starting.ready().await;
+        drop(waits_for_peers);
+    });
     let peers = match (settings.peers, peer) {
         (None, _) => None,
         (Some(_), None) => return Err(Error::NoPeerPort),

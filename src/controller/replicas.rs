@@ -109,10 +109,11 @@ impl Peers {
     }
 }
 
-/// `None`: neither ready nor there; it does not count.
+/// `None`: neither ready nor there, or starting and bound to serve it first; it does not count.
 async fn hear(replica: &Replica, token: &str, question: &Bytes) -> Option<Heard> {
     let asked = replica.addresses.iter().map(|address| Box::pin(ask(*address, token, question.clone())));
     match futures_util::future::select_ok(asked).await {
+        Ok((answer, _)) if answer.starting && !replica.serving => None,
         Ok((answer, _)) => Some(Heard { replica: replica.name.clone(), lacks: Some(answer.lacks) }),
         Err(error) => {
             tracing::debug!(

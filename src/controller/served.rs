@@ -1,4 +1,8 @@
 //! Who serves what: the words of `POST /peer/served`, a replica's answer, and the leader's verdict. No sockets here.
+//!
+//! A replica that starts is not waited for: it might never come up. It answers that it is starting, remembers what it was
+//! asked for, and becomes ready only once it serves that. So whatever became `Programmed` without it, it has when the first
+//! request comes.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +19,11 @@ use crate::compile::Published;
 pub const MOST_ASKED: usize = 1_000;
 /// So long a replica waits until it serves what it is asked for.
 pub const PATIENCE: Duration = Duration::from_secs(1);
+/// So long after its first route map a starting replica waits for what it was asked for. Longer would be for objects that
+/// are gone or were changed meanwhile.
+const OWED_FOR: Duration = Duration::from_secs(5);
+/// A starting replica remembers so many objects; of further ones it answers as if it were not starting.
+const MOST_OWED: usize = 100_000;
 /// Replicas that a message names; the others are counted.
 const MOST_NAMED: usize = 3;
 
@@ -28,6 +37,9 @@ pub struct Asked(pub Arc<str>, pub i64, pub u64);
 pub struct Answer {
     pub replica: String,
     pub lacks: Vec<Lacks>,
+    /// It is not ready, and will not be before it serves what it lacks here.
+    #[serde(default)]
+    pub starting: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -45,41 +57,94 @@ pub struct Served {
     replica: Arc<str>,
     published: watch::Receiver<Option<Arc<Published>>>,
     index: Arc<Mutex<Index>>,
+    /// What was asked for since the start: uid → generation and fingerprint. None: it was ready once.
+    owed: Arc<Mutex<Option<Objects>>>,
 }
 
-/// By uid: generation and fingerprint, of one publication.
+/// By uid: generation and fingerprint.
+type Objects = HashMap<Arc<str>, (i64, u64)>;
+
+/// Those of one publication.
 #[derive(Debug, Default)]
 struct Index {
     sequence: u64,
-    objects: Arc<HashMap<Arc<str>, (i64, u64)>>,
+    objects: Arc<Objects>,
 }
 
 impl Served {
+    /// Of a replica that starts.
     pub fn new(replica: &str, published: watch::Receiver<Option<Arc<Published>>>) -> Self {
-        Self { replica: replica.into(), published, index: Arc::default() }
+        let owed = Arc::new(Mutex::new(Some(HashMap::new())));
+        Self { replica: replica.into(), published, index: Arc::default(), owed }
     }
 
-    /// Answers as soon as the installed map holds all that is asked for, at the latest after [`PATIENCE`].
+    /// Until this replica may become ready: its first map is installed and holds what it was asked for meanwhile.
+    pub async fn ready(&self) {
+        let mut published = self.published.clone();
+        // An error: the process ends.
+        if published.wait_for(Option::is_some).await.is_err() {
+            return;
+        }
+        let deadline = Instant::now() + OWED_FOR;
+        while !self.pay(&self.objects(&mut published)) {
+            if !matches!(tokio::time::timeout_at(deadline, published.changed()).await, Ok(Ok(()))) {
+                let owed = lock(&self.owed).take().map_or(0, |owed| owed.len());
+                tracing::info!(
+                    owed,
+                    "ready without objects that the other replicas serve: gone or changed meanwhile"
+                );
+                return;
+            }
+        }
+    }
+
+    /// Whether nothing is owed any more; from then on nothing will be.
+    fn pay(&self, objects: &Objects) -> bool {
+        let mut guard = lock(&self.owed);
+        let Some(owed) = guard.as_mut() else { return true };
+        // A later generation is better than the one that was asked for.
+        owed.retain(|uid, owed| objects.get(uid).is_none_or(|served| served.0 <= owed.0 && served != owed));
+        let paid = owed.is_empty();
+        if paid {
+            *guard = None;
+        }
+        paid
+    }
+
+    /// Whether it will serve these before it is ready.
+    fn owe(&self, asked: &[Asked]) -> bool {
+        let mut guard = lock(&self.owed);
+        let Some(owed) = guard.as_mut() else { return false };
+        if owed.len() + asked.len() > MOST_OWED {
+            return false;
+        }
+        owed.extend(
+            asked.iter().map(|Asked(uid, generation, resolved)| (uid.clone(), (*generation, *resolved))),
+        );
+        true
+    }
+
+    /// Answers as soon as the installed map holds all that is asked for, at the latest after [`PATIENCE`]; at once while
+    /// it starts.
     pub async fn answer(&self, asked: &[Asked]) -> Answer {
+        let starting = self.owe(asked);
         let deadline = Instant::now() + PATIENCE;
         let mut published = self.published.clone();
         loop {
             let objects = self.objects(&mut published);
             let lacks: Vec<Lacks> = asked.iter().filter_map(|asked| lacks(&objects, asked)).collect();
             let again = !lacks.is_empty()
+                && !starting
                 && matches!(tokio::time::timeout_at(deadline, published.changed()).await, Ok(Ok(())));
             if !again {
-                return Answer { replica: self.replica.to_string(), lacks };
+                return Answer { replica: self.replica.to_string(), lacks, starting };
             }
         }
     }
 
-    fn objects(
-        &self,
-        published: &mut watch::Receiver<Option<Arc<Published>>>,
-    ) -> Arc<HashMap<Arc<str>, (i64, u64)>> {
+    fn objects(&self, published: &mut watch::Receiver<Option<Arc<Published>>>) -> Arc<Objects> {
         let Some(newest) = published.borrow_and_update().clone() else { return Arc::default() };
-        let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut index = lock(&self.index);
         if index.sequence != newest.sequence {
             let reports = newest.compiled.reports.iter();
             let objects = reports
@@ -90,7 +155,11 @@ impl Served {
     }
 }
 
-fn lacks(objects: &HashMap<Arc<str>, (i64, u64)>, Asked(uid, generation, resolved): &Asked) -> Option<Lacks> {
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lacks(objects: &Objects, Asked(uid, generation, resolved): &Asked) -> Option<Lacks> {
     match objects.get(uid) {
         Some(served) if *served == (*generation, *resolved) => None,
         served => Some(Lacks { uid: Arc::clone(uid), generation: served.map(|served| served.0) }),
@@ -173,15 +242,18 @@ pub mod tests {
     async fn a_replica_that_serves_it_answers_at_once() {
         let (_sender, receiver) = watch::channel(published(1, &[("a", 2, 7)]));
         let start = Instant::now();
-        let answer = Served::new("one", receiver).answer(&[asked("a", 2, 7)]).await;
-        assert_eq!(answer, Answer { replica: "one".into(), lacks: Vec::new() });
+        let served = Served::new("one", receiver);
+        served.ready().await;
+        let answer = served.answer(&[asked("a", 2, 7)]).await;
+        assert_eq!(answer, Answer { replica: "one".into(), lacks: Vec::new(), starting: false });
         assert_eq!(start.elapsed(), Duration::ZERO);
     }
 
     #[tokio::test(start_paused = true)]
     async fn one_that_lags_answers_when_it_has_caught_up() {
-        let (sender, receiver) = watch::channel(None);
+        let (sender, receiver) = watch::channel(published(0, &[]));
         let served = Served::new("one", receiver);
+        served.ready().await;
         let start = Instant::now();
         let lagging = tokio::spawn(async move { served.answer(&[asked("a", 2, 7)]).await });
         tokio::time::sleep(Duration::from_millis(300)).await;
@@ -197,10 +269,52 @@ pub mod tests {
         let (_sender, receiver) = watch::channel(published(1, &[("a", 1, 7), ("b", 3, 8)]));
         let start = Instant::now();
         let question = [asked("a", 2, 7), asked("b", 3, 9), asked("c", 1, 1)];
-        let answer = Served::new("one", receiver).answer(&question).await;
+        let served = Served::new("one", receiver);
+        served.ready().await;
+        let answer = served.answer(&question).await;
         let lacks = |uid: &str, generation| Lacks { uid: uid.into(), generation };
         assert_eq!(answer.lacks, [lacks("a", Some(1)), lacks("b", Some(3)), lacks("c", None)]);
         assert_eq!(start.elapsed(), PATIENCE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_starts_answers_at_once_and_is_ready_when_it_serves_what_it_was_asked_for() {
+        let (sender, receiver) = watch::channel(None);
+        let served = Served::new("one", receiver);
+        let start = Instant::now();
+        for generation in [1, 2] {
+            let answer = served.answer(&[asked("a", generation, 7), asked("b", 1, 7)]).await;
+            assert_eq!((answer.starting, answer.lacks.len()), (true, 2));
+        }
+        assert_eq!(start.elapsed(), Duration::ZERO);
+        let waiting = served.clone();
+        let mut ready = tokio::spawn(async move { waiting.ready().await });
+        for (sequence, objects) in [(1, vec![("a", 1, 7)]), (2, vec![("a", 2, 7), ("b", 1, 8)])] {
+            sender.send_replace(published(sequence, &objects));
+            let early = tokio::time::timeout(Duration::from_millis(100), &mut ready).await;
+            assert!(early.is_err(), "ready without what it owes: {objects:?}");
+        }
+        // Another generation of it is as good: whoever changed it will be asked about that one.
+        sender.send_replace(published(3, &[("a", 2, 7), ("b", 2, 9)]));
+        ready.await.unwrap();
+        assert!(start.elapsed() < OWED_FOR);
+        let late = served.answer(&[asked("c", 1, 1)]).await;
+        assert_eq!(
+            (late.starting, late.lacks.len()),
+            (false, 1),
+            "what is asked of a ready replica is waited for"
+        );
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_gone_again_does_not_keep_it_from_getting_ready() {
+        let (_sender, receiver) = watch::channel(published(1, &[]));
+        let served = Served::new("one", receiver);
+        served.answer(&[asked("gone", 1, 7)]).await;
+        let start = Instant::now();
+        served.ready().await;
+        assert_eq!(start.elapsed(), OWED_FOR);
+        assert!(!served.answer(&[]).await.starting);
     }
 
     #[test]

@@ -272,14 +272,23 @@ impl Fleet {
         Self { fake, token, leader, term }
     }
 
-    /// Another replica that answers, with what it has published.
+    /// Another replica that answers, with what it has published: first nothing, an empty map.
     async fn replica(&self, name: &str, serving: bool) -> Publications {
+        let (sender, served) = self.starting(name, serving).await;
+        sender.send_replace(published(0, &[]));
+        served.ready().await;
+        sender
+    }
+
+    /// One that has no map yet.
+    async fn starting(&self, name: &str, serving: bool) -> (Publications, Served) {
         let (sender, receiver) = channel::channel(None);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         self.slice(name, listener.local_addr().unwrap(), serving);
         let token = TokenFile::new(self.token.path().into());
-        tokio::spawn(peer_port::serve(listener, token, Served::new(name, receiver)));
-        sender
+        let served = Served::new(name, receiver);
+        tokio::spawn(peer_port::serve(listener, token, served.clone()));
+        (sender, served)
     }
 
     fn slice(&self, name: &str, address: SocketAddr, serving: bool) {
@@ -378,8 +387,33 @@ async fn one_that_is_neither_ready_nor_answers_does_not_count() {
     fleet.until_programmed("True every ready replica serves generation 1").await;
 }
 
+/// It once kept every new generation Pending for as long as it could not read its first lists.
 #[tokio::test]
-async fn one_that_starts_in_between_is_asked_and_served_stays_true_for_its_generation() {
+async fn one_that_cannot_start_holds_nothing_up_and_is_not_ready_before_it_serves_what_it_was_asked_for() {
+    let fleet = Fleet::start().await;
+    let (stuck, served) = fleet.starting("stuck", false).await;
+    fleet.publish(1, 1);
+    fleet.until_programmed("True every ready replica serves generation 1").await;
+    let mut ready = tokio::spawn(async move { served.ready().await });
+    stuck.send_replace(published(0, &[]));
+    let early = tokio::time::timeout(Duration::from_millis(200), &mut ready).await;
+    assert!(early.is_err(), "ready without what is Programmed");
+    stuck.send_replace(published(1, &[("a", 1, 7)]));
+    ready.await.unwrap();
+}
+
+#[tokio::test]
+async fn one_that_starts_again_in_a_ready_pod_is_waited_for() {
+    let fleet = Fleet::start().await;
+    let (again, _served) = fleet.starting("again", true).await;
+    fleet.publish(1, 1);
+    fleet.until_programmed("False 1 of 2; again does not serve it yet").await;
+    again.send_replace(published(1, &[("a", 1, 7)]));
+    fleet.until_programmed("True every ready replica serves generation 1").await;
+}
+
+#[tokio::test]
+async fn one_that_is_about_to_be_ready_is_asked_and_served_stays_true_for_its_generation() {
     let fleet = Fleet::start().await;
     let starting = fleet.replica("starting", false).await;
     fleet.publish(1, 1);
