@@ -6,13 +6,18 @@ TARGET ?= $(shell uname -m)-unknown-linux-musl
 BIN ?= target/$(TARGET)/dist/portcullis
 IMAGE ?= portcullis:dev
 
-.PHONY: help run check test test-long e2e bench lint audit crds image cluster
+.PHONY: help run program check test test-long e2e bench lint audit crds image cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: ## start a gateway over examples/quickstart with two echo backends, and print what to try
 	@examples/quickstart/run
+
+# A bench beside it, the smallest: whatever uses dev-dependencies gives the program the features that `cargo test`
+# builds it with. Alone it would have others, and every dependency would be built again.
+program: ## target/debug/portcullis, as the tests build it
+	@cargo build --bin portcullis --bench lookup
 
 check: ## the quick inner loop: format, compile, unit tests
 	cargo fmt --check
@@ -45,8 +50,7 @@ audit: ## licences, sources and advisories of the dependencies (cargo-deny)
 	@command -v cargo-deny > /dev/null || cargo install --locked cargo-deny
 	cargo deny check
 
-crds: ## write the CRDs from the Rust types, here and into the chart
-	@cargo build --quiet --bins --tests
+crds: program ## write the CRDs from the Rust types, here and into the chart
 	@target/debug/portcullis crds --output crds
 	@cp crds/*.yaml charts/portcullis/crds/
 
