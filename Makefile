@@ -47,8 +47,7 @@ lint: ## what CI refuses: format, clippy, chart
 	@e2e/run chart
 
 audit: ## licences, sources and advisories of the dependencies (cargo-deny)
-	@command -v cargo-deny > /dev/null || cargo install --locked cargo-deny
-	cargo deny check
+	@tests/audit
 
 crds: program ## write the CRDs from the Rust types, here and into the chart
 	@target/debug/portcullis crds --output crds
