@@ -16,7 +16,7 @@ use bytes::{Bytes, BytesMut};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::forwarded::Introduction;
@@ -204,8 +204,10 @@ async fn serve_http1(connection: &Rc<Connection>, transport: Transport) {
     }
 }
 
-async fn linger(mut transport: impl AsyncRead + Unpin) {
+/// Says that nothing more comes, and reads on for a while.
+async fn linger(mut transport: impl AsyncRead + AsyncWrite + Unpin) {
     let discard = async {
+        let _ = transport.shutdown().await;
         let mut buffer = vec![0; 16 << 10];
         let mut left = LINGER_BYTES;
         while let Ok(read @ 1..) = transport.read(&mut buffer).await {
