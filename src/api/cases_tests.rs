@@ -1,23 +1,13 @@
 //! The cases of tests/crd, as files would be judged. A real API server is asked the same by tests/crd/check.sh.
 
-use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::layers::{parse_backend, parse_route};
 use super::{ParsedRule, crd};
-use crate::filters::{REGISTRY, Scope};
-use crate::values::{FieldPath, Problem, SecretRef, Severity};
-
-struct NoScope;
-
-impl Scope for NoScope {
-    fn secret(&mut self, _: FieldPath, _: &SecretRef) -> Option<Arc<BTreeMap<String, Vec<u8>>>> {
-        None
-    }
-}
+use crate::filters::{NoScope, REGISTRY};
+use crate::values::{Problem, Severity};
 
 /// Name, text and object of each case.
 fn cases(folder: &str) -> Vec<(String, String, Value)> {

@@ -1,7 +1,5 @@
 //! `GatewayRoute`: which requests go where, and what happens to them on the way.
 
-use std::collections::BTreeMap;
-
 use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -9,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::policy::{Policy, RulePolicy};
 use super::route_match::RouteMatch;
 use super::status::GatewayRouteStatus;
-use crate::values::{PathRewriteSpec, SecretRef};
+use crate::values::{LabelSelector, PathRewriteSpec, SecretRef};
 
 /// What is wanted.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -131,16 +129,6 @@ pub enum AllowedFrom {
     Same,
     Selector,
     All,
-}
-
-/// Labels that must all be there.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct LabelSelector {
-    /// Each label with the value that it must have.
-    #[schemars(extend("minProperties" = 1, "maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63}))]
-    #[x_kube(validation = ("self.all(key, size(key) <= 317)", "a label's name has at most 317 characters"))]
-    pub match_labels: BTreeMap<String, String>,
 }
 
 /// Requests that match get this treatment.

@@ -24,7 +24,7 @@ pub use crd::crds;
 pub use gateway_backend::{BackendHost, BackendService, GatewayBackend, GatewayBackendSpec};
 pub use gateway_route::{
     AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendKind, BackendRef, GatewayRoute, GatewayRouteSpec,
-    LabelSelector, RedirectSpec, RespondSpec, RouteRule, RouteTls,
+    RedirectSpec, RespondSpec, RouteRule, RouteTls,
 };
 pub use layers::{
     ParsedBackend, ParsedRoute, ParsedRule, PolicyMember, RuleAction, parse_backend, parse_route,

@@ -136,7 +136,7 @@ fn members() -> String {
         "\n## Members of `policy`\n\nRequests pass the rings from low to high, answers from high to low. Members without a ring are settings of the\naction. A member that concerns backends only is refused on a rule with `redirect` or `respond`, and ignored there when\ninherited.\n\n| member | ring | concerns |\n| --- | --- | --- |\n",
     );
     for row in REGISTRY {
-        let ring = row.ring.map(|ring| (ring as u8).to_string()).unwrap_or_default();
+        let ring = row.ring.map(|ring| (ring.number()).to_string()).unwrap_or_default();
         let concerns = match row.applies {
             Applies::ToEveryAction => "every action",
             Applies::ToBackends => "requests to backends",

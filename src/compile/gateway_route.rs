@@ -19,7 +19,7 @@ use crate::route_map::{
     NamedPredicate, PathPredicate, PatternText, Predicates, RedirectPlan, RespondPlan, Rule, Template,
     Unserved, WeightedBackend, WeightedTarget,
 };
-use crate::snapshot::Manifest;
+use crate::snapshot::{Manifest, TLS_SECRET};
 use crate::values::{BackendId, FieldPath, Hostname, ObjectName, PathRewrite, Problem, Reason};
 
 /// What one object may spend on regular expressions, in bytes of their text.
@@ -141,7 +141,7 @@ impl Lowering<'_, '_> {
                 self.problems.push(not_permitted(path, "Secret", &name));
                 continue;
             }
-            let Some(data) = self.asker.secret(&name) else {
+            let Some(data) = self.asker.secret(&name).filter(|secret| &*secret.kind == TLS_SECRET) else {
                 let message = format!(
                     "there is no Secret {name} of type kubernetes.io/tls; create it or correct the name"
                 );

@@ -32,7 +32,7 @@ use self::claims::Claimant;
 use self::gateway_backend::LoweredBackend;
 use self::gateway_route::RouteUnit;
 use self::hosts::HostUnit;
-use self::question::{Asked, Asker, Backends, Known};
+use self::question::{Asked, Asker, Backends, Gathered, Known};
 use crate::route_map::{BackendPlan, CertificatePlan, EndpointSet, RouteMap};
 use crate::snapshot::{Kind, Manifest, SecretData, Snapshot};
 use crate::values::{BackendId, Hostname, ObjectName, Problem};
@@ -66,6 +66,7 @@ pub enum LoopbackHosts {
 pub struct Memo {
     options: Option<Options>,
     certificates: Certificates,
+    gathered: Gathered,
     routes: BTreeMap<ObjectName, RouteUnit>,
     backends: BTreeMap<ObjectName, BackendUnit>,
     hosts: BTreeMap<Option<Hostname>, HostUnit>,
@@ -101,8 +102,11 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
     memo.options = Some(options.clone());
     memo.certificates.forget_all_but(world);
 
-    let backends = backend_units(world, options, &mut memo);
-    let routes = route_units(Known { world, backends: &backends }, options, &mut memo);
+    let gathered = std::mem::take(&mut memo.gathered).next();
+    let backends = backend_units(world, &gathered, options, &mut memo);
+    let known = Known { world, backends: &backends, gathered: &gathered };
+    let routes = route_units(known, options, &mut memo);
+    memo.gathered = gathered;
     let mut claimants: Vec<Claimant> = routes
         .values()
         .filter_map(|unit| Some(Claimant { manifest: unit.manifest.clone(), lowered: unit.lowered.clone()? }))
@@ -198,9 +202,9 @@ fn reports(claimants: &[Claimant], facts: Vec<conditions::RouteFacts>, memo: &mu
 }
 
 /// Backends are units of their own, which routes share.
-fn backend_units(world: &Snapshot, options: &Options, memo: &mut Memo) -> Backends {
+fn backend_units(world: &Snapshot, gathered: &Gathered, options: &Options, memo: &mut Memo) -> Backends {
     let none = Backends::new();
-    let world = Known { world, backends: &none };
+    let world = Known { world, backends: &none, gathered };
     let mut known = std::mem::take(&mut memo.backends);
     for (name, manifest) in &world.world.backends {
         let unit = match known.remove(name) {

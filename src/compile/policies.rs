@@ -1,17 +1,29 @@
 //! The effective policy of a rule: each member compiled by its row, inherited ones once for all rules that share them.
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::gateway_route::not_permitted;
 use super::question::Asker;
 use crate::api::PolicyMember as Written;
-use crate::filters::{AnyPlan, REGISTRY, Scope, TimeoutsPlan};
+use crate::filters::{AnyPlan, Derive, REGISTRY, Scope, Selection, TimeoutsPlan};
 use crate::route_map::{PolicyMember, PolicyOrigin};
-use crate::values::{FieldPath, ObjectName, Problem, Reason, SecretRef};
+use crate::values::{
+    ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Problem, Reason, Redacted, SecretData,
+    SecretKeyRef, SecretRef, Severity,
+};
 
 /// Members of `spec.policy` that were compiled already, by their place in memory.
-pub(super) type Inherited = BTreeMap<usize, (Arc<Written>, Result<AnyPlan, Vec<Problem>>)>;
+pub(super) type Inherited = BTreeMap<usize, Proven>;
+
+/// A member as its row compiled it, with all that is to be said about it.
+pub(super) struct Proven {
+    /// Holds the place in memory.
+    _member: Arc<Written>,
+    plan: Option<AnyPlan>,
+    problems: Vec<Problem>,
+}
 
 #[derive(Default)]
 pub(super) struct Effective {
@@ -31,28 +43,28 @@ pub(super) fn effective(
     for member in members {
         let Some(row) = REGISTRY.get(member.row) else { continue };
         let key = Arc::as_ptr(member).addr();
-        let (_, result) = inherited.entry(key).or_insert_with(|| {
+        let proven = inherited.entry(key).or_insert_with(|| {
             let mut asking = Asking { asker: &mut *asker, namespace, problems: Vec::new() };
             let result = (row.compile)(&member.value, &mut asking);
-            let result = match (result, asking.problems) {
-                (Ok(plan), problems) if problems.is_empty() => Ok(plan),
-                (Ok(_), problems) => Err(problems),
-                (Err(mut own), problems) => {
-                    own.extend(problems);
-                    Err(own)
+            let mut problems = asking.problems;
+            let plan = match result {
+                Ok(plan) => Some(plan),
+                Err(own) => {
+                    problems.extend(own);
+                    None
                 }
             };
-            let below =
-                |problems: Vec<Problem>| problems.into_iter().map(|p| p.under(&member.path)).collect();
-            (Arc::clone(member), result.map_err(below))
-        });
-        let plan = match result {
-            Ok(plan) => plan.clone(),
-            Err(problems) => {
-                effective.problems.extend(problems.iter().cloned());
-                continue;
+            let is_wrong = problems.iter().any(|problem| problem.severity == Severity::Error);
+            if plan.is_none() && !is_wrong {
+                let message =
+                    format!("{} cannot be used as it is written; look at what it refers to", row.name);
+                problems.push(Problem::error(FieldPath::default(), Reason::PolicyInvalid, message));
             }
-        };
+            let problems = problems.into_iter().map(|problem| problem.under(&member.path)).collect();
+            Proven { _member: Arc::clone(member), plan: plan.filter(|_| !is_wrong), problems }
+        });
+        effective.problems.extend(proven.problems.iter().cloned());
+        let Some(plan) = proven.plan.clone() else { continue };
         let is_route_wide = member.path.as_str().starts_with("spec.policy");
         let origin = if is_route_wide { PolicyOrigin::Route } else { PolicyOrigin::Rule };
         effective.policy.push(PolicyMember { row: member.row, origin });
@@ -75,19 +87,96 @@ struct Asking<'a, 'w> {
     problems: Vec<Problem>,
 }
 
-impl Scope for Asking<'_, '_> {
-    fn secret(&mut self, at: FieldPath, secret: &SecretRef) -> Option<Arc<BTreeMap<String, Vec<u8>>>> {
-        let namespace = secret.namespace.as_deref().map_or_else(|| Arc::clone(self.namespace), Into::into);
-        let name = ObjectName::new(namespace, secret.name.as_str());
-        if !self.asker.may_refer(self.namespace, "", "Secret", &name) {
-            self.problems.push(not_permitted(at, "Secret", &name));
+impl Asking<'_, '_> {
+    fn refuse(&mut self, at: FieldPath, reason: Reason, message: String) {
+        self.problems.push(Problem::error(at, reason, message));
+    }
+
+    /// The name that a reference means, if it may be used.
+    fn named(
+        &mut self,
+        at: &FieldPath,
+        kind: &'static str,
+        name: &str,
+        namespace: Option<&str>,
+    ) -> Option<ObjectName> {
+        let namespace = namespace.map_or_else(|| Arc::clone(self.namespace), Into::into);
+        let name = ObjectName::new(namespace, name);
+        if !self.asker.may_refer(self.namespace, "", kind, &name) {
+            self.problems.push(not_permitted(at.clone(), kind, &name));
             return None;
         }
-        let Some(found) = self.asker.secret(&name) else {
+        Some(name)
+    }
+
+    /// The value of a key, or of the only one.
+    fn value<'d, V>(
+        &mut self,
+        at: FieldPath,
+        object: (&'static str, &ObjectName),
+        data: &'d BTreeMap<String, V>,
+        key: Option<&str>,
+    ) -> Option<&'d V> {
+        let (kind, name) = object;
+        let reason = if kind == "Secret" { Reason::SecretNotFound } else { Reason::ConfigMapNotFound };
+        let found = match key {
+            Some(key) => data.get(key),
+            None if data.len() == 1 => data.values().next(),
+            None => {
+                let count = data.len();
+                self.refuse(
+                    at.field("key"),
+                    reason,
+                    format!("{kind} {name} has {count} keys; say which one"),
+                );
+                return None;
+            }
+        };
+        if found.is_none() {
+            let key = key.unwrap_or_default();
+            let message = format!("{kind} {name} has no key {key}; add it or correct the name");
+            self.refuse(at.field("key"), reason, message);
+        }
+        found
+    }
+}
+
+impl Scope for Asking<'_, '_> {
+    fn secret(&mut self, at: FieldPath, secret: &SecretRef) -> Option<Arc<SecretData>> {
+        let name = self.named(&at, "Secret", &secret.name, secret.namespace.as_deref())?;
+        let found = self.asker.secret(&name);
+        if found.is_none() {
             let message = format!("there is no Secret {name}; create it or correct the name");
-            self.problems.push(Problem::error(at, Reason::SecretNotFound, message));
+            self.refuse(at, Reason::SecretNotFound, message);
+        }
+        found
+    }
+
+    fn secret_key(&mut self, at: FieldPath, secret: &SecretKeyRef) -> Option<Redacted<Vec<u8>>> {
+        let reference = SecretRef { name: secret.name.clone(), namespace: secret.namespace.clone() };
+        let found = self.secret(at.clone(), &reference)?;
+        self.value(at, ("Secret", &found.name), &found.data, secret.key.as_deref()).cloned()
+    }
+
+    fn secrets(&mut self, selector: &LabelSelector) -> Selection {
+        self.asker.secrets(self.namespace, selector)
+    }
+
+    fn config_map(&mut self, at: FieldPath, map: &ConfigMapKeyRef) -> Option<Arc<str>> {
+        let name = self.named(&at, "ConfigMap", &map.name, map.namespace.as_deref())?;
+        let Some(found) = self.asker.config_map(&name) else {
+            let message = format!("there is no ConfigMap {name}; create it or correct the name");
+            self.refuse(at, Reason::ConfigMapNotFound, message);
             return None;
         };
-        Some(Arc::new(found.data.iter().map(|(key, value)| (key.clone(), value.expose().clone())).collect()))
+        self.value(at, ("ConfigMap", &name), &found.data, map.key.as_deref()).cloned()
+    }
+
+    fn derived(&mut self, name: &str, of: &Selection, make: Derive<'_>) -> Arc<dyn Any + Send + Sync> {
+        self.asker.gathered().derived(format!("{} {name}", self.namespace), of, make)
+    }
+
+    fn warn(&mut self, problem: Problem) {
+        self.problems.push(Problem { severity: Severity::Warning, ..problem });
     }
 }

@@ -1,19 +1,82 @@
 //! What a unit asks of the world while it is lowered. A unit stands for as long as every question it asked still has the
 //! same answer, "not there" included.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Weak};
 
 use super::gateway_backend::LoweredBackend;
 use super::grants;
-use crate::snapshot::{SecretData, ServiceData, Snapshot};
-use crate::values::ObjectName;
+use crate::filters::{Derive, Selection};
+use crate::snapshot::{ConfigMapData, SecretData, ServiceData, Snapshot};
+use crate::values::{LabelSelector, ObjectName};
 
 /// What can be asked: the world, and the backends as they were lowered from it.
 #[derive(Clone, Copy)]
 pub(super) struct Known<'w> {
     pub world: &'w Snapshot,
     pub backends: &'w Backends,
+    pub gathered: &'w Gathered,
+}
+
+/// What is found by label, and what is made of it, once for all who ask.
+#[derive(Default)]
+pub(super) struct Gathered {
+    before: BTreeMap<Selector, Selection>,
+    now: RefCell<BTreeMap<Selector, Selection>>,
+    derived: RefCell<HashMap<String, Derived>>,
+}
+
+/// What was made, and of which Secrets.
+type Derived = (Selection, Weak<dyn Any + Send + Sync>);
+
+/// A namespace, and labels.
+type Selector = (Arc<str>, LabelSelector);
+
+impl Gathered {
+    /// For the next compile.
+    pub fn next(self) -> Self {
+        let mut derived = self.derived.into_inner();
+        derived.retain(|_, (_, made)| made.strong_count() > 0);
+        Self { before: self.now.into_inner(), now: RefCell::default(), derived: derived.into() }
+    }
+
+    /// The same `Arc` as before where the same Secrets are found.
+    fn secrets(&self, world: &Snapshot, namespace: &Arc<str>, selector: &LabelSelector) -> Selection {
+        let key = (namespace.clone(), selector.clone());
+        if let Some(known) = self.now.borrow().get(&key) {
+            return known.clone();
+        }
+        // An empty selector selects nothing: what it could mean is everybody's Secrets.
+        let wanted = &selector.match_labels;
+        let found = world
+            .secrets
+            .range(ObjectName::new(namespace.clone(), "")..)
+            .take_while(|(name, _)| name.namespace == *namespace && !wanted.is_empty())
+            .map(|(_, secret)| secret)
+            .filter(|secret| wanted.iter().all(|(name, value)| secret.labels.get(name) == Some(value)));
+        let selection = match self.before.get(&key) {
+            Some(before) if before.iter().map(Arc::as_ptr).eq(found.clone().map(Arc::as_ptr)) => {
+                before.clone()
+            }
+            _ => found.cloned().collect(),
+        };
+        self.now.borrow_mut().insert(key, selection.clone());
+        selection
+    }
+
+    pub fn derived(&self, name: String, of: &Selection, make: Derive<'_>) -> Arc<dyn Any + Send + Sync> {
+        let before =
+            self.derived.borrow().get(&name).and_then(|(of, made)| Some((of.clone(), made.upgrade()?)));
+        let made = match before {
+            Some((known, made)) if Arc::ptr_eq(&known, of) => return made,
+            Some((_, made)) => make(Some(made)),
+            None => make(None),
+        };
+        self.derived.borrow_mut().insert(name, (of.clone(), Arc::downgrade(&made)));
+        made
+    }
 }
 
 pub(super) type Backends = BTreeMap<ObjectName, Arc<LoweredBackend>>;
@@ -21,6 +84,8 @@ pub(super) type Backends = BTreeMap<ObjectName, Arc<LoweredBackend>>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Question {
     Secret(ObjectName),
+    Secrets(Arc<str>, LabelSelector),
+    ConfigMap(ObjectName),
     Service(ObjectName),
     Backend(ObjectName),
     Granted(Reference),
@@ -38,6 +103,8 @@ pub(super) struct Reference {
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
     Secret(Option<Arc<SecretData>>),
+    Secrets(Selection),
+    ConfigMap(Option<Arc<ConfigMapData>>),
     Service(Option<Arc<ServiceData>>),
     Backend(Option<Arc<LoweredBackend>>),
     Granted(bool),
@@ -45,8 +112,12 @@ pub(super) enum Answer {
 
 impl Question {
     pub fn answer(&self, known: Known<'_>) -> Answer {
-        let Known { world, backends } = known;
+        let Known { world, backends, gathered } = known;
         match self {
+            Self::Secrets(namespace, selector) => {
+                Answer::Secrets(gathered.secrets(world, namespace, selector))
+            }
+            Self::ConfigMap(name) => Answer::ConfigMap(world.config_maps.get(name).cloned()),
             Self::Secret(name) => Answer::Secret(world.secrets.get(name).cloned()),
             Self::Service(name) => Answer::Service(world.services.get(name).cloned()),
             Self::Backend(name) => Answer::Backend(backends.get(name).cloned()),
@@ -66,7 +137,13 @@ impl Answer {
             }
         }
         match (self, other) {
-            (Self::Secret(a), Self::Secret(b)) => same(a, b, |a, b| a.kind == b.kind && a.data == b.data),
+            (Self::Secret(a), Self::Secret(b)) => same(a, b, alike),
+            (Self::Secrets(a), Self::Secrets(b)) => {
+                Arc::ptr_eq(a, b)
+                    || (a.len() == b.len()
+                        && a.iter().zip(&**b).all(|(a, b)| Arc::ptr_eq(a, b) || alike(a, b)))
+            }
+            (Self::ConfigMap(a), Self::ConfigMap(b)) => same(a, b, |a, b| a == b),
             (Self::Service(a), Self::Service(b)) => {
                 same(a, b, |a, b| a.external_name == b.external_name && a.ports == b.ports)
             }
@@ -75,6 +152,11 @@ impl Answer {
             _ => false,
         }
     }
+}
+
+/// Labels count where something is found by them, and there they are the same.
+fn alike(a: &SecretData, b: &SecretData) -> bool {
+    a.name == b.name && a.kind == b.kind && a.annotations == b.annotations && a.data == b.data
 }
 
 /// All that was asked, with the answers.
@@ -104,6 +186,24 @@ impl<'w> Asker<'w> {
             Answer::Secret(secret) => secret,
             _ => None,
         }
+    }
+
+    pub fn secrets(&mut self, namespace: &Arc<str>, selector: &LabelSelector) -> Selection {
+        match self.ask(Question::Secrets(namespace.clone(), selector.clone())) {
+            Answer::Secrets(selection) => selection,
+            _ => Selection::default(),
+        }
+    }
+
+    pub fn config_map(&mut self, name: &ObjectName) -> Option<Arc<ConfigMapData>> {
+        match self.ask(Question::ConfigMap(name.clone())) {
+            Answer::ConfigMap(map) => map,
+            _ => None,
+        }
+    }
+
+    pub fn gathered(&self) -> &'w Gathered {
+        self.known.gathered
     }
 
     pub fn service(&mut self, name: &ObjectName) -> Option<Arc<ServiceData>> {
@@ -147,5 +247,69 @@ impl<'w> Asker<'w> {
         let answer = question.answer(self.known);
         self.asked.push((question, answer.clone()));
         answer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{Change, Object};
+
+    fn secret(namespace: &str, name: &str, label: &str) -> Change {
+        Change::Put(Object::Secret(SecretData {
+            name: ObjectName::new(namespace, name),
+            kind: "Opaque".into(),
+            labels: [("keys".to_owned(), label.to_owned())].into_iter().collect(),
+            annotations: Default::default(),
+            data: Arc::default(),
+        }))
+    }
+
+    fn selector(label: &str) -> LabelSelector {
+        LabelSelector { match_labels: [("keys".to_owned(), label.to_owned())].into() }
+    }
+
+    fn names(selection: &Selection) -> Vec<&str> {
+        selection.iter().map(|secret| &*secret.name.name).collect()
+    }
+
+    #[test]
+    fn a_selection_is_the_same_one_until_something_in_it_changes() {
+        let mut world = Snapshot::default();
+        for change in
+            [secret("a", "2", "x"), secret("a", "1", "x"), secret("a", "3", "y"), secret("b", "4", "x")]
+        {
+            world.apply(change);
+        }
+        let ask =
+            |world: &Snapshot, gathered: &Gathered| gathered.secrets(world, &"a".into(), &selector("x"));
+        let gathered = Gathered::default();
+        let first = ask(&world, &gathered);
+        assert_eq!(names(&first), ["1", "2"]);
+        let made = gathered.derived("n".into(), &first, &mut |before| {
+            assert!(before.is_none());
+            Arc::new(1_u32)
+        });
+        let gathered = gathered.next();
+        assert!(Arc::ptr_eq(&first, &ask(&world, &gathered)));
+        let again = gathered.derived("n".into(), &first, &mut |_| panic!("it was made already"));
+        assert!(Arc::ptr_eq(&made, &again));
+        world.apply(secret("a", "3", "x"));
+        let gathered = gathered.next();
+        let second = ask(&world, &gathered);
+        assert_eq!(names(&second), ["1", "2", "3"]);
+        assert!(!Answer::Secrets(first).is(&Answer::Secrets(second.clone())));
+        gathered.derived("n".into(), &second, &mut |before| {
+            assert!(Arc::ptr_eq(&made, &before.expect("somebody has it")));
+            Arc::new(2_u32)
+        });
+    }
+
+    #[test]
+    fn no_labels_select_no_secrets() {
+        let mut world = Snapshot::default();
+        world.apply(secret("a", "1", "x"));
+        let none = LabelSelector { match_labels: BTreeMap::new() };
+        assert!(Gathered::default().secrets(&world, &"a".into(), &none).is_empty());
     }
 }

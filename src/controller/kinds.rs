@@ -92,7 +92,7 @@ impl Watch for Secrets {
     type Raw = Secret;
 
     fn convert(raw: Secret) -> Result<Option<Object>, String> {
-        SecretData::new(raw, None).map(|secret| secret.map(Object::Secret))
+        SecretData::new(raw).map(|secret| Some(Object::Secret(secret)))
     }
 }
 

@@ -362,6 +362,7 @@ fn name(object: &Object) -> ObjectName {
     match object {
         Object::GatewayRoute(manifest) | Object::GatewayBackend(manifest) => manifest.name.clone(),
         Object::Secret(secret) => secret.name.clone(),
+        Object::ConfigMap(map) => map.name.clone(),
         Object::Service(service) => service.name.clone(),
         Object::EndpointSlice(slice) => slice.name.clone(),
         Object::Namespace(namespace) => ObjectName::new("", &*namespace.name),

@@ -3,30 +3,33 @@
 use std::sync::Arc;
 
 use super::contract::{Decision, Filter, Outcome};
-use crate::message::{Exchange, Response};
+use crate::message::{Exchange, ProxyError, Response};
 
-/// Runs `filters` (outermost first) around `action`.
+/// Runs `filters` (outermost first) around `action`; `answer` makes the answer of one that fails a request.
 ///
 /// An answer that a filter makes goes outwards from there: through the filters outside of it, neither through itself nor
 /// through those further in. Nothing is allocated here; filters that do not wait cost two virtual calls each.
-pub async fn run<A>(filters: &[Arc<dyn Filter>], exchange: &mut Exchange, action: A) -> Response
+pub async fn run<F, A>(filters: &[Arc<dyn Filter>], exchange: &mut Exchange, answer: F, action: A) -> Response
 where
+    F: Fn(&ProxyError) -> Response,
     A: AsyncFnOnce(&mut Exchange) -> Response,
 {
-    let mut answer = None;
+    let mut made = None;
     let mut outside = filters.len();
     for (depth, filter) in filters.iter().enumerate() {
-        let made = match filter.request(exchange) {
-            Decision::Continue => None,
-            Decision::Answer(response) => Some(response),
-            Decision::Wait(waiting) => waiting.await,
-        };
-        if let Some(made) = made {
-            (answer, outside) = (Some(*made), depth);
-            break;
+        let mut decision = filter.request(exchange);
+        while let Decision::Wait(waiting) = decision {
+            decision = waiting.await;
         }
+        made = match decision {
+            Decision::Answer(response) => Some(*response),
+            Decision::Fail(error) => Some(answer(&error)),
+            Decision::Continue | Decision::Wait(_) => continue,
+        };
+        outside = depth;
+        break;
     }
-    let mut response = match answer {
+    let mut response = match made {
         Some(made) => made,
         None => action(exchange).await,
     };

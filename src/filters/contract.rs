@@ -8,17 +8,40 @@ use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 
+use http::HeaderName;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 
-use crate::message::{Exchange, LocalFuture, Response};
-use crate::values::{FieldPath, Problem, Reason};
+use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError, Response};
+use crate::values::{
+    ConfigMapKeyRef, FieldPath, LabelSelector, Problem, Reason, Redacted, SecretData, SecretKeyRef, SecretRef,
+};
 
 /// Where in the onion a filter works; requests pass the rings in this order, answers in the opposite one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ring {
-    Transform = 12,
+    Cors,
+    SecurityHeaders,
+    IpAccess,
+    Authentication,
+    ExternalAuthorization,
+    Authorization,
+    Validation,
+    Transform,
+}
+
+impl Ring {
+    /// The number that docs and people call it by; some rings have several filters, in the order above.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Cors | Self::SecurityHeaders => 4,
+            Self::IpAccess => 6,
+            Self::Authentication | Self::ExternalAuthorization | Self::Authorization => 8,
+            Self::Validation => 10,
+            Self::Transform => 12,
+        }
+    }
 }
 
 /// What a more specific policy does to the same member of a less specific one.
@@ -49,6 +72,13 @@ pub trait Member {
 
     /// Proves a spec. Problems carry paths relative to the member.
     fn compile(spec: Self::Spec, scope: &mut dyn Scope) -> Result<Self::Plan, Vec<Problem>>;
+
+    /// Names of fields that only the gateway may set: they are taken from every request to a hostname as soon as one
+    /// of its rules has them, in every spelling.
+    fn own_headers(plan: &Self::Plan) -> Vec<HeaderName> {
+        let _ = plan;
+        Vec::new()
+    }
 }
 
 /// A member that works on requests and answers.
@@ -61,7 +91,21 @@ pub trait FilterKind: Member {
 pub enum Decision<'a> {
     Continue,
     Answer(Box<Response>),
-    Wait(LocalFuture<'a, Option<Box<Response>>>),
+    /// The answer is the gateway's own; which status and text it has is not the filter's to know.
+    Fail(Box<ProxyError>),
+    Wait(LocalFuture<'a, Decision<'static>>),
+}
+
+impl From<ErrorKind> for Decision<'_> {
+    fn from(kind: ErrorKind) -> Self {
+        Self::Fail(Box::new(kind.into()))
+    }
+}
+
+impl From<ProxyError> for Decision<'_> {
+    fn from(error: ProxyError) -> Self {
+        Self::Fail(Box::new(error))
+    }
 }
 
 /// A linked filter. Shared by all workers: per-request state belongs into the exchange.
@@ -86,15 +130,34 @@ pub enum Outcome<'a> {
 }
 
 /// What a member may ask while it is compiled. Implemented by the compiler, which records each question and answer,
-/// "not there" included.
+/// "not there" included. `None`: what is asked for is not there or may not be used, and the problem is already reported.
 pub trait Scope {
-    /// A Secret's data by name. `None` when it is not there or may not be used: the problem is already reported.
-    fn secret(
-        &mut self,
-        at: FieldPath,
-        secret: &crate::values::SecretRef,
-    ) -> Option<Arc<std::collections::BTreeMap<String, Vec<u8>>>>;
+    /// A Secret by name.
+    fn secret(&mut self, at: FieldPath, secret: &SecretRef) -> Option<Arc<SecretData>>;
+
+    /// The Secrets of the object's own namespace that have all these labels, in the order of their names. The same
+    /// `Arc` for as long as they stay the same.
+    fn secrets(&mut self, selector: &LabelSelector) -> Selection;
+
+    /// The value of one key of a ConfigMap.
+    fn config_map(&mut self, at: FieldPath, map: &ConfigMapKeyRef) -> Option<Arc<str>>;
+
+    /// Something large that is made of Secrets, made once for all who name it the same and have the same `of`. `make`
+    /// is handed what it made under this name before, as long as anybody still has it, to take over what it can.
+    fn derived(&mut self, name: &str, of: &Selection, make: Derive<'_>) -> Arc<dyn Any + Send + Sync>;
+
+    /// Something to be said although the member compiles.
+    fn warn(&mut self, problem: Problem);
+
+    /// The value of one key of a Secret.
+    fn secret_key(&mut self, at: FieldPath, secret: &SecretKeyRef) -> Option<Redacted<Vec<u8>>>;
 }
+
+/// Secrets that a selector found.
+pub type Selection = Arc<[Arc<SecretData>]>;
+
+/// Makes something of what was made before.
+pub type Derive<'a> = &'a mut dyn FnMut(Option<Arc<dyn Any + Send + Sync>>) -> Arc<dyn Any + Send + Sync>;
 
 /// What a filter may take hold of when it is linked. Implemented by `proxy/live`.
 pub trait Keep {
@@ -160,6 +223,7 @@ pub struct Row {
     pub compile: fn(&serde_json::Value, &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>>,
     /// `None` for a setting.
     pub link: Option<Link>,
+    pub own_headers: fn(&AnyPlan) -> Vec<HeaderName>,
 }
 
 /// Makes a filter of a plan of its own row.
@@ -177,6 +241,7 @@ pub const fn filter<K: FilterKind>() -> Row {
         link: Some(|plan, keep| {
             K::link(plan.get::<K::Plan>().expect("a row links only plans that it compiled"), keep)
         }),
+        own_headers: own_headers_of::<K>,
     }
 }
 
@@ -190,7 +255,12 @@ pub const fn setting<M: Member>() -> Row {
         schema: schema_of::<M>,
         compile: compile_any::<M>,
         link: None,
+        own_headers: own_headers_of::<M>,
     }
+}
+
+fn own_headers_of<M: Member>(plan: &AnyPlan) -> Vec<HeaderName> {
+    plan.get::<M::Plan>().map(M::own_headers).unwrap_or_default()
 }
 
 fn schema_of<M: Member>(generator: &mut SchemaGenerator) -> Schema {

@@ -1,7 +1,7 @@
 //! The contract, proven: filters and an action that do everything that later ones will need, on a fake way to backends.
 
+use std::any::Any;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,20 +12,41 @@ use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::chain::run;
-use super::contract::{Decision, Filter, Keep, Outcome, Scope};
+use super::contract::{Decision, Derive, Filter, Keep, Outcome, Scope, Selection};
 use crate::message::{
-    Body, Captures, Client, ErrorKind, Exchange, Labels, LocalFuture, Outbound, Protocol, ProxyError,
-    Request, RequestId, Response, Scheme,
+    Body, Captures, Client, ErrorKind, Exchange, Identity, Labels, LocalFuture, Outbound, Protocol,
+    ProxyError, Request, RequestId, Response, Scheme,
 };
-use crate::values::{BackendId, FieldPath, ObjectName, SecretRef};
+use crate::values::{
+    BackendId, ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Problem, Redacted, SecretData,
+    SecretKeyRef, SecretRef,
+};
 
 /// For members that ask for nothing.
 pub struct NoScope;
 
 impl Scope for NoScope {
-    fn secret(&mut self, _: FieldPath, _: &SecretRef) -> Option<Arc<BTreeMap<String, Vec<u8>>>> {
+    fn secret(&mut self, _: FieldPath, _: &SecretRef) -> Option<Arc<SecretData>> {
         None
     }
+
+    fn secret_key(&mut self, _: FieldPath, _: &SecretKeyRef) -> Option<Redacted<Vec<u8>>> {
+        None
+    }
+
+    fn secrets(&mut self, _: &LabelSelector) -> Selection {
+        Selection::default()
+    }
+
+    fn config_map(&mut self, _: FieldPath, _: &ConfigMapKeyRef) -> Option<Arc<str>> {
+        None
+    }
+
+    fn derived(&mut self, _: &str, _: &Selection, make: Derive<'_>) -> Arc<dyn Any + Send + Sync> {
+        make(None)
+    }
+
+    fn warn(&mut self, _: Problem) {}
 }
 
 /// For filters without state.
@@ -55,6 +76,7 @@ pub fn exchange(uri: &str, matched: usize, outbound: Rc<dyn Outbound>) -> Exchan
             protocol: Protocol::Http11,
             server_name: None,
         },
+        identity: Identity::ANONYMOUS,
         host: "shop.example".into(),
         labels: Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "a".into() }),
         captures: Captures::default(),
@@ -162,14 +184,9 @@ impl Filter for AskFirst {
                 Ok(answer) => {
                     let value = HeaderValue::from_str(&text(answer).await).expect("a path");
                     exchange.request.headers_mut().insert("asked", value);
-                    None
+                    Decision::Continue
                 }
-                Err(error) => {
-                    let mut response = Response::default();
-                    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
-                    response.extensions_mut().insert(error.kind);
-                    Some(Box::new(response))
-                }
+                Err(error) => error.into(),
             }
         }))
     }
@@ -187,12 +204,12 @@ impl Filter for Upper {
             match body.read(self.limit).await {
                 Ok((bytes, _)) => {
                     *exchange.request.body_mut() = bytes.into();
-                    None
+                    Decision::Continue
                 }
                 Err(_) => {
                     let mut response = Response::default();
                     *response.status_mut() = StatusCode::PAYLOAD_TOO_LARGE;
-                    Some(Box::new(response))
+                    Decision::Answer(Box::new(response))
                 }
             }
         }))
@@ -207,6 +224,15 @@ impl Filter for Upper {
     }
 }
 
+/// What the proxy makes of a failure, in short.
+pub fn fail(error: &ProxyError) -> Response {
+    let mut response = Response::default();
+    *response.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+    response.extensions_mut().insert(error.kind);
+    response.headers_mut().extend(error.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+    response
+}
+
 /// An action that hands the request's body back.
 async fn echo(exchange: &mut Exchange) -> Response {
     let mut response = Response::new(std::mem::take(exchange.request.body_mut()));
@@ -218,7 +244,7 @@ async fn echo(exchange: &mut Exchange) -> Response {
 async fn requests_go_inwards_and_answers_outwards() {
     let filters: [Arc<dyn Filter>; 3] = [Arc::new(Mark("outer")), Arc::new(Gate), Arc::new(Mark("inner"))];
     let mut exchange = exchange("/", 0, Rc::new(FakeOutbound::default()));
-    let response = run(&filters, &mut exchange, echo).await;
+    let response = run(&filters, &mut exchange, fail, echo).await;
     assert_eq!(trace(&response), ["outer", "inner", "inner", "gate", "outer"]);
 }
 
@@ -227,7 +253,8 @@ async fn an_early_answer_passes_only_what_is_outside_of_it() {
     let filters: [Arc<dyn Filter>; 3] = [Arc::new(Mark("outer")), Arc::new(Gate), Arc::new(Mark("inner"))];
     let mut exchange = exchange("/", 0, Rc::new(FakeOutbound::default()));
     exchange.request.headers_mut().insert("stop", HeaderValue::from_static("1"));
-    let response = run(&filters, &mut exchange, async |_: &mut Exchange| panic!("the action ran")).await;
+    let response =
+        run(&filters, &mut exchange, fail, async |_: &mut Exchange| panic!("the action ran")).await;
     assert_eq!((response.status(), trace(&response)), (StatusCode::FORBIDDEN, vec!["outer"]));
 }
 
@@ -237,14 +264,14 @@ fn filters_that_do_not_wait_are_done_in_one_poll() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
     let _guard = runtime.enter();
     let mut exchange = exchange("/", 0, Rc::new(FakeOutbound::default()));
-    assert!(run(&filters, &mut exchange, echo).now_or_never().is_some());
+    assert!(run(&filters, &mut exchange, fail, echo).now_or_never().is_some());
 }
 
 #[tokio::test]
 async fn a_filter_may_ask_a_backend_and_await_the_answer() {
     let filters: [Arc<dyn Filter>; 1] = [Arc::new(AskFirst(backend("login")))];
     let mut exchange = exchange("/a", 0, Rc::new(FakeOutbound::default()));
-    let response = run(&filters, &mut exchange, echo).await;
+    let response = run(&filters, &mut exchange, fail, echo).await;
     assert_eq!(response.headers()["asked"], "/a");
 }
 
@@ -252,7 +279,8 @@ async fn a_filter_may_ask_a_backend_and_await_the_answer() {
 async fn a_filter_that_cannot_ask_denies() {
     let filters: [Arc<dyn Filter>; 2] = [Arc::new(Mark("outer")), Arc::new(AskFirst(backend("down")))];
     let mut exchange = exchange("/a", 0, Rc::new(FakeOutbound::default()));
-    let response = run(&filters, &mut exchange, async |_: &mut Exchange| panic!("the action ran")).await;
+    let response =
+        run(&filters, &mut exchange, fail, async |_: &mut Exchange| panic!("the action ran")).await;
     assert_eq!(response.extensions().get(), Some(&ErrorKind::ConnectFailure));
     assert_eq!(trace(&response), ["outer"]);
 }
@@ -262,10 +290,10 @@ async fn a_filter_may_read_a_bounded_body_and_change_the_answer() {
     let filters: [Arc<dyn Filter>; 1] = [Arc::new(Upper { limit: 4 })];
     let mut small = exchange("/", 0, Rc::new(FakeOutbound::default()));
     *small.request.body_mut() = "abcd".into();
-    assert_eq!(text(run(&filters, &mut small, echo).await).await, "ABCD");
+    assert_eq!(text(run(&filters, &mut small, fail, echo).await).await, "ABCD");
     let mut large = exchange("/", 0, Rc::new(FakeOutbound::default()));
     *large.request.body_mut() = "abcde".into();
-    let response = run(&filters, &mut large, async |_: &mut Exchange| panic!("the action ran")).await;
+    let response = run(&filters, &mut large, fail, async |_: &mut Exchange| panic!("the action ran")).await;
     assert_eq!(response.status(), StatusCode::PAYLOAD_TOO_LARGE);
 }
 
@@ -291,7 +319,7 @@ async fn detached_work_outlives_the_client() {
     let done = Rc::new(RefCell::new(None));
     {
         let mut exchange = exchange("/a", 0, Rc::clone(&outbound) as Rc<dyn Outbound>);
-        run(&[], &mut exchange, async |e: &mut Exchange| refresh(e, Rc::clone(&done)).await).await;
+        run(&[], &mut exchange, fail, async |e: &mut Exchange| refresh(e, Rc::clone(&done)).await).await;
     }
     assert_eq!(*done.borrow(), None);
     let work = outbound.detached.borrow_mut().pop().expect("detached");
@@ -303,6 +331,6 @@ async fn detached_work_outlives_the_client() {
 async fn detached_work_without_room_comes_back() {
     let done = Rc::new(RefCell::new(None));
     let mut exchange = exchange("/a", 0, Rc::new(FakeOutbound::default()));
-    run(&[], &mut exchange, async |e: &mut Exchange| refresh(e, Rc::clone(&done)).await).await;
+    run(&[], &mut exchange, fail, async |e: &mut Exchange| refresh(e, Rc::clone(&done)).await).await;
     assert_eq!(done.borrow().as_deref(), Some("/a"));
 }

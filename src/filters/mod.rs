@@ -17,9 +17,11 @@ mod transform_tests;
 
 pub use chain::run;
 pub use contract::{
-    AnyPlan, Applies, Combine, Decision, Filter, FilterKind, Keep, Member, Outcome, Ring, Row, Scope, filter,
-    setting,
+    AnyPlan, Applies, Combine, Decision, Derive, Filter, FilterKind, Keep, Member, Outcome, Ring, Row, Scope,
+    Selection, filter, setting,
 };
+#[cfg(test)]
+pub use contract_tests::NoScope;
 pub use registry::REGISTRY;
 pub use request::Request;
 pub use response::Response;

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::contract::{Applies, Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
 use super::header_edits::{HeaderEdits, HeadersSpec};
 use super::query_edits::{QueryEdits, QuerySpec};
-use crate::message::{ErrorKind, Exchange, Response};
+use crate::message::{ErrorKind, Exchange};
 use crate::values::{FieldPath, Hostname, PathRewrite, PathRewriteSpec, Problem, Reason};
 
 pub struct Request;
@@ -97,7 +97,7 @@ impl Filter for Plan {
                 Decision::Continue
             }
             // A path in normal form and one of ours make a path, and neither can be long: this takes a bug to happen.
-            None => Decision::Answer(Box::new(not_a_target())),
+            None => ErrorKind::BadRequest.into(),
         }
     }
 }
@@ -122,11 +122,4 @@ impl Plan {
         parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
         Uri::from_parts(parts).ok()
     }
-}
-
-fn not_a_target() -> Response {
-    let mut response = Response::default();
-    *response.status_mut() = http::StatusCode::BAD_REQUEST;
-    response.extensions_mut().insert(ErrorKind::BadRequest);
-    response
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::contract::{Filter, Ring, Row};
-use super::contract_tests::{FakeOutbound, NoKeep, NoScope, exchange};
+use super::contract_tests::{FakeOutbound, NoKeep, NoScope, exchange, fail};
 use super::{REGISTRY, run};
 use crate::message::{ErrorKind, Exchange, Response};
 use crate::values::Problem;
@@ -25,7 +25,7 @@ fn linked(name: &str, spec: &Value) -> Result<Arc<dyn Filter>, Vec<Problem>> {
 async fn asked(spec: Value, uri: &str, matched: usize) -> (String, Option<String>) {
     let filters = [linked("request", &spec).expect("valid")];
     let mut exchange = exchange(uri, matched, Rc::new(FakeOutbound::default()));
-    run(&filters, &mut exchange, async |_: &mut Exchange| Response::default()).await;
+    run(&filters, &mut exchange, fail, async |_: &mut Exchange| Response::default()).await;
     let host = exchange.host_override.map(|host| host.to_str().expect("ASCII").to_owned());
     (exchange.request.uri().to_string(), host)
 }
@@ -89,7 +89,7 @@ async fn only_a_backends_answer_is_changed() {
     let filters = [linked("response", &spec).expect("valid")];
     for (ours, expected) in [(None, (true, false)), (Some(ErrorKind::ConnectFailure), (false, true))] {
         let mut exchange = exchange("/", 0, Rc::new(FakeOutbound::default()));
-        let response = run(&filters, &mut exchange, async |_: &mut Exchange| {
+        let response = run(&filters, &mut exchange, fail, async |_: &mut Exchange| {
             let mut response = Response::default();
             response.headers_mut().insert("server", http::HeaderValue::from_static("b"));
             response.extensions_mut().extend(

@@ -1,5 +1,7 @@
 //! What can go wrong with a request. Only `proxy/respond.rs` knows which status and text each becomes.
 
+use http::{HeaderName, HeaderValue};
+
 /// Whose fault it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
@@ -24,6 +26,15 @@ pub enum ErrorKind {
     HeadersTooLarge,
     ClientGone,
     LoopDetected,
+    // Who may pass: nothing says which part of a credential was wrong.
+    ApiKeyMissing,
+    ApiKeyInvalid,
+    TokenMissing,
+    TokenInvalid,
+    CredentialsMissing,
+    CredentialsInvalid,
+    TooManyFailures,
+    Forbidden,
     // The configuration's.
     NoRouteMatch,
     PolicyInvalid,
@@ -36,6 +47,8 @@ pub enum ErrorKind {
     Draining,
     /// No route map yet.
     Starting,
+    /// What tokens are checked with was never fetched yet, or its issuer cannot be asked.
+    KeysUnavailable,
     // The backend's.
     NoHealthyEndpoints,
     ConnectFailure,
@@ -63,6 +76,14 @@ impl ErrorKind {
         Self::HeadersTooLarge,
         Self::ClientGone,
         Self::LoopDetected,
+        Self::ApiKeyMissing,
+        Self::ApiKeyInvalid,
+        Self::TokenMissing,
+        Self::TokenInvalid,
+        Self::CredentialsMissing,
+        Self::CredentialsInvalid,
+        Self::TooManyFailures,
+        Self::Forbidden,
         Self::NoRouteMatch,
         Self::PolicyInvalid,
         Self::RuleInvalid,
@@ -71,6 +92,7 @@ impl ErrorKind {
         Self::Overloaded,
         Self::Draining,
         Self::Starting,
+        Self::KeysUnavailable,
         Self::NoHealthyEndpoints,
         Self::ConnectFailure,
         Self::ConnectTimeout,
@@ -94,6 +116,14 @@ impl ErrorKind {
             Self::HeadersTooLarge => "HeadersTooLarge",
             Self::ClientGone => "ClientGone",
             Self::LoopDetected => "LoopDetected",
+            Self::ApiKeyMissing => "ApiKeyMissing",
+            Self::ApiKeyInvalid => "ApiKeyInvalid",
+            Self::TokenMissing => "TokenMissing",
+            Self::TokenInvalid => "TokenInvalid",
+            Self::CredentialsMissing => "CredentialsMissing",
+            Self::CredentialsInvalid => "CredentialsInvalid",
+            Self::TooManyFailures => "TooManyFailures",
+            Self::Forbidden => "Forbidden",
             Self::NoRouteMatch => "NoRouteMatch",
             Self::PolicyInvalid => "PolicyInvalid",
             Self::RuleInvalid => "RuleInvalid",
@@ -102,6 +132,7 @@ impl ErrorKind {
             Self::Overloaded => "Overloaded",
             Self::Draining => "Draining",
             Self::Starting => "Starting",
+            Self::KeysUnavailable => "KeysUnavailable",
             Self::NoHealthyEndpoints => "NoHealthyEndpoints",
             Self::ConnectFailure => "ConnectFailure",
             Self::ConnectTimeout => "ConnectTimeout",
@@ -125,7 +156,15 @@ impl ErrorKind {
             | Self::UriTooLong
             | Self::HeadersTooLarge
             | Self::ClientGone
-            | Self::LoopDetected => Side::Client,
+            | Self::LoopDetected
+            | Self::ApiKeyMissing
+            | Self::ApiKeyInvalid
+            | Self::TokenMissing
+            | Self::TokenInvalid
+            | Self::CredentialsMissing
+            | Self::CredentialsInvalid
+            | Self::TooManyFailures
+            | Self::Forbidden => Side::Client,
             Self::NoRouteMatch
             | Self::PolicyInvalid
             | Self::RuleInvalid
@@ -133,7 +172,8 @@ impl ErrorKind {
             | Self::Internal
             | Self::Overloaded
             | Self::Draining
-            | Self::Starting => Side::Gateway,
+            | Self::Starting
+            | Self::KeysUnavailable => Side::Gateway,
             _ => Side::Upstream,
         }
     }
@@ -146,21 +186,30 @@ pub struct ProxyError {
     pub kind: ErrorKind,
     /// One sentence that may go to the client; never text from a backend, an address or a name of the inside.
     pub detail: Option<&'static str>,
+    /// Fields that the answer carries, like `WWW-Authenticate`.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
     #[source]
     pub cause: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl ProxyError {
     pub const fn new(kind: ErrorKind) -> Self {
-        Self { kind, detail: None, cause: None }
+        Self { kind, detail: None, headers: Vec::new(), cause: None }
     }
 
     pub const fn with_detail(kind: ErrorKind, detail: &'static str) -> Self {
-        Self { kind, detail: Some(detail), cause: None }
+        Self { kind, detail: Some(detail), headers: Vec::new(), cause: None }
     }
 
     pub fn caused(kind: ErrorKind, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { kind, detail: None, cause: Some(cause.into()) }
+        Self { kind, detail: None, headers: Vec::new(), cause: Some(cause.into()) }
+    }
+
+    /// The same, with a field that its answer carries.
+    #[must_use]
+    pub fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.headers.push((name, value));
+        self
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::message::{Client, Outbound, Request};
+use crate::message::{Client, Identity, Outbound, Request};
 
 /// Sixteen random bytes that name a request in answers and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +40,8 @@ impl Captures {
 pub struct Exchange {
     pub request: Request,
     pub client: Client,
+    /// Set by authentication; anonymous until then.
+    pub identity: Identity,
     /// Host that the request is for, lower case, without port.
     pub host: Arc<str>,
     pub labels: Arc<Labels>,
@@ -55,4 +57,14 @@ pub struct Exchange {
     /// When the whole request must be answered (head), if at all.
     pub deadline: Option<Instant>,
     pub outbound: Rc<dyn Outbound>,
+}
+
+impl Exchange {
+    /// What limits and caches tell clients apart by: unique over kinds and issuers, the address of the anonymous.
+    pub fn identity_key(&self) -> String {
+        match self.identity.known() {
+            Some(known) => known.key(),
+            None => self.client.ip.to_string(),
+        }
+    }
 }

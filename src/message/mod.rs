@@ -6,12 +6,14 @@ mod body;
 mod client;
 mod error;
 mod exchange;
+mod identity;
 mod outbound;
 
 pub use body::{Body, BodyError, TooLarge};
 pub use client::{Client, Protocol, Scheme};
 pub use error::{ErrorKind, ProxyError, Side};
 pub use exchange::{Captures, Exchange, Labels, RequestId};
+pub use identity::{Identity, IdentityKind, KnownIdentity};
 pub use outbound::{FixedHost, LocalFuture, Outbound};
 
 /// An answer on its way to the client.

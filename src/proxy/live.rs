@@ -9,6 +9,8 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use http::{HeaderMap, HeaderName};
+
 use super::certificates::LiveCertificate;
 use super::keep::Kept;
 use super::spread::Spread;
@@ -48,6 +50,8 @@ pub struct LiveHost {
     /// Rule of each entry of the match table.
     rule_of_entry: Vec<usize>,
     pub certificates: Vec<Arc<LiveCertificate>>,
+    /// Fields that only the gateway may set in a request to this host, in the form of `plain`.
+    own_headers: Vec<Box<str>>,
 }
 
 /// A linked rule.
@@ -111,6 +115,23 @@ impl LiveHost {
     /// The linked rule of an entry of this host's match table.
     pub fn rule(&self, entry: usize) -> &LiveRule {
         &self.rules[self.rule_of_entry[entry]]
+    }
+
+    /// Takes away the fields that a client must not set, whichever rule it meets: many backends read `_` as `-`, and
+    /// some every other sign.
+    pub fn take_own_headers(&self, headers: &mut HeaderMap) {
+        if self.own_headers.is_empty() {
+            return;
+        }
+        let is_own = |name: &HeaderName| {
+            let name = name.as_str();
+            self.own_headers
+                .iter()
+                .any(|own| own.len() == name.len() && own.chars().eq(name.chars().map(plain)))
+        };
+        while let Some(name) = headers.keys().find(|name| is_own(name)).cloned() {
+            headers.remove(name);
+        }
     }
 
     /// Whether a client that was shown a certificate of this host may also ask the other one on the same connection.
@@ -198,7 +219,15 @@ impl Linker {
             // A Secret that is there but of no use now: what was served of it before is better than nothing.
             certificates.extend(tls.unusable.iter().filter_map(|secret| before.served.get(secret)).cloned());
         }
-        LiveHost { host: host.clone(), rules, rule_of_entry, certificates }
+        let filters = rules.iter().flat_map(|rule| &rule.rule.filters);
+        let mut own_headers: Vec<Box<str>> = filters
+            .filter_map(|(row, plan)| Some((REGISTRY.get(*row)?.own_headers)(plan)))
+            .flatten()
+            .map(|name| name.as_str().chars().map(plain).collect::<String>().into())
+            .collect();
+        own_headers.sort_unstable();
+        own_headers.dedup();
+        LiveHost { host: host.clone(), rules, rule_of_entry, certificates, own_headers }
     }
 
     fn link_rule(&mut self, rule: &Arc<Rule>, telemetry: &Telemetry, keep: &Kept) -> LiveRule {
@@ -238,6 +267,11 @@ impl Linker {
         self.slots.insert(id.clone(), Arc::downgrade(&slot));
         slot
     }
+}
+
+/// Field names are lower case already.
+fn plain(sign: char) -> char {
+    if sign.is_ascii_alphanumeric() { sign } else { '-' }
 }
 
 impl Drop for Slot {

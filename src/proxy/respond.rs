@@ -44,6 +44,14 @@ pub static TABLE: &[Row] = &[
     closing(ErrorKind::HeadersTooLarge, 431, "The request's header fields are too large"),
     closing(ErrorKind::ClientGone, 499, "The client has gone"),
     row(ErrorKind::LoopDetected, 508, "The request goes in circles"),
+    row(ErrorKind::ApiKeyMissing, 401, "An API key is needed"),
+    row(ErrorKind::ApiKeyInvalid, 401, "The API key is not valid"),
+    row(ErrorKind::TokenMissing, 401, "A token is needed"),
+    row(ErrorKind::TokenInvalid, 401, "The token is not valid"),
+    row(ErrorKind::CredentialsMissing, 401, "Credentials are needed"),
+    row(ErrorKind::CredentialsInvalid, 401, "The credentials are not valid"),
+    row(ErrorKind::TooManyFailures, 429, "Too many credentials were not valid"),
+    row(ErrorKind::Forbidden, 403, "This is not allowed"),
     row(ErrorKind::NoRouteMatch, 404, "No route matches the request"),
     row(ErrorKind::PolicyInvalid, 503, "A policy of this route is invalid"),
     row(ErrorKind::RuleInvalid, 503, "This route is invalid"),
@@ -52,6 +60,7 @@ pub static TABLE: &[Row] = &[
     retry(ErrorKind::Overloaded, 503, "The gateway is overloaded"),
     retry(ErrorKind::Draining, 503, "The gateway is going away"),
     retry(ErrorKind::Starting, 503, "The gateway has not read its routes yet"),
+    retry(ErrorKind::KeysUnavailable, 503, "Tokens cannot be checked now"),
     retry(ErrorKind::NoHealthyEndpoints, 503, "No backend is available"),
     row(ErrorKind::ConnectFailure, 502, "The backend cannot be reached"),
     row(ErrorKind::ConnectTimeout, 504, "The backend cannot be reached in time"),
@@ -95,6 +104,9 @@ pub fn failure(error: &ProxyError, wants_text: bool, id: RequestId) -> Response 
     if error.kind == ErrorKind::MethodNotSupported {
         // RFC 9110 section 15.5.6 wants the list; these are what every route may take.
         headers.insert(ALLOW, HeaderValue::from_static("GET, HEAD, POST, PUT, DELETE, OPTIONS, PATCH"));
+    }
+    for (name, value) in &error.headers {
+        headers.append(name, value.clone());
     }
     response.extensions_mut().insert(error.kind);
     response
@@ -196,7 +208,7 @@ mod tests {
     #[test]
     fn only_what_may_pass_soon_has_retry_after() {
         let retry: Vec<_> = TABLE.iter().filter(|row| row.retry).map(|row| row.kind.as_str()).collect();
-        assert_eq!(retry, ["Overloaded", "Draining", "Starting", "NoHealthyEndpoints"]);
+        assert_eq!(retry, ["Overloaded", "Draining", "Starting", "KeysUnavailable", "NoHealthyEndpoints"]);
         let response = failure(&ErrorKind::NoHealthyEndpoints.into(), false, RequestId([0; 16]));
         assert_eq!(response.headers()[RETRY_AFTER], "1");
     }

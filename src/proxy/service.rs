@@ -24,7 +24,9 @@ use super::watch::Watch;
 use super::{forward, redirect, respond, respond_with};
 use crate::filters;
 use crate::lifecycle::Phase;
-use crate::message::{Body, Client, ErrorKind, Exchange, Protocol, ProxyError, Request, Response, Scheme};
+use crate::message::{
+    Body, Client, ErrorKind, Exchange, Identity, Protocol, ProxyError, Request, Response, Scheme,
+};
 use crate::route_map::{Action, Found, RequestView};
 
 /// Answers a request, whatever happens. `watch` is the connection's on HTTP/1 and the stream's on HTTP/2.
@@ -42,7 +44,7 @@ pub async fn answer(
     let worker = connection.worker.clone();
     let mut account = Account::new(worker, request.method().clone(), protocol, connection.scheme);
     let accept = request.headers().get(http::header::ACCEPT).cloned();
-    let mut told = Told { trailers: false };
+    let mut told = Told { trailers: false, accept };
     let serving = serve(&connection, &watch, request, protocol, &mut account, &mut told);
     let outcome = caught(serving).await.unwrap_or_else(|| {
         connection.worker.count_panic();
@@ -50,7 +52,7 @@ pub async fn answer(
     });
     let response = outcome.unwrap_or_else(|error| {
         let error = blame(error, &account);
-        respond::failure(&error, respond::wants_text(accept.as_ref()), account.request_id)
+        respond::failure(&error, respond::wants_text(told.accept.as_ref()), account.request_id)
     });
     Ok(finish(&connection, watch, response, account, told.trailers))
 }
@@ -63,6 +65,7 @@ async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
 /// What [`finish`] must know of the request's head.
 struct Told {
     trailers: bool,
+    accept: Option<HeaderValue>,
 }
 
 async fn serve(
@@ -121,6 +124,7 @@ async fn serve(
     account.matched(rule);
 
     let host_label = exact_name(host, &name);
+    host.take_own_headers(&mut parts.headers);
     let body = match &account.upload {
         None => Body::Empty,
         Some(upload) => {
@@ -137,6 +141,7 @@ async fn serve(
             protocol,
             server_name: connection.server_name.clone(),
         },
+        identity: Identity::ANONYMOUS,
         host: host_label,
         labels: rule.rule.labels.clone(),
         captures,
@@ -152,12 +157,14 @@ async fn serve(
     if rule.filters.is_empty() {
         return act(&way, watch, &mut exchange).await;
     }
-    let account = &*account;
+    let (account, accept) = (&*account, told.accept.as_ref());
+    let refuse =
+        |error: &ProxyError| respond::failure(error, respond::wants_text(accept), account.request_id);
     let action = async |exchange: &mut Exchange| match act(&way, watch, exchange).await {
         Ok(response) => response,
-        Err(error) => respond::failure(&blame(error, account), false, account.request_id),
+        Err(error) => refuse(&blame(error, account)),
     };
-    Ok(filters::run(&rule.filters, &mut exchange, action).await)
+    Ok(filters::run(&rule.filters, &mut exchange, refuse, action).await)
 }
 
 async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Response, ProxyError> {

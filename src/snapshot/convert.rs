@@ -3,21 +3,22 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use serde::Deserialize;
 
 use super::object::{
     EndpointAddress, EndpointSliceData, Grant, GrantFrom, GrantTo, Manifest, NamespaceData, Origin,
-    SecretData, ServiceData, ServicePort, SlicePort,
+    ServiceData, ServicePort, SlicePort,
 };
-use crate::values::{ObjectName, Redacted};
+use crate::values::{ConfigMapData, ObjectName, Redacted, SecretData};
 
-/// Only Secrets of this type matter: the others are not kept.
+/// The type of Secrets that hold a certificate.
 pub const TLS_SECRET: &str = "kubernetes.io/tls";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
 const HOSTNAMES: &str = "portcullis.dev/hostnames";
+const OUR_ANNOTATIONS: &str = "portcullis.dev/";
 /// Annotations of a GatewayRoute's size do not matter; the spec's size does: no object of the API server is larger.
 const MAX_SPEC: usize = 1 << 20;
 
@@ -68,15 +69,10 @@ impl Manifest {
 }
 
 impl SecretData {
-    /// `Ok(None)`: a Secret of a type that does not matter here.
-    ///
     /// # Errors
     /// One sentence: what is missing.
-    pub fn new(secret: Secret, origin: Option<Origin>) -> Result<Option<Self>, String> {
+    pub fn new(secret: Secret) -> Result<Self, String> {
         let kind = secret.type_.unwrap_or_else(|| "Opaque".into());
-        if kind != TLS_SECRET {
-            return Ok(None);
-        }
         let mut data: BTreeMap<_, _> = secret
             .data
             .unwrap_or_default()
@@ -87,7 +83,26 @@ impl SecretData {
             data.insert(key, Redacted::new(value.into_bytes()));
         }
         let name = name_of(&secret.metadata)?;
-        Ok(Some(Self { name, kind: kind.into(), data: Arc::new(data), origin }))
+        let annotations = secret.metadata.annotations.unwrap_or_default();
+        Ok(Self {
+            name,
+            kind: kind.into(),
+            labels: secret.metadata.labels.unwrap_or_default().into_iter().collect(),
+            annotations: annotations
+                .into_iter()
+                .filter(|(name, _)| name.starts_with(OUR_ANNOTATIONS))
+                .collect(),
+            data: Arc::new(data),
+        })
+    }
+}
+
+impl ConfigMapData {
+    /// # Errors
+    /// One sentence: what is missing.
+    pub fn new(map: ConfigMap) -> Result<Self, String> {
+        let data = map.data.unwrap_or_default().into_iter().map(|(key, text)| (key, text.into()));
+        Ok(Self { name: name_of(&map.metadata)?, data: data.collect() })
     }
 }
 

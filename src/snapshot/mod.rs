@@ -14,8 +14,10 @@ pub use convert::{RawObject, TLS_SECRET};
 pub use documents::{Document, documents};
 pub use object::{
     Change, EndpointAddress, EndpointSliceData, Failure, Grant, GrantFrom, GrantTo, Kind, Manifest,
-    NamespaceData, Object, Origin, SecretData, ServiceData, ServicePort, SlicePort,
+    NamespaceData, Object, Origin, ServiceData, ServicePort, SlicePort,
 };
 pub use read::read;
 pub use update::Update;
 pub use world::Snapshot;
+
+pub use crate::values::{ConfigMapData, SecretData};

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::values::{ObjectName, Redacted};
+use crate::values::{ConfigMapData, ObjectName, SecretData};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
     GatewayRoute,
     GatewayBackend,
     Secret,
+    ConfigMap,
     Service,
     EndpointSlice,
     Namespace,
@@ -38,15 +39,6 @@ pub struct Manifest {
     pub spec: Arc<str>,
     /// The status as the API server has it, as compact JSON (for the writer of status: only where it differs).
     pub status: Option<Arc<str>>,
-    pub origin: Option<Origin>,
-}
-
-#[derive(Clone, Debug, PartialEq)]
-pub struct SecretData {
-    pub name: ObjectName,
-    /// `type`, like `kubernetes.io/tls`.
-    pub kind: Arc<str>,
-    pub data: Arc<BTreeMap<String, Redacted<Vec<u8>>>>,
     pub origin: Option<Origin>,
 }
 
@@ -140,6 +132,7 @@ pub enum Object {
     GatewayRoute(Manifest),
     GatewayBackend(Manifest),
     Secret(SecretData),
+    ConfigMap(ConfigMapData),
     Service(ServiceData),
     EndpointSlice(EndpointSliceData),
     Namespace(NamespaceData),
@@ -168,6 +161,7 @@ impl Object {
             Self::GatewayRoute(_) => Kind::GatewayRoute,
             Self::GatewayBackend(_) => Kind::GatewayBackend,
             Self::Secret(_) => Kind::Secret,
+            Self::ConfigMap(_) => Kind::ConfigMap,
             Self::Service(_) => Kind::Service,
             Self::EndpointSlice(_) => Kind::EndpointSlice,
             Self::Namespace(_) => Kind::Namespace,
@@ -180,6 +174,7 @@ impl Object {
         match self {
             Self::GatewayRoute(manifest) | Self::GatewayBackend(manifest) => manifest.name.clone(),
             Self::Secret(secret) => secret.name.clone(),
+            Self::ConfigMap(map) => map.name.clone(),
             Self::Service(service) => service.name.clone(),
             Self::EndpointSlice(slice) => slice.name.clone(),
             Self::Namespace(namespace) => ObjectName::new("", Arc::clone(&namespace.name)),
@@ -194,6 +189,7 @@ impl Kind {
             Self::GatewayRoute => "GatewayRoute",
             Self::GatewayBackend => "GatewayBackend",
             Self::Secret => "Secret",
+            Self::ConfigMap => "ConfigMap",
             Self::Service => "Service",
             Self::EndpointSlice => "EndpointSlice",
             Self::Namespace => "Namespace",

@@ -5,9 +5,9 @@ use serde_json::Value;
 
 use super::convert::RawObject;
 use super::object::{
-    EndpointSliceData, Failure, Grant, Kind, Manifest, NamespaceData, Object, Origin, SecretData, ServiceData,
+    EndpointSliceData, Failure, Grant, Kind, Manifest, NamespaceData, Object, Origin, ServiceData,
 };
-use crate::values::ObjectName;
+use crate::values::{ConfigMapData, ObjectName, SecretData};
 
 /// Objects of one file never nest deeper.
 const MAX_LISTS: usize = 4;
@@ -135,8 +135,12 @@ fn object(value: Value, version: &str, kind: &str, origin: &Origin) -> Result<Op
                 (Some(Kind::Secret), message.to_owned())
             };
             let secret = as_kind(value, Kind::Secret).map_err(hidden)?;
-            said(Kind::Secret, SecretData::new(secret, at()))?.map(Object::Secret)
+            Some(Object::Secret(said(Kind::Secret, SecretData::new(secret))?))
         }
+        ("v1", "ConfigMap") => Some(Object::ConfigMap(said(
+            Kind::ConfigMap,
+            ConfigMapData::new(as_kind(value, Kind::ConfigMap)?),
+        )?)),
         ("v1", "Service") => Some(Object::Service(said(
             Kind::Service,
             ServiceData::new(as_kind(value, Kind::Service)?, at()),
@@ -197,13 +201,14 @@ mod tests {
     }
 
     #[test]
-    fn string_data_wins_over_data_and_other_types_do_not_matter() {
-        let text = "{apiVersion: v1, kind: Secret, type: kubernetes.io/tls, metadata: {name: s}, data: {tls.crt: YQ==, x: Yg==}, stringData: {tls.crt: c}}";
+    fn string_data_wins_over_data_and_only_our_annotations_are_kept() {
+        let text = "{apiVersion: v1, kind: Secret, metadata: {name: s, labels: {team: x}, annotations: {portcullis.dev/tier: gold, kubectl.kubernetes.io/last-applied-configuration: c}}, data: {tls.crt: YQ==, x: Yg==}, stringData: {tls.crt: c}}";
         let Object::Secret(secret) = one(text) else { panic!("no Secret") };
         let data: Vec<_> =
             secret.data.iter().map(|(key, value)| (key.as_str(), value.expose().as_slice())).collect();
         assert_eq!(data, [("tls.crt", &b"c"[..]), ("x", b"b")]);
-        assert!(read(&text.replace("kubernetes.io/tls", "Opaque"), &origin()).is_empty());
+        assert_eq!((&*secret.kind, secret.labels.get("team")), ("Opaque", Some("x")));
+        assert_eq!(secret.annotations.iter().collect::<Vec<_>>(), [("portcullis.dev/tier", "gold")]);
     }
 
     #[test]

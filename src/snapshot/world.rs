@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::object::{
-    Change, EndpointSliceData, Failure, Grant, Kind, Manifest, NamespaceData, Object, SecretData, ServiceData,
+    Change, EndpointSliceData, Failure, Grant, Kind, Manifest, NamespaceData, Object, ServiceData,
 };
-use crate::values::ObjectName;
+use crate::values::{ConfigMapData, ObjectName, SecretData};
 
 /// The objects of the world at one instant. Each is shared: an unchanged object is the same `Arc` in the next snapshot.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -14,6 +14,7 @@ pub struct Snapshot {
     pub routes: BTreeMap<ObjectName, Arc<Manifest>>,
     pub backends: BTreeMap<ObjectName, Arc<Manifest>>,
     pub secrets: BTreeMap<ObjectName, Arc<SecretData>>,
+    pub config_maps: BTreeMap<ObjectName, Arc<ConfigMapData>>,
     pub services: BTreeMap<ObjectName, Arc<ServiceData>>,
     /// By the Service they belong to, then by name.
     pub endpoint_slices: BTreeMap<ObjectName, BTreeMap<Arc<str>, Arc<EndpointSliceData>>>,
@@ -55,6 +56,7 @@ impl Snapshot {
             Object::GatewayRoute(manifest) => put(&mut self.routes, manifest.name.clone(), manifest),
             Object::GatewayBackend(manifest) => put(&mut self.backends, manifest.name.clone(), manifest),
             Object::Secret(secret) => put(&mut self.secrets, secret.name.clone(), secret),
+            Object::ConfigMap(map) => put(&mut self.config_maps, map.name.clone(), map),
             Object::Service(service) => put(&mut self.services, service.name.clone(), service),
             Object::Namespace(namespace) => put(&mut self.namespaces, Arc::clone(&namespace.name), namespace),
             Object::ReferenceGrant(grant) => put(&mut self.grants, grant.name.clone(), grant),
@@ -77,6 +79,7 @@ impl Snapshot {
             Kind::GatewayRoute => self.routes.remove(name).is_some(),
             Kind::GatewayBackend => self.backends.remove(name).is_some(),
             Kind::Secret => self.secrets.remove(name).is_some(),
+            Kind::ConfigMap => self.config_maps.remove(name).is_some(),
             Kind::Service => self.services.remove(name).is_some(),
             Kind::Namespace => self.namespaces.remove(&name.name).is_some(),
             Kind::ReferenceGrant => self.grants.remove(name).is_some(),
@@ -117,6 +120,7 @@ impl Snapshot {
             Kind::GatewayRoute => self.routes.keys().cloned().collect(),
             Kind::GatewayBackend => self.backends.keys().cloned().collect(),
             Kind::Secret => self.secrets.keys().cloned().collect(),
+            Kind::ConfigMap => self.config_maps.keys().cloned().collect(),
             Kind::Service => self.services.keys().cloned().collect(),
             Kind::ReferenceGrant => self.grants.keys().cloned().collect(),
             Kind::Namespace => {

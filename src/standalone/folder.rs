@@ -377,9 +377,12 @@ fn moved(entry: &Entry, line: u32) -> Entry {
         moved.line = line;
         let origin = match &mut moved.object {
             Object::GatewayRoute(manifest) | Object::GatewayBackend(manifest) => &mut manifest.origin,
-            Object::Secret(secret) => &mut secret.origin,
             Object::Service(service) => &mut service.origin,
-            Object::EndpointSlice(_) | Object::Namespace(_) | Object::ReferenceGrant(_) => return moved,
+            Object::Secret(_)
+            | Object::ConfigMap(_)
+            | Object::EndpointSlice(_)
+            | Object::Namespace(_)
+            | Object::ReferenceGrant(_) => return moved,
         };
         if let Some(origin) = origin {
             origin.line = line;
@@ -393,6 +396,7 @@ fn key(object: &Object) -> Key {
         Object::GatewayRoute(manifest) => (Kind::GatewayRoute, manifest.name.clone()),
         Object::GatewayBackend(manifest) => (Kind::GatewayBackend, manifest.name.clone()),
         Object::Secret(secret) => (Kind::Secret, secret.name.clone()),
+        Object::ConfigMap(map) => (Kind::ConfigMap, map.name.clone()),
         Object::Service(service) => (Kind::Service, service.name.clone()),
         Object::EndpointSlice(slice) => (Kind::EndpointSlice, slice.name.clone()),
         Object::Namespace(namespace) => (Kind::Namespace, ObjectName::new("", Arc::clone(&namespace.name))),

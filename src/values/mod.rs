@@ -6,10 +6,12 @@ mod names;
 mod path_rewrite;
 mod problem;
 mod redacted;
+mod secret;
 
 pub use duration::{Duration, InvalidDuration};
 pub use hostname::{Hostname, InvalidHostname};
-pub use names::{BackendId, ObjectName, SecretRef};
+pub use names::{BackendId, ConfigMapKeyRef, LabelSelector, ObjectName, SecretKeyRef, SecretRef};
 pub use path_rewrite::{InvalidPathRewrite, PathRewrite, PathRewriteSpec};
 pub use problem::{FieldPath, Problem, Reason, Severity};
 pub use redacted::Redacted;
+pub use secret::{Attributes, ConfigMapData, SecretData};

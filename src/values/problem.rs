@@ -63,6 +63,7 @@ pub enum Reason {
     /// The Service exists, the port does not.
     PortNotFound,
     SecretNotFound,
+    ConfigMapNotFound,
     InvalidCertificate,
     /// A reference to another namespace that no ReferenceGrant there allows, whether or not the object exists.
     RefNotPermitted,
@@ -123,6 +124,7 @@ impl Reason {
             Self::BackendNotFound => "BackendNotFound",
             Self::PortNotFound => "PortNotFound",
             Self::SecretNotFound => "SecretNotFound",
+            Self::ConfigMapNotFound => "ConfigMapNotFound",
             Self::InvalidCertificate => "InvalidCertificate",
             Self::RefNotPermitted => "RefNotPermitted",
             Self::InvalidKind => "InvalidKind",
@@ -136,6 +138,7 @@ impl Reason {
             Self::BackendNotFound
                 | Self::PortNotFound
                 | Self::SecretNotFound
+                | Self::ConfigMapNotFound
                 | Self::InvalidCertificate
                 | Self::RefNotPermitted
                 | Self::InvalidKind
