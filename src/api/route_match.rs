@@ -48,6 +48,13 @@ const METHOD: &str = "^[A-Z][-A-Z0-9_]*$";
 /// A token (RFC 9110 section 5.6.2).
 const TOKEN: &str = "^[-A-Za-z0-9!#$%&'*+.^_`|~]+$";
 
+/// Of what is matched by `type` and `value`.
+fn short_expression() -> kube::core::Rule {
+    kube::core::Rule::new("self.type != 'RegularExpression' || size(self.value) <= 512")
+        .message("a regular expression has at most 512 characters")
+        .field_path(".value")
+}
+
 /// A path, as the type says.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -73,9 +80,7 @@ const TOKEN: &str = "^[-A-Za-z0-9!#$%&'*+.^_`|~]+$";
     )
     .message("a template has segments of text and {name}, and at its end {name...} for the rest")
     .field_path(".value"),
-    validation = Rule::new("self.type != 'RegularExpression' || size(self.value) <= 512")
-        .message("a regular expression has at most 512 characters")
-        .field_path(".value")
+    validation = short_expression()
 )]
 pub struct PathMatch {
     /// Exact, PathPrefix (whole segments), PathTemplate or RegularExpression.
@@ -105,9 +110,7 @@ pub enum ValueMatchType {
 /// A header field with a value.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("self.type != 'RegularExpression' || size(self.value) <= 512")
-    .message("a regular expression has at most 512 characters")
-    .field_path(".value"))]
+#[x_kube(validation = short_expression())]
 pub struct HeaderMatch {
     /// Name of the field, in any case.
     #[schemars(length(min = 1, max = 256), regex(pattern = TOKEN))]
@@ -123,9 +126,7 @@ pub struct HeaderMatch {
 /// A parameter of the query with a value.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("self.type != 'RegularExpression' || size(self.value) <= 512")
-    .message("a regular expression has at most 512 characters")
-    .field_path(".value"))]
+#[x_kube(validation = short_expression())]
 pub struct QueryParamMatch {
     /// Name of the parameter, not percent-encoded.
     #[schemars(length(min = 1, max = 256))]
@@ -141,9 +142,7 @@ pub struct QueryParamMatch {
 /// A cookie with a value.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = Rule::new("self.type != 'RegularExpression' || size(self.value) <= 512")
-    .message("a regular expression has at most 512 characters")
-    .field_path(".value"))]
+#[x_kube(validation = short_expression())]
 pub struct CookieMatch {
     /// Name of the cookie.
     #[schemars(length(min = 1, max = 256), regex(pattern = TOKEN))]

@@ -207,10 +207,6 @@ fn is_listed(world: &Snapshot, namespace: &Arc<str>, hostname: Option<&Hostname>
     )
 }
 
-fn word(hostname: Option<&Hostname>) -> String {
-    hostname.map_or_else(|| "a route without hostnames".into(), Hostname::to_string)
-}
-
 fn conflict(path: FieldPath, hostname: Option<&Hostname>, owner: &str) -> Problem {
     let message = match hostname {
         Some(name) => format!(
@@ -222,9 +218,14 @@ fn conflict(path: FieldPath, hostname: Option<&Hostname>, owner: &str) -> Proble
 }
 
 fn not_listed(path: FieldPath, hostname: Option<&Hostname>, namespace: &str) -> Problem {
-    let message = format!(
-        "{} is not in the annotation portcullis.dev/hostnames of namespace {namespace}, which this installation asks for; have it added",
-        word(hostname)
+    let list = format!(
+        "the annotation portcullis.dev/hostnames of namespace {namespace}, which this installation asks for"
     );
+    let message = match hostname {
+        Some(name) => format!("{name} is not in {list}; have it added"),
+        None => format!(
+            "a route without hostnames needs the entry * in {list}; give it hostnames or have * added"
+        ),
+    };
     Problem::error(path, Reason::HostnameConflict, message)
 }

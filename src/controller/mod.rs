@@ -1,16 +1,12 @@
 //! The Kubernetes side: watches → updates for reconcile, leader election, status and Events, who serves what. The only
 //! user of `kube`'s client and runtime.
 //!
-//! The wiring, for `app`:
-//! ```ignore
-//! let peer = settings.peer.map(bind)                          // with the other sockets, before anything starts
-//! let wiring = controller::Wiring { updates, published, telemetry, drain, peer };
-//! control.block_on(controller::start(settings.controller, wiring))?;
-//! ```
-//! `start` returns once the client is made; its tasks end with the runtime. Order at a start: the peer port is open,
-//! the own address is seen among the replicas', the lists are read with quorum, `Synced` is told; reconcile installs
-//! the first map, and readiness follows once it holds what the others asked for meanwhile. Without an API server nothing of this happens and the process stays unready;
-//! when it goes away later, everything that is known stays, the watches go on trying, and the data path notices nothing.
+//! `app` binds the peer port with the other sockets, before anything starts, and calls [`start`] with the [`Wiring`].
+//! It returns once the client is made; its tasks end with the runtime. Order at a start: the peer port is open, the own
+//! address is seen among the replicas', the lists are read with quorum, `Synced` is told; reconcile installs the first
+//! map, and readiness follows once it holds what the others asked for meanwhile. Without an API server nothing of this
+//! happens and the process stays unready; when it goes away later, everything that is known stays, the watches go on
+//! trying, and the data path notices nothing.
 
 mod kinds;
 mod lease;

@@ -42,7 +42,11 @@ fn world(objects: impl IntoIterator<Item = Object>) -> Snapshot {
 }
 
 fn route(namespace: &str, name: &str, created: Option<i64>, spec: impl Into<Arc<str>>) -> Object {
-    Object::GatewayRoute(Manifest {
+    Object::GatewayRoute(manifest(namespace, name, created, spec))
+}
+
+fn manifest(namespace: &str, name: &str, created: Option<i64>, spec: impl Into<Arc<str>>) -> Manifest {
+    Manifest {
         name: ObjectName::new(namespace, name),
         uid: "".into(),
         generation: 1,
@@ -50,7 +54,7 @@ fn route(namespace: &str, name: &str, created: Option<i64>, spec: impl Into<Arc<
         spec: spec.into(),
         status: None,
         origin: None,
-    })
+    }
 }
 
 fn of_kind(version: &str, kind: &str, namespace: &str, name: &str, rest: &str) -> Object {
@@ -84,12 +88,14 @@ fn rule(index: usize) -> impl Strategy<Value = String> {
             "\"backendRefs\": [{\"name\": \"web\", \"port\": 80}]",
             "\"backendRefs\": [{\"name\": \"web\", \"namespace\": \"green\", \"port\": 80}, {\"name\": \"no\", \"port\": 1}]",
             "\"backendRefs\": [{\"kind\": \"GatewayBackend\", \"name\": \"far\"}]",
+            "\"backendRefs\": [{\"kind\": \"GatewayBackend\", \"name\": \"far\", \"namespace\": \"blue\", \"weight\": 3}]",
+            "\"redirect\": {\"scheme\": \"https\", \"path\": {\"replacePrefix\": \"/y\"}}",
             "\"respond\": {\"status\": 200}",
         ][..],
     );
     (path, policy, action).prop_map(move |(path, (name, policy), action)| {
-        // A member that concerns backends is refused beside `respond`.
-        let name = if policy.contains("3s") && action.contains("respond") { "broken" } else { name };
+        // A member that concerns backends is refused beside another action.
+        let name = if policy.contains("3s") && !action.contains("backendRefs") { "broken" } else { name };
         format!(
             "{{\"name\": \"{name}-{index}\", \"matches\": [{{\"path\": {{\"value\": {path:?}}}}}]{policy}, {action}}}"
         )
@@ -104,6 +110,7 @@ fn spec() -> impl Strategy<Value = String> {
             "\"hostnames\": [\"a.x.example\", \"b.x.example\"], ",
             "\"hostnames\": [\"*.x.example\"], ",
             "\"hostnames\": [\"b.x.example\", \"NOT\"], ",
+            "\"className\": \"other\", \"hostnames\": [\"a.x.example\"], ",
         ][..],
     );
     let tls = proptest::sample::select(
@@ -157,24 +164,31 @@ fn object() -> impl Strategy<Value = Object> {
         Object::Secret(secret)
     });
     let labels = (namespace(), any::<bool>()).prop_map(|(namespace, is_in)| {
-        let labels = if is_in { "{in: yes}" } else { "{}" };
-        objects(&format!(
-            "{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}, labels: {labels}}}}}"
-        ))
-        .remove(0)
+        let more = if is_in {
+            ", labels: {in: yes}, annotations: {portcullis.dev/hostnames: '*.x.example'}"
+        } else {
+            ""
+        };
+        objects(&format!("{{apiVersion: v1, kind: Namespace, metadata: {{name: {namespace}{more}}}}}"))
+            .remove(0)
     });
-    let grant = (namespace(), namespace(), any::<bool>()).prop_map(|(to, from, secrets)| {
-        let kind = if secrets { "Secret" } else { "Service" };
+    let kinds = [("", "Secret"), ("", "Service"), ("portcullis.dev", "GatewayBackend")];
+    let grant = (namespace(), namespace(), proptest::sample::select(kinds.to_vec())).prop_map(|(to, from, (group, kind))| {
         let spec = format!(
-            ", \"spec\": {{\"from\": [{{\"group\": \"portcullis.dev\", \"kind\": \"GatewayRoute\", \"namespace\": {from:?}}}], \"to\": [{{\"group\": \"\", \"kind\": {kind:?}}}]}}"
+            ", \"spec\": {{\"from\": [{{\"group\": \"portcullis.dev\", \"kind\": \"GatewayRoute\", \"namespace\": {from:?}}}], \"to\": [{{\"group\": {group:?}, \"kind\": {kind:?}}}]}}"
         );
         of_kind("gateway.networking.k8s.io/v1beta1", "ReferenceGrant", to, "grant", &spec)
     });
-    let backend = (namespace(), proptest::sample::select(&["192.0.2.1", "127.0.0.1", "far.example"][..]))
-        .prop_map(|(namespace, host)| {
-            let spec = format!(", \"spec\": {{\"hosts\": [{{\"address\": {host:?}, \"port\": 80}}]}}");
-            of_kind("portcullis.dev/v1alpha1", "GatewayBackend", namespace, "far", &spec)
-        });
+    let backends = [
+        "{\"hosts\": [{\"address\": \"192.0.2.1\", \"port\": 80}]}",
+        "{\"hosts\": [{\"address\": \"127.0.0.1\", \"port\": 80}]}",
+        "{\"hosts\": [{\"address\": \"far.example\", \"port\": 80}]}",
+        "{\"service\": {\"name\": \"web\", \"port\": 80}}",
+        "{}",
+    ];
+    let backend = (namespace(), proptest::sample::select(backends.to_vec())).prop_map(|(namespace, spec)| {
+        of_kind("portcullis.dev/v1alpha1", "GatewayBackend", namespace, "far", &format!(", \"spec\": {spec}"))
+    });
     prop_oneof![6 => routes(), 1 => service, 1 => secret, 1 => labels, 1 => grant, 1 => backend]
 }
 
@@ -205,13 +219,18 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn with_a_memo_it_is_the_same_as_without(changes in proptest::collection::vec(change(), 1..24)) {
+    fn with_a_memo_it_is_the_same_as_without(
+        changes in proptest::collection::vec(change(), 1..24),
+        hostnames in proptest::sample::select(&[HostnameClaims::FirstCome, HostnameClaims::Listed][..]),
+    ) {
         let (mut world, mut memo) = (Snapshot::default(), Memo::default());
+        let options = Options { hostnames, ..options() };
         for change in changes {
             world.apply(change);
-            let (with, next) = compile::compile(&world, &options(), memo);
+            let (with, next) = compile::compile(&world, &options, memo);
             memo = next;
-            prop_assert_eq!(with, compiled(&world));
+            let (without, _) = compile::compile(&world, &options, Memo::default());
+            prop_assert_eq!(with, without);
         }
     }
 
@@ -283,10 +302,12 @@ proptest! {
         let (spec, at) = cut;
         let mangled = format!("{}{}", &spec[..at], &spec[(at + 1).min(spec.len())..]);
         for (place, text) in texts.iter().chain([&mangled]).enumerate() {
-            world.apply(Change::Put(route("any", &format!("r{place}"), None, text.as_str())));
+            let manifest = manifest("any", &format!("r{place}"), None, text.as_str());
+            world.apply(Change::Put(Object::GatewayRoute(manifest.clone())));
+            world.apply(Change::Put(Object::GatewayBackend(manifest)));
         }
-        // One that happens to be of another class is not ours to report.
-        prop_assert!(compiled(&world).reports.len() <= world.routes.len());
+        // A route that happens to be of another class is not ours to report.
+        prop_assert!(compiled(&world).reports.len() <= world.routes.len() + world.backends.len());
     }
 
     #[test]
@@ -318,6 +339,7 @@ proptest! {
         let expected: Vec<_> = if ready.is_empty() { leaving } else { ready }.into_iter().collect();
         prop_assert_eq!(found.endpoints.iter().map(|one| one.address).collect::<Vec<_>>(), expected);
         prop_assert!(found.known);
+        prop_assert!(!compile::endpoints(&world, &ObjectName::new("default", "other"), 80).known);
     }
 }
 

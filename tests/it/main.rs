@@ -8,6 +8,7 @@ mod examples;
 mod file_mode;
 mod harness;
 mod lookup;
+mod mutations;
 mod proxy_change;
 mod proxy_limits;
 mod proxy_requests;

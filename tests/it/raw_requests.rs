@@ -185,6 +185,14 @@ fn cases() -> Vec<Case> {
     cases
 }
 
+/// The bytes of every case; those of requests that pass some times, since most cases do not.
+pub fn requests() -> impl Iterator<Item = Vec<u8>> {
+    cases().into_iter().flat_map(|case| {
+        let times = if case.backend.is_empty() { 1 } else { 6 };
+        std::iter::repeat_n(case.send, times)
+    })
+}
+
 #[test]
 fn raw_requests_are_refused_or_passed_in_one_form() {
     let backend = Backend::start();

@@ -1,6 +1,4 @@
-//! The laws of the compiler. What it makes of which manifest is told by the golden cases of tests/it.
-
-mod laws;
+//! What neither a law nor a golden case of tests/it can tell, since it is not to be seen from outside.
 
 use super::{Compiled, HostnameClaims, LoopbackHosts, Memo, Options, compile};
 use crate::snapshot::{Change, Object, Origin, Snapshot, documents, read};
@@ -32,4 +30,41 @@ fn options() -> Options {
 
 fn fresh(world: &Snapshot) -> Compiled {
     compile(world, &options(), Memo::default()).0
+}
+
+#[test]
+fn tls_of_a_wildcard_is_in_the_fingerprint_of_every_route_under_it() {
+    let pairs = ["api.example.com", "*.example.com"].map(|name| {
+        let made = rcgen::generate_simple_self_signed([name.to_owned()]).expect("a certificate can be made");
+        (made.cert.pem(), made.signing_key.serialize_pem())
+    });
+    let resolved = |pair: usize, redirect: bool| {
+        let secret = serde_json::json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "metadata": {"name": "cert"},
+            "stringData": {"tls.crt": pairs[pair].0, "tls.key": pairs[pair].1},
+        });
+        let route = |name: &str, spec: &str| {
+            format!(
+                "---\napiVersion: portcullis.dev/v1alpha1\nkind: GatewayRoute\nmetadata: {{name: {name}}}\nspec: {{{spec}, rules: [{{name: r, respond: {{status: 200}}}}]}}\n"
+            )
+        };
+        let owner = format!(
+            "hostnames: ['*.example.com'], tls: {{certificateRefs: [{{name: cert}}], redirect: {redirect}}}"
+        );
+        let text = format!(
+            "{secret}\n{}{}{}",
+            route("elsewhere", "hostnames: [api.example.net]"),
+            route("owner", &owner),
+            route("under", "hostnames: [api.example.com]"),
+        );
+        let reports = fresh(&world(objects(&text))).reports;
+        assert_eq!(&*reports[2].object.name.name, "under");
+        assert_eq!(reports[2].problems, []);
+        [reports[0].resolved, reports[2].resolved]
+    };
+    let [elsewhere, under] = resolved(0, true);
+    assert_eq!(resolved(0, true), [elsewhere, under], "the same in each compile");
+    let changed = [resolved(1, true), resolved(0, false)];
+    assert_eq!(changed.map(|prints| prints[0]), [elsewhere; 2], "another name's TLS is not its own");
+    assert!(changed.iter().all(|prints| prints[1] != under), "{changed:?} {under}");
 }
