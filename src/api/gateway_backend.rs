@@ -19,12 +19,17 @@ use super::status::GatewayBackendStatus;
     status = "GatewayBackendStatus",
     derive = "PartialEq",
     doc = "How to reach a server: a Service with special settings, or a host outside.",
-    printcolumn(name = "Hosts", type_ = "string", json_path = ".spec.hosts[*].address"),
+    printcolumn(name = "Host", type_ = "string", json_path = ".spec.hosts[*].address"),
     printcolumn(name = "Service", type_ = "string", json_path = ".spec.service.name"),
     printcolumn(
         name = "Accepted",
         type_ = "string",
         json_path = r#".status.installations[*].conditions[?(@.type=="Accepted")].status"#
+    ),
+    printcolumn(
+        name = "Programmed",
+        type_ = "string",
+        json_path = r#".status.installations[*].conditions[?(@.type=="Programmed")].status"#
     ),
     printcolumn(
         name = "Reason",
@@ -44,7 +49,7 @@ pub struct GatewayBackendSpec {
     /// A Service in the same namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<BackendService>,
-    /// Host under which it is asked; by default a host's name, or the client's.
+    /// Host under which it is asked; by default a host's own name, or the client's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = EXACT_HOSTNAME))]
     pub host: Option<String>,

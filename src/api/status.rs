@@ -56,7 +56,7 @@ pub struct InstallationStatus {
     /// The className that the installation serves.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// Accepted and ResolvedRefs.
+    /// Accepted, ResolvedRefs and Programmed.
     #[serde(default)]
     #[schemars(schema_with = "conditions")]
     pub conditions: Vec<Condition>,

@@ -432,9 +432,9 @@ mod tests {
 
     fn explained(map: &RouteMap, url: &str, headers: &[&str]) -> Explanation {
         let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
-        let address = "10.0.0.1:8080".parse().expect("an address");
+        let address: std::net::SocketAddr = "10.0.0.1:8080".parse().expect("an address");
         explain(map, &Question::new("GET", url, &headers).expect("a question"), &|_| {
-            Some(EndpointSet { endpoints: vec![Endpoint { address }], ..EndpointSet::default() })
+            Some(EndpointSet { endpoints: vec![Endpoint::from(address)], ..EndpointSet::default() })
         })
     }
 

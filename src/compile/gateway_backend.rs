@@ -66,23 +66,12 @@ fn plan(
     if addresses.len() < hosts.len() || addresses.is_empty() {
         return None;
     }
-    let named = addresses.iter().find_map(|(address, _)| match address {
-        Address::Name(name) => Some(name.clone()),
-        Address::Ip(_) => None,
-    });
-    let is_other = |(address, _): &(Address, u16)| match address {
-        Address::Name(name) => Some(name) != named.as_ref(),
-        Address::Ip(_) => true,
+    let named = addresses.iter().any(|(address, _)| matches!(address, Address::Name(_)));
+    let host_header = match fixed_host {
+        Some(name) => HostHeader::Name(name),
+        None if named => HostHeader::Own,
+        None => HostHeader::Preserve,
     };
-    if let (None, Some(name)) = (&fixed_host, &named)
-        && addresses.iter().any(is_other)
-    {
-        let message = format!(
-            "all of these hosts are asked under the name {name}; set spec.host to say which is meant"
-        );
-        problems.push(Problem::warning(path.field("hosts"), Reason::UnsupportedValue, message));
-    }
-    let host_header = fixed_host.or(named).map_or(HostHeader::Preserve, HostHeader::Name);
     Some(BackendPlan { id, target: BackendTarget::Hosts(addresses), host_header })
 }
 

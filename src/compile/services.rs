@@ -74,7 +74,7 @@ pub(super) fn endpoints(world: &Snapshot, service: &ObjectName, port: u16) -> En
                     continue;
                 }
                 if let Some(address) = endpoint.addresses.first() {
-                    taken.insert(Endpoint { address: SocketAddr::new(*address, port) });
+                    taken.insert(SocketAddr::new(*address, port).into());
                 }
             }
         }

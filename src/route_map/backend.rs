@@ -31,6 +31,9 @@ pub enum Address {
 pub enum HostHeader {
     /// The client's.
     Preserve,
-    /// The address of each host that is a name; `GatewayBackend.host` replaces it.
+    /// Each host that is a name under that name, with its port where it is not 80; one that is an address under the
+    /// client's.
+    Own,
+    /// `GatewayBackend.host`
     Name(Arc<str>),
 }

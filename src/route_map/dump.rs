@@ -224,6 +224,7 @@ impl Display for BackendPlan {
         }
         match &self.host_header {
             HostHeader::Preserve => f.write_str(", asked under the client's host"),
+            HostHeader::Own => f.write_str(", each asked under its own name"),
             HostHeader::Name(name) => write!(f, ", asked as {name}"),
         }
     }

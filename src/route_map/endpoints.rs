@@ -1,6 +1,7 @@
 //! The endpoints of a backend: the second path, which changes without a new map.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 /// Where a backend's requests can go now, in a stable order (by address).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -14,4 +15,12 @@ pub struct EndpointSet {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     pub address: SocketAddr,
+    /// The name that it was resolved from, as `Host` has it.
+    pub host: Option<Arc<str>>,
+}
+
+impl From<SocketAddr> for Endpoint {
+    fn from(address: SocketAddr) -> Self {
+        Self { address, host: None }
+    }
 }

@@ -21,7 +21,7 @@ pub(super) struct BackendPool {
     backend: Weak<Backend>,
     worker: usize,
     guard: Guard,
-    /// Replaces `Host`.
+    /// Replaces `Host`; see also [`EndpointPool::host`].
     pub host: Option<HeaderValue>,
     set: RefCell<Arc<EndpointSet>>,
     /// Those endpoints of the set that the guard permits, in its order.
@@ -39,7 +39,7 @@ pub(super) enum Swept {
 impl BackendPool {
     pub fn new(backend: &Arc<Backend>, worker: usize, seed: u64, guard: Guard) -> Rc<Self> {
         let host = match &backend.plan.host_header {
-            HostHeader::Preserve => None,
+            HostHeader::Preserve | HostHeader::Own => None,
             // The compiler has proven it to be a host; what is none would be left to the client's.
             HostHeader::Name(name) => HeaderValue::from_str(name).ok(),
         };
@@ -71,15 +71,15 @@ impl BackendPool {
         }
         let set = backend.endpoints();
         let mut endpoints = self.endpoints.borrow_mut();
-        let mut before: std::collections::HashMap<SocketAddr, Rc<EndpointPool>, foldhash::fast::RandomState> =
-            endpoints.drain(..).map(|endpoint| (endpoint.address, endpoint)).collect();
+        // Two names may lead to one address.
+        type Key = (SocketAddr, Option<HeaderValue>);
+        let mut before: std::collections::HashMap<Key, Rc<EndpointPool>, foldhash::fast::RandomState> =
+            endpoints.drain(..).map(|pool| ((pool.address, pool.host.clone()), pool)).collect();
         let permitted = set.endpoints.iter().filter(|endpoint| self.guard.permits(endpoint.address.ip()));
-        for address in permitted.map(|endpoint| endpoint.address) {
-            endpoints.push(
-                before
-                    .remove(&address)
-                    .unwrap_or_else(|| EndpointPool::new(address, self.worker, backend.stats.clone())),
-            );
+        for endpoint in permitted {
+            let new = EndpointPool::new(endpoint, self.worker, backend.stats.clone());
+            let known = before.remove(&(new.address, new.host.clone()));
+            endpoints.push(known.unwrap_or(new));
         }
         before.values().for_each(|endpoint| endpoint.retire());
         *self.set.borrow_mut() = set;

@@ -10,9 +10,11 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderValue;
 use tokio::time::Instant;
 
 use super::connect::Connection;
+use crate::route_map::Endpoint;
 use crate::telemetry::{BackendStats, Connect};
 
 const MAX_IDLE: usize = 1024;
@@ -29,6 +31,8 @@ const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 #[derive(Debug)]
 pub(super) struct EndpointPool {
     pub address: SocketAddr,
+    /// Replaces `Host`, where the backend's endpoints have names of their own.
+    pub host: Option<HeaderValue>,
     pub worker: usize,
     stats: Arc<BackendStats>,
     /// Longest idle first.
@@ -57,9 +61,11 @@ pub(super) struct Lease {
 }
 
 impl EndpointPool {
-    pub fn new(address: SocketAddr, worker: usize, stats: Arc<BackendStats>) -> Rc<Self> {
+    pub fn new(endpoint: &Endpoint, worker: usize, stats: Arc<BackendStats>) -> Rc<Self> {
         Rc::new(Self {
-            address,
+            address: endpoint.address,
+            // A name that was resolved is a valid value.
+            host: endpoint.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok()),
             worker,
             stats,
             idle: RefCell::default(),

@@ -17,6 +17,7 @@ use super::balance::BackendPool;
 use super::connect::{ConnectError, Connection, Unanswered};
 use super::endpoint::{Lease, SWEEP};
 use crate::message::{Body, BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side};
+use crate::route_map::HostHeader;
 use crate::telemetry::Connect;
 use crate::upstream::{Backend, Guard};
 
@@ -77,7 +78,7 @@ impl Pools {
 
     /// Picks an endpoint, takes or makes a connection, sends the request (origin form, HTTP/1.1, hop-by-hop fields
     /// already ours) and gives the answer's head; the body streams. `BackendPlan.host_header` is applied here: a name
-    /// replaces `Host` unless the request carries [`FixedHost`]. A kept connection that closes as we write never shows:
+    /// (of the backend, or of the endpoint) replaces `Host` unless the request carries [`FixedHost`]. A kept connection that closes as we write never shows:
     /// the request goes out again on another while nothing of it was sent, or nothing came back and it may be repeated
     /// (idempotent, its body at hand). An answer 101 carries `hyper::upgrade::OnUpgrade` in its extensions.
     ///
@@ -92,10 +93,11 @@ impl Pools {
         limits: SendLimits,
     ) -> Result<Answer, ProxyError> {
         let pool = self.pool(backend);
+        let asked_as = own_names(backend, &request);
         address_to(&mut request, pool.host.as_ref());
         backend.stats.request(self.worker);
         // Pinned where it is made: moving it into the time-out would copy all of its state.
-        let attempts = pin!(self.attempts(backend, &pool, request, limits));
+        let attempts = pin!(self.attempts(backend, &pool, request, asked_as, limits));
         let outcome = match limits.deadline {
             None => attempts.await,
             Some(deadline) => tokio::time::timeout_at(deadline, attempts)
@@ -115,11 +117,16 @@ impl Pools {
         backend: &Backend,
         pool: &BackendPool,
         mut request: Request,
+        asked_as: Option<HeaderValue>,
         limits: SendLimits,
     ) -> Result<Answer, ProxyError> {
         let (mut from, mut unsent, mut connect) = (From::Kept, 0, None);
         loop {
             let mut lease = self.lease(backend, pool, from, &limits, &mut connect).await?;
+            if let Some(client) = &asked_as {
+                let host = lease.0.endpoint.host.as_ref().unwrap_or(client);
+                request.headers_mut().insert(header::HOST, host.clone());
+            }
             let kept = lease.1 == From::Kept;
             let spare = if kept && from == From::Kept { copy(&request) } else { None };
             let endpoint = lease.0.endpoint.address;
@@ -225,6 +232,15 @@ async fn upkeep(pools: Weak<Pools>) {
         let Some(pools) = pools.upgrade() else { return };
         pools.sweep(Instant::now());
     }
+}
+
+/// The client's host, where each endpoint may have another.
+fn own_names(backend: &Backend, request: &Request) -> Option<HeaderValue> {
+    let own = matches!(backend.plan.host_header, HostHeader::Own);
+    if !own || request.extensions().get::<FixedHost>().is_some() {
+        return None;
+    }
+    request.headers().get(header::HOST).cloned()
 }
 
 /// Gives the request the form that goes over the wire.

@@ -106,7 +106,7 @@ pub fn route_map(
     for (name, address) in backends {
         let id = backend_id(name);
         map.backends.insert(id.clone(), Arc::new(plan(name)));
-        endpoints.insert(id, EndpointSet { endpoints: vec![Endpoint { address: *address }], known: true });
+        endpoints.insert(id, EndpointSet { endpoints: vec![Endpoint::from(*address)], known: true });
     }
     (Arc::new(map), endpoints)
 }

@@ -126,7 +126,7 @@ pub(super) fn backend(addresses: &[SocketAddr], host: HostHeader) -> Arc<Backend
 }
 
 pub(super) fn set(addresses: &[SocketAddr]) -> EndpointSet {
-    let endpoints = addresses.iter().map(|address| Endpoint { address: *address }).collect();
+    let endpoints = addresses.iter().map(|address| Endpoint::from(*address)).collect();
     EndpointSet { endpoints, known: true }
 }
 

@@ -14,7 +14,7 @@ use super::scripted::{
     OK, Scripted, Step, backend, get, kind, local, pools, refused, request, settle, whole,
 };
 use crate::message::{Body, BodyError, ErrorKind, FixedHost};
-use crate::route_map::HostHeader;
+use crate::route_map::{Endpoint, EndpointSet, HostHeader};
 use crate::upstream::{Guard, Loopback, Pools, SendLimits};
 
 #[test]
@@ -45,6 +45,34 @@ fn the_backends_name_replaces_host_unless_a_rule_set_it() {
             server.seen.borrow()[0].iter().map(|head| head.contains("host: api.test\r\n")).collect();
         assert_eq!(hosts, [true, false]);
     });
+}
+
+#[test]
+fn each_endpoint_is_asked_under_its_own_name_and_one_without_under_the_clients() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK); 2]).await;
+        let (pools, backend) = (pools(), backend(&[], HostHeader::Own));
+        let named = |host: Option<&str>| Endpoint { address: server.address, host: host.map(Into::into) };
+        // One server, three times: connections are not shared among names.
+        let endpoints = vec![named(None), named(Some("one.test")), named(Some("two.test:81"))];
+        backend.set_endpoints(EndpointSet { endpoints, known: true });
+        for _ in 0..3 {
+            whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+        }
+        for _ in 0..3 {
+            let mut fixed = get();
+            fixed.extensions_mut().insert(FixedHost);
+            whole(pools.send(&backend, fixed, SendLimits::default()).await).await;
+        }
+        let mut hosts: Vec<_> = server.seen.borrow().iter().flatten().map(|head| host(head)).collect();
+        hosts.sort();
+        assert_eq!(hosts, ["one.test", "shop.test", "shop.test", "shop.test", "shop.test", "two.test:81"]);
+    });
+}
+
+fn host(head: &str) -> String {
+    let line = head.lines().find_map(|line| line.strip_prefix("host: "));
+    line.expect("a request has a host").to_owned()
 }
 
 #[test]
