@@ -11,12 +11,14 @@ use http::{HeaderMap, Method, Uri};
 
 use super::run::Hostnames;
 use crate::compile::{LoopbackHosts, Memo, Options, compile, endpoints};
+use crate::controller;
 use crate::message::Scheme;
 use crate::route_map::path::normal_form;
 use crate::route_map::{
     Action, BackendTarget, Candidate, EndpointSet, ForwardPlan, Host, HostTls, RequestView, RouteMap, Rule,
     Trace, Verdict, WeightedTarget, trace,
 };
+use crate::snapshot::Snapshot;
 use crate::standalone;
 use crate::values::{BackendId, Hostname};
 
@@ -33,14 +35,23 @@ pub struct Explain {
     /// A header of the request; may be given more than once
     #[arg(short = 'H', long = "header", value_name = "NAME: VALUE")]
     headers: Vec<String>,
-    /// Folders and files of manifests (*.yaml, *.yml, *.json)
-    #[arg(long, env = "PORTCULLIS_MANIFESTS", required = true, value_name = "DIR|FILE")]
+    /// Folders and files of manifests (*.yaml, *.yml, *.json) instead of a cluster
+    #[arg(long, env = "PORTCULLIS_MANIFESTS", value_delimiter = ',', value_name = "DIR|FILE")]
     manifests: Vec<PathBuf>,
+    /// The cluster to read [default: kubectl's, or the one around this Pod]
+    #[arg(long, env = "PORTCULLIS_KUBECONFIG", conflicts_with = "manifests", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+    /// Context of the kubeconfig [default: its current one]
+    #[arg(long, conflicts_with = "manifests", value_name = "NAME")]
+    context: Option<String>,
+    /// Read these namespaces only [default: all]
+    #[arg(long, env = "PORTCULLIS_WATCH_NAMESPACES", value_delimiter = ',', value_name = "NAME")]
+    watch_namespaces: Vec<String>,
     /// Which routes are ours: their `spec.className`
-    #[arg(long, value_name = "NAME", default_value = "portcullis")]
+    #[arg(long, env = "PORTCULLIS_CLASS_NAME", value_name = "NAME", default_value = "portcullis")]
     class_name: String,
     /// Who may claim a hostname
-    #[arg(long, value_name = "FirstCome|Listed", default_value = "FirstCome")]
+    #[arg(long, env = "PORTCULLIS_HOSTNAMES", value_name = "FirstCome|Listed", default_value = "FirstCome")]
     hostnames: Hostnames,
 }
 
@@ -57,15 +68,13 @@ pub struct Question {
 
 /// Success where a rule serves the request.
 pub fn run(args: &Explain) -> anyhow::Result<ExitCode> {
-    for path in &args.manifests {
-        std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
-    }
     let question = Question::new(&args.method, &args.url, &args.headers)?;
-    let world = standalone::read(args.manifests.clone());
+    let files = !args.manifests.is_empty();
+    let world = if files { of_files(&args.manifests)? } else { of_cluster(args)? };
     let options = Options {
         class_name: args.class_name.as_str().into(),
         hostnames: args.hostnames.into(),
-        loopback: LoopbackHosts::Allowed,
+        loopback: if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused },
     };
     let (compiled, _) = compile(&world, &options, Memo::default());
     let explanation = explain(&compiled.map, &question, &|backend| match backend {
@@ -74,6 +83,28 @@ pub fn run(args: &Explain) -> anyhow::Result<ExitCode> {
     });
     print!("{}", explanation.text);
     Ok(if explanation.served { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn of_files(manifests: &[PathBuf]) -> anyhow::Result<Snapshot> {
+    for path in manifests {
+        std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+    }
+    Ok(standalone::read(manifests.to_vec()))
+}
+
+fn of_cluster(args: &Explain) -> anyhow::Result<Snapshot> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let place = controller::Place {
+        kubeconfig: args.kubeconfig.clone(),
+        context: args.context.clone(),
+        namespaces: args.watch_namespaces.clone(),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let found = runtime.block_on(controller::read(&place))?;
+    for what in &found.unread {
+        eprintln!("portcullis: {what}; what follows takes them for absent, the gateway may know better");
+    }
+    Ok(found.world)
 }
 
 impl Question {

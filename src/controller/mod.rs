@@ -10,6 +10,7 @@
 
 mod kinds;
 mod lease;
+mod once;
 mod peer_port;
 mod pulse;
 mod replicas;
@@ -28,6 +29,8 @@ use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch as channel};
+
+pub use self::once::{Found, Place, read};
 
 use self::lease::{Candidate, Term};
 use self::peer_port::TokenFile;
@@ -90,6 +93,14 @@ pub enum Error {
         "not in a Pod with a service account; run in a cluster, name a kubeconfig, or read files with --manifests"
     )]
     NotInCluster(#[source] kube::config::InClusterError),
+    #[error(
+        "no cluster: neither a kubeconfig nor the service account of a Pod can be used; name one with --kubeconfig, or read files with --manifests"
+    )]
+    NoCluster(#[source] Box<kube::config::InferConfigError>),
+    #[error(
+        "cannot list the GatewayRoutes; see whether the CRDs are installed and whether you may read them"
+    )]
+    Routes(#[source] Box<kube::Error>),
     #[error("cannot make a client for the API server")]
     Client(#[source] kube::Error),
     #[error("a peer Service is named but no peer address to listen on; set --peer")]
@@ -155,7 +166,7 @@ pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
 }
 
 async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
-    let mut config = match kubeconfig {
+    let config = match kubeconfig {
         Some(path) => {
             let failed = |error| Error::Kubeconfig(path.to_owned(), error);
             let read = Kubeconfig::read_from(path).map_err(failed)?;
@@ -163,6 +174,10 @@ async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
         }
         None => Config::incluster().map_err(Error::NotInCluster)?,
     };
+    connect(config)
+}
+
+fn connect(mut config: Config) -> Result<Client, Error> {
     config.connect_timeout = Some(CONNECT);
     // Every caller here has its own back-off and its own idea of how long to wait.
     config.default_retry = false;

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use self::fake_api::{FakeApi, until};
 use super::lease::{Candidate, Term};
+use super::once;
 use super::peer_port::{self, TokenFile};
 use super::pulse::Pulse;
 use super::replicas::Peers;
@@ -203,6 +204,30 @@ async fn what_cannot_be_read_is_told_and_the_rest_goes_on() {
     );
     here.until("it can be read", |here| here.world.failures.is_empty() && here.world.services.len() == 2)
         .await;
+}
+
+#[tokio::test]
+async fn read_once_every_page_is_taken_and_what_is_refused_is_said() {
+    let fake = FakeApi::start().await;
+    for number in 0..1_001 {
+        fake.put("gatewayroutes", route(&format!("r{number}"), 1));
+    }
+    fake.put(
+        "services",
+        json!({"metadata": {"name": "bad", "namespace": "shop"}, "spec": {"ports": "many"}}),
+    );
+    fake.refuse("referencegrants", Some(404));
+    fake.refuse("secrets", Some(403));
+    let found = once::read_by(&fake.client(), &[]).await.unwrap();
+    assert_eq!((found.world.routes.len(), fake.count("LIST gatewayroutes")), (1_001, 3));
+    assert_eq!(found.world.failures[0].name, Some(ObjectName::new("shop", "bad")));
+    assert_eq!(found.unread.len(), 1);
+    assert!(found.unread[0].starts_with("secrets cannot be read: "), "{:?}", found.unread);
+
+    let none = once::read_by(&fake.client(), &["pay".into()]).await.unwrap();
+    assert_eq!((none.world.routes.len(), fake.count("LIST namespaces")), (0, 1));
+    fake.refuse("gatewayroutes", Some(403));
+    assert!(once::read_by(&fake.client(), &[]).await.is_err(), "without routes there is nothing to explain");
 }
 
 fn candidate(fake: &FakeApi, name: &str, drain: &crate::lifecycle::DrainSignal) -> channel::Receiver<Term> {

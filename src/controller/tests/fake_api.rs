@@ -202,10 +202,16 @@ impl FakeApi {
                 items.retain(|item| {
                     of_service.is_none_or(|of| item["metadata"]["labels"]["kubernetes.io/service-name"] == of)
                 });
-                json_answer(
-                    200,
-                    &json!({"metadata": {"resourceVersion": version.to_string()}, "items": items}),
-                )
+                let number = |name: &str| -> Option<usize> {
+                    query.split('&').find_map(|pair| pair.strip_prefix(name)?.parse().ok())
+                };
+                let (from, limit) =
+                    (number("continue=").unwrap_or(0), number("limit=").unwrap_or(usize::MAX));
+                let rest = items.len().saturating_sub(from.saturating_add(limit));
+                let next = if rest == 0 { String::new() } else { (items.len() - rest).to_string() };
+                let items: Vec<_> = items.into_iter().skip(from).take(limit).collect();
+                let metadata = json!({"resourceVersion": version.to_string(), "continue": next});
+                json_answer(200, &json!({"metadata": metadata, "items": items}))
             }
             "WATCH" => {
                 let from = query.split_once("resourceVersion=").unwrap().1.split('&').next().unwrap();
