@@ -7,16 +7,37 @@ from .pki import Authority
 from .traffic import Loads
 from .wait import until
 
-NAMESPACE, SHOP = "gateway", "shop"
+NAMESPACE, SHOP = ("portcullis-e2e", "portcullis-e2e-shop") if world.named() else ("gateway", "shop")
+EXAMPLES = ["demo", "quickstart"]  # namespaces that files of examples/ name
 CHART, RELEASE = ROOT / "charts" / "portcullis", "gw"
 NAME = f"{RELEASE}-portcullis"
 LABELS = f"app.kubernetes.io/instance={RELEASE}"
 RESTRICTED = {"pod-security.kubernetes.io/enforce": "restricted"}
 
 
+def claim():
+    """Refuses a cluster in which the run would meet something of its owner's."""
+    ours = tuple(f"namespace/{name}" for name in (NAMESPACE, SHOP, *EXAMPLES))
+    there = [n for n in world.kube.kubectl("get", "namespaces,crds", "-o", "name").split()
+             if n in ours or n.endswith(".portcullis.dev")]
+    if there:
+        raise SystemExit(f"e2e: {' '.join(there)} are in this cluster already; the tests want one without Portcullis")
+
+
+def remove():
+    """All that the run made, in a cluster that goes on."""
+    kube = world.kube
+    if kube.helm("list", "-n", NAMESPACE, "-a", "-q").strip():
+        kube.helm("uninstall", RELEASE, "-n", NAMESPACE, "--wait")
+    kube.kubectl("delete", "namespace", NAMESPACE, SHOP, *EXAMPLES, "--ignore-not-found", "--timeout=170s", seconds=180)
+    kube.kubectl("delete", "--ignore-not-found", "-f", CHART / "crds")
+
+
 def install():
     """Once a run; later calls find it there."""
     if not world.installed:
+        if world.node:
+            world.kube.kubectl("apply", "-f", ROOT / "e2e/cluster/coredns.yaml")  # awaited by those who ask it
         world.kube.namespace(NAMESPACE, **RESTRICTED)
         world.kube.namespace(SHOP, **RESTRICTED)
         upgrade("--install")
@@ -38,7 +59,7 @@ def upgrade(*more):
         return world.kube.helm(*argv)
 
 
-def echo(name, replicas=2):
+def echo(name, replicas=2, namespace=SHOP, cpu="300m"):
     """The echo backend as a Deployment with its Service."""
     container = {
         "name": "echo", "image": world.image, "imagePullPolicy": "Never" if world.node else "IfNotPresent",
@@ -46,7 +67,7 @@ def echo(name, replicas=2):
         "env": [{"name": "POD_NAME", "valueFrom": {"fieldRef": {"fieldPath": "metadata.name"}}}],
         "ports": [{"containerPort": 8080}],
         # Without a share of the CPU it would be the first to starve on a busy machine.
-        "resources": {"requests": {"cpu": "300m"}},
+        "resources": {"requests": {"cpu": cpu}},
         "readinessProbe": {"httpGet": {"path": "/healthz", "port": 8080}, "periodSeconds": 1,
                            "timeoutSeconds": 5, "failureThreshold": 3},
         "securityContext": {"allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True,
@@ -58,11 +79,11 @@ def echo(name, replicas=2):
         "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": name},
         "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": name}},
                  "strategy": {"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
-                 "template": {"metadata": {"labels": {"app": name}}, "spec": pod}}}), SHOP)
+                 "template": {"metadata": {"labels": {"app": name}}, "spec": pod}}}), namespace)
     world.kube.apply(json.dumps({
         "apiVersion": "v1", "kind": "Service", "metadata": {"name": name},
-        "spec": {"selector": {"app": name}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}}), SHOP)
-    world.kube.kubectl("-n", SHOP, "rollout", "status", f"deployment/{name}", "--timeout=60s")
+        "spec": {"selector": {"app": name}, "ports": [{"name": "http", "port": 80, "targetPort": 8080}]}}), namespace)
+    world.kube.kubectl("-n", namespace, "rollout", "status", f"deployment/{name}", "--timeout=60s")
 
 
 class Installed:

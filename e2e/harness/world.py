@@ -1,6 +1,7 @@
 """The one cluster of this run, as the tests find it: `from harness import world`, then `world.kube`."""
 import os
 import unittest
+from pathlib import Path
 
 from . import cluster, isolation
 from .kube import Kube
@@ -26,13 +27,17 @@ def start(part, tools_, binary_, data_, cgroup):
         node.wait_ready()
 
 
-def use(tools_, kubeconfig, image_, binary_):
-    """Somebody's own cluster: nothing of the machine below it can be touched."""
-    global tools, binary, kube, image
-    if not image_:
+def named():
+    """The kubeconfig of a cluster that the user named: nothing of the machine below it can be touched."""
+    return os.environ.get("E2E_KUBECONFIG")
+
+
+def use(tools_, binary_, data_):
+    global tools, binary, data, kube, image
+    if not os.environ.get("E2E_IMAGE"):
         raise SystemExit("e2e: E2E_KUBECONFIG also wants E2E_IMAGE, the gateway's image as that cluster finds it")
-    tools, binary, image = tools_, binary_, image_
-    kube = Kube(tools, kubeconfig)
+    tools, binary, data, image = tools_, binary_, data_, os.environ["E2E_IMAGE"]
+    kube = Kube(tools, Path(named()).resolve())
 
 
 def stop():
@@ -43,7 +48,7 @@ def stop():
 
 
 def needs_own_node(test):
-    return unittest.skipIf(os.environ.get("E2E_KUBECONFIG"), "needs the machine below the cluster")(test)
+    return unittest.skipIf(named(), "needs the machine below the cluster")(test)
 
 
 def long():
