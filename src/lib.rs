@@ -6,6 +6,8 @@ pub mod values;
 
 pub mod message;
 
+pub mod expression;
+
 pub mod filters;
 
 pub mod route_map;

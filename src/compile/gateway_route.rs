@@ -121,7 +121,7 @@ impl Lowering<'_, '_> {
         rules: Vec<ParsedRule>,
     ) -> LoweredRoute {
         let tls = tls.map(|tls| self.tls(&tls, hostnames.as_deref()));
-        let mut inherited = BTreeMap::new();
+        let mut inherited = policies::Inherited::default();
         let rules = rules.into_iter().map(|rule| self.rule(rule, &mut inherited)).collect();
         self.problems.sort();
         self.problems.dedup();

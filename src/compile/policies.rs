@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::gateway_route::not_permitted;
 use super::question::Asker;
 use crate::api::PolicyMember as Written;
+use crate::expression::{Environment, Expression, Kind};
 use crate::filters::{AnyPlan, Derive, REGISTRY, Scope, Selection, TimeoutsPlan};
 use crate::route_map::{PolicyMember, PolicyOrigin};
 use crate::values::{
@@ -14,8 +15,27 @@ use crate::values::{
     SecretKeyRef, SecretRef, Severity,
 };
 
-/// Members of `spec.policy` that were compiled already, by their place in memory.
-pub(super) type Inherited = BTreeMap<usize, Proven>;
+/// What one object may hold of expressions.
+const MAX_EXPRESSIONS: usize = 256;
+const MAX_EXPRESSION_BYTES: usize = 64 << 10;
+
+/// What the rules of one object share.
+pub(super) struct Inherited {
+    /// Members of `spec.policy` that were compiled already, by their place in memory.
+    proven: BTreeMap<usize, Proven>,
+    expressions_left: usize,
+    expression_bytes_left: usize,
+}
+
+impl Default for Inherited {
+    fn default() -> Self {
+        Self {
+            proven: BTreeMap::new(),
+            expressions_left: MAX_EXPRESSIONS,
+            expression_bytes_left: MAX_EXPRESSION_BYTES,
+        }
+    }
+}
 
 /// A member as its row compiled it, with all that is to be said about it.
 pub(super) struct Proven {
@@ -43,8 +63,15 @@ pub(super) fn effective(
     for member in members {
         let Some(row) = REGISTRY.get(member.row) else { continue };
         let key = Arc::as_ptr(member).addr();
-        let proven = inherited.entry(key).or_insert_with(|| {
-            let mut asking = Asking { asker: &mut *asker, namespace, problems: Vec::new() };
+        let Inherited { proven, expressions_left, expression_bytes_left } = inherited;
+        let proven = proven.entry(key).or_insert_with(|| {
+            let mut asking = Asking {
+                asker: &mut *asker,
+                namespace,
+                problems: Vec::new(),
+                expressions_left,
+                expression_bytes_left,
+            };
             let result = (row.compile)(&member.value, &mut asking);
             let mut problems = asking.problems;
             let plan = match result {
@@ -85,6 +112,8 @@ struct Asking<'a, 'w> {
     asker: &'a mut Asker<'w>,
     namespace: &'a Arc<str>,
     problems: Vec<Problem>,
+    expressions_left: &'a mut usize,
+    expression_bytes_left: &'a mut usize,
 }
 
 impl Asking<'_, '_> {
@@ -174,6 +203,33 @@ impl Scope for Asking<'_, '_> {
 
     fn derived(&mut self, name: &str, of: &Selection, make: Derive<'_>) -> Arc<dyn Any + Send + Sync> {
         self.asker.gathered().derived(format!("{} {name}", self.namespace), of, make)
+    }
+
+    fn expression(
+        &mut self,
+        at: FieldPath,
+        source: &str,
+        environment: &'static Environment,
+        wanted: Kind,
+    ) -> Option<Expression> {
+        let left =
+            (self.expressions_left.checked_sub(1), self.expression_bytes_left.checked_sub(source.len()));
+        let (Some(expressions), Some(bytes)) = left else {
+            let message = format!(
+                "the object has more than {MAX_EXPRESSIONS} expressions or {MAX_EXPRESSION_BYTES} bytes of them; \
+                 split it"
+            );
+            self.refuse(at, Reason::PolicyInvalid, message);
+            return None;
+        };
+        (*self.expressions_left, *self.expression_bytes_left) = (expressions, bytes);
+        match Expression::parse(source, environment, wanted) {
+            Ok(expression) => Some(expression),
+            Err(refused) => {
+                self.refuse(at, Reason::PolicyInvalid, refused.to_string());
+                None
+            }
+        }
     }
 
     fn warn(&mut self, problem: Problem) {

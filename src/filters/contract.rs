@@ -13,6 +13,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 
+use crate::expression::{Environment, Expression, Kind};
 use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError, Response};
 use crate::values::{
     ConfigMapKeyRef, FieldPath, LabelSelector, Problem, Reason, Redacted, SecretData, SecretKeyRef, SecretRef,
@@ -145,6 +146,15 @@ pub trait Scope {
     /// Something large that is made of Secrets, made once for all who name it the same and have the same `of`. `make`
     /// is handed what it made under this name before, as long as anybody still has it, to take over what it can.
     fn derived(&mut self, name: &str, of: &Selection, make: Derive<'_>) -> Arc<dyn Any + Send + Sync>;
+
+    /// An expression in its checked form. How many an object may hold is bounded, and how much text they have.
+    fn expression(
+        &mut self,
+        at: FieldPath,
+        source: &str,
+        environment: &'static Environment,
+        wanted: Kind,
+    ) -> Option<Expression>;
 
     /// Something to be said although the member compiles.
     fn warn(&mut self, problem: Problem);

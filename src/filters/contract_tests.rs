@@ -13,6 +13,7 @@ use tokio::time::Instant;
 
 use super::chain::run;
 use super::contract::{Decision, Derive, Filter, Keep, Outcome, Scope, Selection};
+use crate::expression::{Environment, Expression, Kind};
 use crate::message::{
     Body, Captures, Client, ErrorKind, Exchange, Identity, Labels, LocalFuture, Outbound, Protocol,
     ProxyError, Request, RequestId, Response, Scheme,
@@ -44,6 +45,16 @@ impl Scope for NoScope {
 
     fn derived(&mut self, _: &str, _: &Selection, make: Derive<'_>) -> Arc<dyn Any + Send + Sync> {
         make(None)
+    }
+
+    fn expression(
+        &mut self,
+        _: FieldPath,
+        source: &str,
+        environment: &'static Environment,
+        wanted: Kind,
+    ) -> Option<Expression> {
+        Expression::parse(source, environment, wanted).ok()
     }
 
     fn warn(&mut self, _: Problem) {}
