@@ -1,7 +1,7 @@
 """Not one request is lost: rollouts of the backend and of the gateway, leader loss, an API server that goes away.
 
-The clients never retry; HTTP/1.1 and HTTP/2, kept and fresh connections, an open loop. The control shows that they
-would see a loss."""
+The clients never retry; HTTP/1.1 and HTTP/2, kept and fresh connections, an open loop, and WebSocket sessions. The control
+shows that they would see a loss."""
 import unittest
 
 from harness import world
@@ -9,6 +9,7 @@ from harness.gateways import route
 from harness.installed import NAME, NAMESPACE, SHOP, echo, install, rollout
 from harness.traffic import eventually, get
 from harness.wait import hold, until
+from harness.websocket import Sessions
 
 TIMES, RATE = (10, 500) if world.long() else (1, 200)
 
@@ -36,33 +37,44 @@ class ZeroLoss(unittest.TestCase):
         self.assertEqual(self.load.lost, 0, str(self.load))
         self.assertGreater(self.load.ok, at_least)
 
+    def sessions(self):
+        return Sessions(self.gw.address, self.host, self.gw.pki.cert)
+
+    def no_session_lost(self, sessions):
+        print(f"WebSocket: {sessions.whole} sessions, {sessions.messages} messages, lost {sessions.lost}")
+        self.assertEqual(sessions.lost, [])
+        self.assertGreater(sessions.whole, 4)
+
     def test_backend_rollout(self):
         before = {self.served_by() for _ in range(20)}
-        with self.load:
+        with self.load, self.sessions() as sessions:
             for _ in range(TIMES):
                 rollout(SHOP, "echo")
             after = {self.served_by() for _ in range(20)}
             self.lost_nothing(1000)
+        self.no_session_lost(sessions)
         self.assertFalse(before & after, "endpoints did not follow")
 
     def test_gateway_rollout(self):
         before = {p["metadata"]["name"] for p in self.gw.pods()}
-        with self.load:
+        with self.load, self.sessions() as sessions:
             for _ in range(TIMES):
                 rollout(NAMESPACE, NAME)
             self.lost_nothing(1500)
+        self.no_session_lost(sessions)
         self.assertFalse(before & {p["metadata"]["name"] for p in self.gw.pods()})
 
     @world.needs_own_node
     def test_control_killed_gateway_loses_requests(self):
         victim = self.gw.pods()[0]
-        with self.load:
+        with self.load, self.sessions() as sessions:
             hold("load is flowing", lambda: True, 2)
             world.node.kill_container(victim["metadata"]["uid"])
             until("it was restarted", lambda: any(
                 s["restartCount"] for p in self.gw.pods() for s in p["status"]["containerStatuses"]), 60)
             self.load.finish()
-        print(f"\n{self.load}")
+        print(f"\n{self.load}\nWebSocket: lost {sessions.lost}")
+        self.assertTrue(sessions.lost, "no session was seen to break")
         self.assertGreater(self.load.lost, 0, "clients that see no loss here cannot prove its absence elsewhere")
 
     def test_leader_loss(self):
