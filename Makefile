@@ -27,8 +27,8 @@ check: ## the quick inner loop: format, compile, unit tests
 test: ## everything that this machine can carry; ends with a table
 	@tests/run
 
-test-long: ## the tests that take long: h2spec, and ten rollouts at 500 requests/s
-	@tests/run h2spec rollouts
+test-long: ## the tests that take long: h2spec, twenty restarts of the API server, ten rollouts
+	@tests/run h2spec faults rollouts
 
 e2e: ## only the parts with a real Kubernetes
 	@tests/run control-plane pods
