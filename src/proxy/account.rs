@@ -12,7 +12,6 @@ use tokio::time::Instant;
 
 use super::live::LiveRule;
 use super::observed::Upload;
-use super::request_head::host_name;
 use super::worker::Worker;
 use crate::message::{ErrorKind, Labels, Protocol, RequestId, Scheme};
 use crate::telemetry::{InFlight, Record, RuleStats, Sample};
@@ -78,13 +77,13 @@ impl Account {
     }
 
     /// Notes for the access log what is known of the request once its head was taken in.
-    pub fn note(&mut self, parts: &http::request::Parts, client: IpAddr) {
+    pub fn note(&mut self, parts: &http::request::Parts, host: &str, client: IpAddr) {
         if self.worker.log.enabled() {
             self.hop = Some(Rc::default());
             self.log = Some(Box::new(Line {
                 time: SystemTime::now(),
                 client,
-                host: host_name(&parts.headers).into_owned(),
+                host: host.to_owned(),
                 uri: parts.uri.clone(),
                 user_agent: parts.headers.get(http::header::USER_AGENT).cloned(),
                 labels: None,

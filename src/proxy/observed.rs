@@ -126,11 +126,11 @@ pub struct AnswerBody {
     /// Trailers are for clients that said that they read them (RFC 9110 section 6.5.1).
     trailers: bool,
     watch: Rc<Watch>,
-    account: Account,
+    account: Box<Account>,
 }
 
 impl AnswerBody {
-    pub fn new(inner: Body, trailers: bool, watch: Rc<Watch>, account: Account) -> Self {
+    pub fn new(inner: Body, trailers: bool, watch: Rc<Watch>, account: Box<Account>) -> Self {
         Self { inner, trailers, watch, account }
     }
 }

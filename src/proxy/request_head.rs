@@ -27,6 +27,18 @@ pub struct Intake {
     pub expects_continue: bool,
     /// `OPTIONS *`
     pub asterisk: bool,
+    /// A field's name begins with `x-forwarded`.
+    pub forwarded: bool,
+    /// So many bytes of `Host` are the host, without a port.
+    host_bytes: usize,
+}
+
+impl Intake {
+    /// The name that the request is for: lower case, without port and without the dot of a fully qualified name.
+    pub fn host<'h>(&self, headers: &'h HeaderMap) -> Cow<'h, str> {
+        let host = headers.get(header::HOST).and_then(|host| host.as_bytes().get(..self.host_bytes));
+        name_of(host.and_then(|host| std::str::from_utf8(host).ok()).unwrap_or_default())
+    }
 }
 
 /// Checks a head and brings it into its one form.
@@ -45,8 +57,13 @@ pub fn take_in(
     if survey.transfer_encodings > 0 {
         check_transfer_encoding(&parts.headers, protocol, survey.transfer_encodings)?;
     }
-    let mut intake = Intake { expects_continue: survey.expect, ..Intake::default() };
-    settle_host(parts, protocol, survey.hosts)?;
+    let host_bytes = settle_host(parts, protocol, survey.hosts)?;
+    let mut intake = Intake {
+        expects_continue: survey.expect,
+        forwarded: survey.forwarded,
+        host_bytes,
+        ..Intake::default()
+    };
     settle_target(parts, &mut intake)?;
     if survey.upgrade && protocol == Protocol::Http11 && !has_body {
         intake.upgrade = wanted_upgrade(&parts.headers);
@@ -87,6 +104,7 @@ struct Survey {
     /// Any other field that ends here.
     hop_by_hop: bool,
     underscore: bool,
+    forwarded: bool,
 }
 
 /// Fields of RFC 9110 section 7.6.1 and those that were used in their place. `Trailer` goes on with the trailers.
@@ -120,7 +138,10 @@ impl Survey {
                 header::PROXY_AUTHORIZATION => self.hop_by_hop = true,
                 _ => match name.as_str() {
                     "keep-alive" | "proxy-connection" | "http2-settings" => self.hop_by_hop = true,
-                    other => self.underscore |= other.as_bytes().contains(&b'_'),
+                    other => {
+                        self.underscore |= other.as_bytes().contains(&b'_');
+                        self.forwarded |= other.starts_with("x-forwarded");
+                    }
                 },
             }
         }
@@ -192,12 +213,13 @@ fn check_transfer_encoding(headers: &HeaderMap, protocol: Protocol, fields: usiz
     Err(ProxyError::with_detail(ErrorKind::NotImplemented, "the transfer coding is not supported"))
 }
 
-/// Exactly one valid host: the target's authority wins (RFC 9112 section 3.2.2) and takes the place of `Host`.
+/// Exactly one valid host: the target's authority wins (RFC 9112 section 3.2.2) and takes the place of `Host`. How many
+/// bytes of it are before the port.
 fn settle_host(
     parts: &mut http::request::Parts,
     protocol: Protocol,
     fields: usize,
-) -> Result<(), ProxyError> {
+) -> Result<usize, ProxyError> {
     let wrong = |detail| Err(ProxyError::with_detail(ErrorKind::BadRequest, detail));
     if fields > 1 {
         return wrong("more than one host field");
@@ -226,50 +248,50 @@ fn settle_host(
         }
     }
     match parts.headers.get(header::HOST).and_then(|host| host.to_str().ok()).and_then(split_host) {
-        Some(_) => Ok(()),
+        Some((host, _)) => Ok(host.len()),
         None => wrong("the host is not valid"),
     }
 }
 
 /// Splits `host[:port]`; none when it is not valid.
 pub fn split_host(text: &str) -> Option<(&str, Option<u16>)> {
-    let (host, port) = match text.strip_prefix('[') {
-        Some(rest) => {
-            let (address, rest) = rest.split_once(']')?;
+    let end = match text.strip_prefix('[') {
+        Some(inner) => {
+            let (address, _) = inner.split_once(']')?;
             address.parse::<std::net::Ipv6Addr>().ok()?;
-            let host = &text[..address.len() + 2];
-            match rest {
-                "" => (host, None),
-                _ => (host, Some(rest.strip_prefix(':')?)),
-            }
+            address.len() + 2
         }
-        None => match text.split_once(':') {
-            Some((host, port)) => (host, Some(port)),
-            None => (text, None),
-        },
+        None => name_end(text.as_bytes())?,
     };
-    let name_byte = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_');
-    let labels_fit = || !host.starts_with('.') && !host.contains("..");
-    if host.is_empty()
-        || host.len() > 255
-        || !(text.starts_with('[') || host.bytes().all(name_byte) && labels_fit())
-    {
-        return None;
-    }
-    let port = match port {
-        None => None,
-        Some(digits) if digits.len() <= 5 && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
-            Some(digits.parse().ok().filter(|port| *port > 0)?)
+    let (host, rest) = text.split_at(end);
+    let port = match rest.as_bytes() {
+        [] => None,
+        [b':', digits @ ..] if digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) => {
+            Some(rest[1..].parse().ok().filter(|port| *port > 0)?)
         }
-        Some(_) => return None,
+        _ => return None,
     };
     Some((host, port))
 }
 
+/// How many bytes at the start are a name without empty labels (but for the root's at the end).
+fn name_end(text: &[u8]) -> Option<usize> {
+    let mut after_dot = true;
+    let mut end = 0;
+    for byte in text {
+        match byte {
+            b'.' if after_dot => return None,
+            b'.' => after_dot = true,
+            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'A'..=b'Z' | b'_' => after_dot = false,
+            _ => break,
+        }
+        end += 1;
+    }
+    (1..=255).contains(&end).then_some(end)
+}
+
 /// The name to look up: lower case, without port and without the dot of a fully qualified name.
-pub fn host_name(headers: &HeaderMap) -> Cow<'_, str> {
-    let text = headers.get(header::HOST).and_then(|host| host.to_str().ok()).and_then(split_host);
-    let (host, _) = text.unwrap_or_default();
+fn name_of(host: &str) -> Cow<'_, str> {
     let host = host.strip_suffix('.').unwrap_or(host);
     if host.bytes().any(|byte| byte.is_ascii_uppercase()) {
         return Cow::Owned(host.to_ascii_lowercase());
@@ -398,7 +420,8 @@ mod tests {
             [("GW.Test:80", "gw.test"), ("gw.test.", "gw.test"), ("[::1]:80", "[::1]"), ("a", "a")]
         {
             let headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_str(host).expect(host))]);
-            assert_eq!(host_name(&headers), name);
+            let (host, _) = headers[header::HOST].to_str().ok().and_then(split_host).expect(host);
+            assert_eq!(name_of(host), name);
         }
     }
 

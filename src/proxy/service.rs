@@ -19,9 +19,9 @@ use super::connection::Connection;
 use super::forward::Way;
 use super::live::{Live, LiveHost};
 use super::observed::{AnswerBody, RequestBody, Upload};
-use super::request_head::{host_name, take_in};
+use super::request_head::take_in;
 use super::watch::Watch;
-use super::{forward, redirect, respond, respond_with};
+use super::{forward, forwarded, redirect, respond, respond_with};
 use crate::filters;
 use crate::lifecycle::Phase;
 use crate::message::{
@@ -42,7 +42,7 @@ pub async fn answer(
     };
     watch.request_begins();
     let worker = connection.worker.clone();
-    let mut account = Account::new(worker, request.method().clone(), protocol, connection.scheme);
+    let mut account = Box::new(Account::new(worker, request.method().clone(), protocol, connection.scheme));
     let accept = request.headers().get(http::header::ACCEPT).cloned();
     let mut told = Told { trailers: false, accept };
     let serving = serve(&connection, &watch, request, protocol, &mut account, &mut told);
@@ -96,13 +96,16 @@ async fn serve(
     }
     let seen = connection.introduction.see(&parts.headers, worker.settings.trusted_hops);
     account.scheme = seen.scheme;
-    account.note(&parts, seen.ip);
+    if intake.forwarded {
+        forwarded::strip_aliases(&mut parts.headers);
+    }
+    let name = intake.host(&parts.headers);
+    account.note(&parts, &name, seen.ip);
     if let Some(id) = seen.request_id {
         account.request_id = id;
     }
 
     let live = worker.live();
-    let name = host_name(&parts.headers);
     let host = find_host(connection, &live, &name)?;
     let view = RequestView {
         method: &parts.method,
@@ -239,7 +242,7 @@ fn finish(
     connection: &Connection,
     watch: Rc<Watch>,
     response: Response,
-    mut account: Account,
+    mut account: Box<Account>,
     trailers: bool,
 ) -> http::Response<AnswerBody> {
     let (mut parts, mut body) = response.into_parts();

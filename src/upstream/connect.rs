@@ -12,12 +12,12 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::Guard;
-use super::wire::{Heard, Wire};
+use super::wire::{Exchanged, Wire};
 use crate::message::{Body, ErrorKind, ProxyError, Request};
 
-/// Response heads over these answer 502.
+/// Response heads over this, or of more than hyper's 100 fields, answer 502. Another number of fields would cost an
+/// allocation of 32 bytes a possible field for each answer.
 const MAX_HEAD: usize = 64 << 10;
-const MAX_FIELDS: usize = 200;
 /// After so long without an acknowledgement of what we wrote, a connection is dead.
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -27,7 +27,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub(super) struct Connection {
     sender: http1::SendRequest<Body>,
-    heard: Heard,
+    exchanged: Exchanged,
     driver: Driver,
 }
 
@@ -66,11 +66,10 @@ impl Connection {
         let stream = tokio::time::timeout_at(until, dial(address))
             .await
             .map_err(|_| ConnectError::TimedOut(address, started.elapsed()))??;
-        let heard = Heard::default();
+        let exchanged = Exchanged::default();
         let (sender, connection) = http1::Builder::new()
-            .max_headers(MAX_FIELDS)
             .max_header_size(MAX_HEAD)
-            .handshake(TokioIo::new(Wire::new(stream, heard.clone())))
+            .handshake(TokioIo::new(Wire::new(stream, &exchanged)))
             .await
             .map_err(|error| ConnectError::Failed(address, std::io::Error::other(error)))?;
         let task = tokio::task::spawn_local(async move {
@@ -79,7 +78,7 @@ impl Connection {
                 tracing::debug!(%address, error = &error as &dyn std::error::Error, "idle connection ended");
             }
         });
-        Ok(Self { sender, heard, driver: Driver(Some(task.abort_handle())) })
+        Ok(Self { sender, exchanged, driver: Driver(Some(task.abort_handle())) })
     }
 
     /// Whether a request can be sent now: the last one is over in both directions and nobody closed.
@@ -91,23 +90,35 @@ impl Connection {
         self.sender.is_closed()
     }
 
+    /// `keep`: its head may be asked for when it failed.
+    ///
     /// # Errors
     /// The request as it was where nothing of it was sent. The connection is of no more use then.
     pub async fn send(
         &mut self,
         request: Request,
+        keep: bool,
     ) -> Result<http::Response<hyper::body::Incoming>, Box<Unanswered>> {
-        self.heard.expect_head();
+        self.exchanged.begins(keep);
         match self.sender.try_send_request(request).await {
             Ok(response) => {
-                self.heard.head_is_there();
+                self.exchanged.head_is_there();
                 Ok(response)
             }
             Err(mut failed) => {
                 let unsent = failed.take_message();
-                Err(Box::new(Unanswered { error: failed.into_error(), unsent, heard: self.heard.any() }))
+                Err(Box::new(Unanswered {
+                    error: failed.into_error(),
+                    unsent,
+                    heard: self.exchanged.heard(),
+                }))
             }
         }
+    }
+
+    /// The head of the request that failed, as it went out.
+    pub fn sent(&self) -> Option<&[u8]> {
+        self.exchanged.sent()
     }
 
     /// Lets the connection live on as the tunnel that it has become.

@@ -7,6 +7,7 @@ mod connect;
 mod endpoint;
 mod guard;
 mod pool;
+mod replay;
 #[cfg(test)]
 mod tests;
 mod wire;

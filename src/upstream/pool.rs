@@ -9,14 +9,15 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Method, Uri, Version, header};
+use http::{HeaderValue, Uri, Version, header};
 use tokio::time::Instant;
 
 use super::answer;
 use super::balance::BackendPool;
 use super::connect::{ConnectError, Connection, Unanswered};
 use super::endpoint::{Lease, SWEEP};
-use crate::message::{Body, BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side};
+use super::replay;
+use crate::message::{BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side};
 use crate::route_map::HostHeader;
 use crate::telemetry::Connect;
 use crate::upstream::{Backend, Guard};
@@ -128,22 +129,24 @@ impl Pools {
                 request.headers_mut().insert(header::HOST, host.clone());
             }
             let kept = lease.1 == From::Kept;
-            let spare = if kept && from == From::Kept { copy(&request) } else { None };
+            let spare = if kept && from == From::Kept { replay::spare_body(&request) } else { None };
             let endpoint = lease.0.endpoint.address;
             let connection = lease.0.connection.as_mut().expect("`lease` gives none without");
-            let failed = match connection.send(request).await {
+            let failed = match connection.send(request, spare.is_some()).await {
                 Ok(head) => return Ok(Answer { response: answer::stream(head, lease.0), endpoint }),
                 Err(failed) => failed,
             };
             let Unanswered { error, unsent: whole, heard } = *failed;
-            match (whole, spare) {
-                (Some(whole), _) if unsent < MAX_UNSENT => request = whole,
-                (None, Some(spare)) if !heard && is_of_the_connection(&error) => {
+            let again = match (whole, spare) {
+                (Some(whole), _) if unsent < MAX_UNSENT => Some(whole),
+                (None, Some(body)) if !heard && is_of_the_connection(&error) => {
                     unsent = MAX_UNSENT;
-                    request = spare;
+                    connection.sent().and_then(|head| replay::rebuild(head, body))
                 }
-                _ => return Err(classify(endpoint, error, heard)),
-            }
+                _ => None,
+            };
+            let Some(again) = again else { return Err(classify(endpoint, error, heard)) };
+            request = again;
             if unsent > 0 {
                 from = From::New;
             }
@@ -257,30 +260,6 @@ fn address_to(request: &mut Request, host: Option<&HeaderValue>) {
     }
     // Nothing of the client's side goes on from here.
     request.extensions_mut().clear();
-}
-
-/// The same request once more, if it may be sent twice (RFC 9110, 9.2.2) and its body is at hand.
-fn copy(request: &Request) -> Option<Request> {
-    let idempotent = matches!(
-        *request.method(),
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
-    );
-    let body = match request.body() {
-        Body::Empty => Body::Empty,
-        Body::Full(bytes) => Body::Full(bytes.clone()),
-        Body::Incoming(incoming) if http_body::Body::is_end_stream(incoming) => Body::Empty,
-        Body::Incoming(_) | Body::Stream(_) => return None,
-    };
-    // An upgrade may have begun although no answer came.
-    if !idempotent || request.headers().contains_key(header::UPGRADE) {
-        return None;
-    }
-    let mut copy = Request::new(body);
-    *copy.method_mut() = request.method().clone();
-    *copy.uri_mut() = request.uri().clone();
-    *copy.version_mut() = request.version();
-    *copy.headers_mut() = request.headers().clone();
-    Some(copy)
 }
 
 /// The endpoint closed or reset; not: the request's own body failed, or nonsense came.
