@@ -99,7 +99,7 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
         peer,
         scheme,
         server_name,
-        introduction: Introduction::new(peer, local.port(), scheme),
+        introduction: Introduction::new(peer, local.port(), scheme, worker.settings.installation.clone()),
         tunnel: Cell::new(None),
         reading: RefCell::default(),
         watch: watch.clone(),

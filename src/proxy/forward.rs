@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::account::Hop;
 use super::connection::Connection;
-use super::forwarded::{self, Seen};
+use super::forwarded::Seen;
 use super::live::{Live, LiveRule, Target};
 use super::request_head::{Intake, lists, strip_hop_by_hop};
 use super::tunnel::Pending;
@@ -45,8 +45,9 @@ pub async fn answer(
     let mut request = std::mem::take(&mut exchange.request);
     let hops = worker.settings.trusted_hops;
     let headers = request.headers_mut();
-    connection.introduction.write(headers, seen, hops, exchange.request_id);
-    forwarded::count_pass(headers, &worker.first_pass, &worker.settings.installation)?;
+    // Filters may have set fields of these names.
+    let introduced = intake.introduced || !rule.filters.is_empty();
+    let lines = connection.introduction.lines(headers, seen, hops, exchange.request_id, introduced)?;
     if let Some(host) = exchange.host_override.take() {
         headers.insert(header::HOST, host);
         request.extensions_mut().insert(FixedHost);
@@ -64,7 +65,7 @@ pub async fn answer(
     if let Some(hop) = hop {
         hop.asked(backend);
     }
-    let answer = worker.pools.send(backend, request, limits).await?;
+    let answer = worker.pools.send(backend, request, Some(lines), limits).await?;
     if let Some(hop) = hop {
         hop.answered(answer.endpoint);
     }

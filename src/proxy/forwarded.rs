@@ -1,16 +1,20 @@
 //! What backends are told about the client: `X-Forwarded-*`, `Forwarded` (RFC 7239), `X-Real-IP`, `X-Request-Id`, and
-//! our own count of passes, which finds loops.
+//! our own count of passes, which finds loops. They are written as lines into the head that goes out: fields of the same
+//! names are taken off before.
 //!
 //! Invariant: nothing of these comes from a client unless that client is one of the trusted hops.
 
 use std::cell::RefCell;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
+use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
 use super::request_head::split_host;
 use crate::message::{ErrorKind, ProxyError, RequestId, Scheme};
+use crate::upstream::{HeadLines, SharedLines};
 
 pub static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -29,6 +33,18 @@ static ALIASES: [HeaderName; 5] = [
     HeaderName::from_static("x-forwarded"),
 ];
 
+/// What is written anew for each request.
+static OURS: [HeaderName; 8] = [
+    header::FORWARDED,
+    HeaderName::from_static("x-forwarded-for"),
+    HeaderName::from_static("x-forwarded-host"),
+    HeaderName::from_static("x-forwarded-port"),
+    HeaderName::from_static("x-forwarded-proto"),
+    HeaderName::from_static("x-real-ip"),
+    HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-portcullis-passes"),
+];
+
 /// So many passes of one installation's gateways are no loop yet.
 const MAX_PASSES: u32 = 4;
 
@@ -39,8 +55,9 @@ pub struct Introduction {
     scheme: Scheme,
     address: HeaderValue,
     port: HeaderValue,
-    /// The last `Forwarded` with the host that it was made for; clients seldom change it.
-    forwarded: RefCell<Option<(HeaderValue, HeaderValue)>>,
+    /// The last lines with the host that they were made for; clients seldom change it.
+    lines: RefCell<Option<(HeaderValue, Bytes)>>,
+    installation: Arc<str>,
 }
 
 /// How far a client's own word is taken.
@@ -52,14 +69,15 @@ pub struct Seen {
 }
 
 impl Introduction {
-    pub fn new(peer: SocketAddr, local_port: u16, scheme: Scheme) -> Self {
+    pub fn new(peer: SocketAddr, local_port: u16, scheme: Scheme, installation: Arc<str>) -> Self {
         let ip = peer.ip().to_canonical();
         Self {
             peer: ip,
             scheme,
             address: text(&ip.to_string()),
             port: HeaderValue::from(local_port),
-            forwarded: RefCell::default(),
+            lines: RefCell::default(),
+            installation,
         }
     }
 
@@ -81,53 +99,77 @@ impl Introduction {
         seen
     }
 
-    /// Writes the introduction into a request that goes to a backend.
-    pub fn write(&self, headers: &mut HeaderMap, seen: &Seen, trusted_hops: usize, id: RequestId) {
-        // One growth of the table instead of two.
-        headers.reserve(8);
-        let host = headers.get(header::HOST).cloned().unwrap_or_else(|| HeaderValue::from_static(""));
-        if trusted_hops == 0 {
-            headers.insert(X_FORWARDED_FOR.clone(), self.address.clone());
-            headers.insert(X_REAL_IP.clone(), self.address.clone());
-            headers.insert(header::FORWARDED, self.forwarded(&host));
-            headers.insert(X_FORWARDED_HOST.clone(), host);
-            headers.insert(X_FORWARDED_PORT.clone(), self.port.clone());
+    /// The lines that introduce the client to a backend. `introduced`: the head may hold fields of their names, which
+    /// are taken off here.
+    ///
+    /// # Errors
+    /// The request went through this installation's gateways too often: it goes in circles.
+    pub fn lines(
+        &self,
+        headers: &mut HeaderMap,
+        seen: &Seen,
+        trusted_hops: usize,
+        id: RequestId,
+        introduced: bool,
+    ) -> Result<HeadLines, ProxyError> {
+        let lines = if trusted_hops == 0 && !(introduced && headers.contains_key(&PASSES)) {
+            self.usual(headers)
         } else {
-            self.continue_chain(headers, seen, trusted_hops, host);
+            self.chained(headers, seen, trusted_hops)?
+        };
+        if introduced {
+            OURS.iter().for_each(|name| drop(headers.remove(name)));
         }
-        headers.insert(X_FORWARDED_PROTO.clone(), HeaderValue::from_static(seen.scheme.as_str()));
-        headers.insert(X_REQUEST_ID.clone(), id_value(id));
+        Ok(HeadLines::new(lines, X_REQUEST_ID.as_str(), &hexadecimal(id)))
+    }
+
+    /// Of a request that comes from its client itself.
+    fn usual(&self, headers: &HeaderMap) -> Bytes {
+        static NONE: HeaderValue = HeaderValue::from_static("");
+        let host = headers.get(header::HOST).unwrap_or(&NONE);
+        let mut cached = self.lines.borrow_mut();
+        if let Some((known, lines)) = &*cached
+            && known == host
+        {
+            return lines.clone();
+        }
+        let mut lines = SharedLines::default();
+        lines.add(&X_FORWARDED_FOR, &self.address);
+        lines.add(&X_REAL_IP, &self.address);
+        let forwarded = element(self.address.to_str().unwrap_or_default(), self.scheme, host);
+        lines.add(&header::FORWARDED, &text(&forwarded));
+        lines.add(&X_FORWARDED_HOST, host);
+        lines.add(&X_FORWARDED_PORT, &self.port);
+        lines.add(&X_FORWARDED_PROTO, &HeaderValue::from_static(self.scheme.as_str()));
+        lines.add(&PASSES, &pass_value(&self.installation, 1));
+        let lines = lines.freeze();
+        *cached = Some((host.clone(), lines.clone()));
+        lines
     }
 
     /// Keeps what the trusted hops said and adds the hop that speaks to us.
-    fn continue_chain(&self, headers: &mut HeaderMap, seen: &Seen, trusted_hops: usize, host: HeaderValue) {
+    fn chained(&self, headers: &HeaderMap, seen: &Seen, trusted_hops: usize) -> Result<Bytes, ProxyError> {
+        let mut lines = SharedLines::default();
         let mut chain = believed(headers, trusted_hops).join(", ");
         if !chain.is_empty() {
             chain += ", ";
         }
         chain += self.address.to_str().unwrap_or_default();
-        headers.insert(X_FORWARDED_FOR.clone(), text(&chain));
-        headers.insert(X_REAL_IP.clone(), text(&seen.ip.to_string()));
-        let forwarded = element(&seen.ip.to_string(), seen.scheme, &host);
-        headers.insert(header::FORWARDED, text(&forwarded));
-        let asked = headers.get(&X_FORWARDED_HOST).and_then(|value| value.to_str().ok()).and_then(split_host);
-        if asked.is_none() {
-            headers.insert(X_FORWARDED_HOST.clone(), host);
+        lines.add(&X_FORWARDED_FOR, &text(&chain));
+        lines.add(&X_REAL_IP, &text(&seen.ip.to_string()));
+        let host = headers.get(header::HOST).cloned().unwrap_or_else(|| HeaderValue::from_static(""));
+        lines.add(&header::FORWARDED, &text(&element(&seen.ip.to_string(), seen.scheme, &host)));
+        let said = |name| headers.get(name).filter(|_| trusted_hops > 0);
+        let asked =
+            said(&X_FORWARDED_HOST).filter(|value| value.to_str().ok().and_then(split_host).is_some());
+        lines.add(&X_FORWARDED_HOST, asked.unwrap_or(&host));
+        let port = said(&X_FORWARDED_PORT).and_then(|value| value.to_str().ok()?.parse::<u16>().ok());
+        lines.add(&X_FORWARDED_PORT, &port.map_or_else(|| self.port.clone(), HeaderValue::from));
+        lines.add(&X_FORWARDED_PROTO, &HeaderValue::from_static(seen.scheme.as_str()));
+        for value in count_pass(headers, &self.installation)? {
+            lines.add(&PASSES, &value);
         }
-        let port = headers.get(&X_FORWARDED_PORT).and_then(|value| value.to_str().ok()?.parse::<u16>().ok());
-        headers.insert(X_FORWARDED_PORT.clone(), port.map_or_else(|| self.port.clone(), HeaderValue::from));
-    }
-
-    fn forwarded(&self, host: &HeaderValue) -> HeaderValue {
-        let mut cached = self.forwarded.borrow_mut();
-        match &*cached {
-            Some((known, value)) if known == host => value.clone(),
-            _ => {
-                let value = text(&element(self.address.to_str().unwrap_or_default(), self.scheme, host));
-                *cached = Some((host.clone(), value.clone()));
-                value
-            }
-        }
+        Ok(lines.freeze())
     }
 }
 
@@ -136,19 +178,13 @@ pub fn strip_aliases(headers: &mut HeaderMap) {
     ALIASES.iter().for_each(|name| drop(headers.remove(name)));
 }
 
-/// Counts this pass through the installation's gateways.
-///
-/// # Errors
-/// The request was here too often: it goes in circles.
-pub fn count_pass(
-    headers: &mut HeaderMap,
-    first: &HeaderValue,
-    installation: &str,
-) -> Result<(), ProxyError> {
-    if !headers.contains_key(&PASSES) {
-        headers.insert(PASSES.clone(), first.clone());
-        return Ok(());
-    }
+/// Whether a field's name is one of those that [`Introduction`] writes, or stands for one.
+pub fn introduces(name: &str) -> bool {
+    name.starts_with("x-forwarded") || matches!(name, "x-real-ip" | "x-request-id" | "x-portcullis-passes")
+}
+
+/// Counts this pass through the installation's gateways; all counts that go on.
+fn count_pass(headers: &HeaderMap, installation: &str) -> Result<Vec<HeaderValue>, ProxyError> {
     let (mut others, mut passes) = (Vec::new(), 0_u32);
     for value in headers.get_all(&PASSES) {
         match value.to_str().ok().and_then(|text| text.rsplit_once('=')) {
@@ -161,15 +197,12 @@ pub fn count_pass(
     if passes >= MAX_PASSES {
         return Err(ErrorKind::LoopDetected.into());
     }
-    headers.insert(PASSES.clone(), pass_value(installation, passes + 1));
-    for value in others {
-        headers.append(PASSES.clone(), value);
-    }
-    Ok(())
+    others.insert(0, pass_value(installation, passes + 1));
+    Ok(others)
 }
 
 /// The mark of a request's pass through an installation.
-pub fn pass_value(installation: &str, passes: u32) -> HeaderValue {
+fn pass_value(installation: &str, passes: u32) -> HeaderValue {
     text(&format!("{installation}={passes}"))
 }
 
@@ -206,14 +239,14 @@ fn parse_id(text: &[u8]) -> Option<RequestId> {
     (digits == 32 && text.len() <= 36).then_some(RequestId(id))
 }
 
-fn id_value(id: RequestId) -> HeaderValue {
+fn hexadecimal(id: RequestId) -> [u8; 32] {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     let mut text = [0; 32];
     for (pair, byte) in text.chunks_exact_mut(2).zip(id.0) {
         pair[0] = HEX[usize::from(byte >> 4)];
         pair[1] = HEX[usize::from(byte & 15)];
     }
-    HeaderValue::from_bytes(&text).expect("hexadecimal digits are a valid value")
+    text
 }
 
 fn text(text: &str) -> HeaderValue {
@@ -227,7 +260,7 @@ mod tests {
     const ID: RequestId = RequestId([0xab; 16]);
 
     fn introduction() -> Introduction {
-        Introduction::new("192.0.2.7:4000".parse().expect("address"), 8443, Scheme::Https)
+        Introduction::new("192.0.2.7:4000".parse().expect("address"), 8443, Scheme::Https, "edge".into())
     }
 
     fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -238,7 +271,14 @@ mod tests {
         let (mut headers, introduction) = (headers(fields), introduction());
         strip_aliases(&mut headers);
         let seen = introduction.see(&headers, hops);
-        introduction.write(&mut headers, &seen, hops, ID);
+        let lines = introduction.lines(&mut headers, &seen, hops, ID, true).expect("no loop");
+        OURS.iter().for_each(|name| assert!(!headers.contains_key(name), "{name} stands twice"));
+        let text: Vec<u8> = lines.left(0).iter().flat_map(|slice| slice.to_vec()).collect();
+        for line in String::from_utf8(text).expect("text").split_terminator("\r\n") {
+            let (name, value) = line.split_once(": ").expect("a field");
+            let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");
+            headers.append(name, HeaderValue::from_str(value).expect("a value"));
+        }
         (headers, seen)
     }
 
@@ -282,15 +322,20 @@ mod tests {
 
     #[test]
     fn the_fifth_pass_is_a_loop_and_other_installations_do_not_count() {
-        let first = pass_value("edge", 1);
-        let mut headers = headers(&[("x-portcullis-passes", "inner=4")]);
+        let introduction = introduction();
+        let mut values = vec![HeaderValue::from_static("inner=4")];
+        let seen = Seen { ip: introduction.peer, scheme: Scheme::Https, request_id: None };
         for _ in 0..4 {
-            count_pass(&mut headers, &first, "edge").expect("not yet");
+            let mut headers = HeaderMap::new();
+            values.iter().for_each(|value| drop(headers.append(&PASSES, value.clone())));
+            introduction.lines(&mut headers.clone(), &seen, 0, ID, true).expect("not yet");
+            values = count_pass(&headers, "edge").expect("not yet");
         }
-        let looped = count_pass(&mut headers, &first, "edge").expect_err("a loop");
-        assert_eq!(looped.kind, ErrorKind::LoopDetected);
-        let values: Vec<_> = headers.get_all(&PASSES).iter().map(|v| v.to_str().expect("text")).collect();
         assert_eq!(values, ["edge=4", "inner=4"]);
+        let mut headers = HeaderMap::new();
+        values.iter().for_each(|value| drop(headers.append(&PASSES, value.clone())));
+        let looped = introduction.lines(&mut headers, &seen, 0, ID, true).expect_err("a loop");
+        assert_eq!(looped.kind, ErrorKind::LoopDetected);
     }
 
     #[test]

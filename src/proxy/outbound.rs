@@ -38,7 +38,7 @@ impl Outbound for WorkerOutbound {
             let live = worker.live();
             let backend = live.backend_by_id(backend).ok_or(ErrorKind::BackendNotFound)?;
             let limits = SendLimits { connect: Some(CONNECT), deadline: Some(Instant::now() + LONGEST) };
-            Ok(worker.pools.send(backend, request, limits).await?.response)
+            Ok(worker.pools.send(backend, request, None, limits).await?.response)
         })
     }
 

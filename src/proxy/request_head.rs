@@ -13,6 +13,7 @@ use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderValue, Method, Uri};
 
 use super::Limits;
+use super::forwarded::introduces;
 use crate::message::{ErrorKind, Protocol, ProxyError};
 use crate::route_map::path::normal_form;
 
@@ -27,8 +28,8 @@ pub struct Intake {
     pub expects_continue: bool,
     /// `OPTIONS *`
     pub asterisk: bool,
-    /// A field's name begins with `x-forwarded`.
-    pub forwarded: bool,
+    /// A field introduces the client, as we do.
+    pub introduced: bool,
     /// So many bytes of `Host` are the host, without a port.
     host_bytes: usize,
 }
@@ -60,7 +61,7 @@ pub fn take_in(
     let host_bytes = settle_host(parts, protocol, survey.hosts)?;
     let mut intake = Intake {
         expects_continue: survey.expect,
-        forwarded: survey.forwarded,
+        introduced: survey.introduced,
         host_bytes,
         ..Intake::default()
     };
@@ -104,7 +105,7 @@ struct Survey {
     /// Any other field that ends here.
     hop_by_hop: bool,
     underscore: bool,
-    forwarded: bool,
+    introduced: bool,
 }
 
 /// Fields of RFC 9110 section 7.6.1 and those that were used in their place. `Trailer` goes on with the trailers.
@@ -136,11 +137,12 @@ impl Survey {
                 header::TE => self.te = true,
                 header::EXPECT => self.expect |= value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
                 header::PROXY_AUTHORIZATION => self.hop_by_hop = true,
+                header::FORWARDED => self.introduced = true,
                 _ => match name.as_str() {
                     "keep-alive" | "proxy-connection" | "http2-settings" => self.hop_by_hop = true,
                     other => {
                         self.underscore |= other.as_bytes().contains(&b'_');
-                        self.forwarded |= other.starts_with("x-forwarded");
+                        self.introduced |= introduces(other);
                     }
                 },
             }

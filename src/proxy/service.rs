@@ -96,7 +96,7 @@ async fn serve(
     }
     let seen = connection.introduction.see(&parts.headers, worker.settings.trusted_hops);
     account.scheme = seen.scheme;
-    if intake.forwarded {
+    if intake.introduced {
         forwarded::strip_aliases(&mut parts.headers);
     }
     let name = intake.host(&parts.headers);

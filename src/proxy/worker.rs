@@ -8,11 +8,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
-use http::HeaderValue;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::forwarded::pass_value;
 use super::keep::Kept;
 use super::live::Live;
 use super::watch::{Sweep, Verdict};
@@ -63,8 +61,6 @@ pub struct Worker {
     /// Requests that matched no rule.
     pub unmatched: Arc<RuleStats>,
     pub sweep: Rc<Sweep>,
-    /// The mark of a request's first pass.
-    pub first_pass: HeaderValue,
     live: RefCell<(u64, Rc<Serving>)>,
     outbound: RefCell<Option<Rc<dyn Outbound>>>,
     phase: Cell<Phase>,
@@ -117,7 +113,6 @@ impl Worker {
             stats: shared.telemetry.worker(index),
             unmatched: shared.telemetry.rule(&empty, &empty, &empty),
             sweep: Rc::default(),
-            first_pass: pass_value(&shared.settings.installation, 1),
             live: RefCell::new((0, Rc::new(Serving(live)))),
             outbound: RefCell::default(),
             phase: Cell::new(shared.drain.phase()),

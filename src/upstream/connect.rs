@@ -11,8 +11,8 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
-use super::Guard;
 use super::wire::{Exchanged, Wire};
+use super::{Guard, HeadLines};
 use crate::message::{Body, ErrorKind, ProxyError, Request};
 
 /// Response heads over this, or of more than hyper's 100 fields, answer 502. Another number of fields would cost an
@@ -90,7 +90,7 @@ impl Connection {
         self.sender.is_closed()
     }
 
-    /// `keep`: its head may be asked for when it failed.
+    /// `keep`: its head may be asked for when it failed. `lines` are put into it on the way.
     ///
     /// # Errors
     /// The request as it was where nothing of it was sent. The connection is of no more use then.
@@ -98,8 +98,9 @@ impl Connection {
         &mut self,
         request: Request,
         keep: bool,
+        lines: Option<HeadLines>,
     ) -> Result<http::Response<hyper::body::Incoming>, Box<Unanswered>> {
-        self.exchanged.begins(keep);
+        self.exchanged.begins(keep, lines);
         match self.sender.try_send_request(request).await {
             Ok(response) => {
                 self.exchanged.head_is_there();

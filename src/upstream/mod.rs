@@ -6,6 +6,7 @@ mod balance;
 mod connect;
 mod endpoint;
 mod guard;
+mod head_lines;
 mod pool;
 mod replay;
 #[cfg(test)]
@@ -14,4 +15,5 @@ mod wire;
 
 pub use backend::Backend;
 pub use guard::{Guard, Loopback};
+pub use head_lines::{HeadLines, SharedLines};
 pub use pool::{Answer, Pools, SendLimits};

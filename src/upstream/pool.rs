@@ -20,7 +20,7 @@ use super::replay;
 use crate::message::{BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side};
 use crate::route_map::HostHeader;
 use crate::telemetry::Connect;
-use crate::upstream::{Backend, Guard};
+use crate::upstream::{Backend, Guard, HeadLines};
 
 const CONNECT: Duration = Duration::from_secs(2);
 /// So many endpoints are tried until one can be connected to.
@@ -78,10 +78,11 @@ impl Pools {
     }
 
     /// Picks an endpoint, takes or makes a connection, sends the request (origin form, HTTP/1.1, hop-by-hop fields
-    /// already ours) and gives the answer's head; the body streams. `BackendPlan.host_header` is applied here: a name
-    /// (of the backend, or of the endpoint) replaces `Host` unless the request carries [`FixedHost`]. A kept connection that closes as we write never shows:
-    /// the request goes out again on another while nothing of it was sent, or nothing came back and it may be repeated
-    /// (idempotent, its body at hand). An answer 101 carries `hyper::upgrade::OnUpgrade` in its extensions.
+    /// already ours) with `lines` in its head and gives the answer's head; the body streams. `BackendPlan.host_header`
+    /// is applied here: a name (of the backend, or of the endpoint) replaces `Host` unless the request carries
+    /// [`FixedHost`]. A kept connection that closes as we write never shows: the request goes out again on another
+    /// while nothing of it was sent, or nothing came back and it may be repeated (idempotent, its body at hand). An
+    /// answer 101 carries `hyper::upgrade::OnUpgrade` in its extensions.
     ///
     /// Dropping this future, or the answer's body before its end, closes the connection at once.
     ///
@@ -91,6 +92,7 @@ impl Pools {
         &self,
         backend: &Arc<Backend>,
         mut request: Request,
+        lines: Option<HeadLines>,
         limits: SendLimits,
     ) -> Result<Answer, ProxyError> {
         let pool = self.pool(backend);
@@ -98,7 +100,7 @@ impl Pools {
         address_to(&mut request, pool.host.as_ref());
         backend.stats.request(self.worker);
         // Pinned where it is made: moving it into the time-out would copy all of its state.
-        let attempts = pin!(self.attempts(backend, &pool, request, asked_as, limits));
+        let attempts = pin!(self.attempts(backend, &pool, request, lines, asked_as, limits));
         let outcome = match limits.deadline {
             None => attempts.await,
             Some(deadline) => tokio::time::timeout_at(deadline, attempts)
@@ -118,6 +120,7 @@ impl Pools {
         backend: &Backend,
         pool: &BackendPool,
         mut request: Request,
+        lines: Option<HeadLines>,
         asked_as: Option<HeaderValue>,
         limits: SendLimits,
     ) -> Result<Answer, ProxyError> {
@@ -132,7 +135,7 @@ impl Pools {
             let spare = if kept && from == From::Kept { replay::spare_body(&request) } else { None };
             let endpoint = lease.0.endpoint.address;
             let connection = lease.0.connection.as_mut().expect("`lease` gives none without");
-            let failed = match connection.send(request, spare.is_some()).await {
+            let failed = match connection.send(request, spare.is_some(), lines.clone()).await {
                 Ok(head) => return Ok(Answer { response: answer::stream(head, lease.0), endpoint }),
                 Err(failed) => failed,
             };

@@ -1,15 +1,18 @@
 //! The bytes of a backend connection on their way from and to hyper. Those that come are counted until the head of an
 //! answer is there: so we know whether an endpoint that failed had said anything, and an endless row of interim
-//! answers comes to an end. The head that went out is kept for the case that it must go out again.
+//! answers comes to an end. Into the head that goes out lines are put, and it is kept for the case that it must go out
+//! again.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
-use std::task::{Context, Poll};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+
+use super::HeadLines;
 
 /// Interim answers and the head after them may be this long in all. Above what hyper reads at once (about 400 KiB), or
 /// the start of a body that came with its head would be taken for more of it.
@@ -17,9 +20,11 @@ const MAX_UNANSWERED: usize = 1 << 20;
 const HEAD_IS_THERE: usize = usize::MAX;
 /// Larger heads are not kept beyond their request.
 const KEPT_ROOM: usize = 4 << 10;
+/// hyper offers at most 64 slices.
+const MAX_SLICES: usize = 68;
 
-/// What is known of the request under way. Written and read on one thread; atomic because a connection that is
-/// upgraded must be `Send`.
+/// What is known of the request under way. Written and read on one thread; atomic, or under a mutex that nobody ever
+/// waits for, because a connection that is upgraded must be `Send`.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Exchanged(Arc<State>);
 
@@ -27,8 +32,12 @@ pub(super) struct Exchanged(Arc<State>);
 struct State {
     /// Bytes that came for it.
     heard: AtomicUsize,
-    /// The next bytes out begin with a head that is to be kept.
+    /// The next bytes out begin with a head.
+    begins: AtomicBool,
+    /// It is to be kept.
     keep: AtomicBool,
+    /// To be put into it.
+    lines: Mutex<Option<HeadLines>>,
     /// The kept head, once the connection failed or was closed.
     sent: OnceLock<Vec<u8>>,
 }
@@ -38,13 +47,25 @@ pub(super) struct Wire {
     stream: TcpStream,
     state: Arc<State>,
     head: Vec<u8>,
+    insert: Option<Insert>,
+}
+
+/// Lines on their way.
+#[derive(Debug)]
+struct Insert {
+    /// So many bytes of hyper's go before them.
+    before: usize,
+    lines: HeadLines,
+    done: usize,
 }
 
 impl Exchanged {
     /// A request begins; `keep` its head in case that it must be sent again.
-    pub fn begins(&self, keep: bool) {
+    pub fn begins(&self, keep: bool, lines: Option<HeadLines>) {
         self.0.heard.store(0, Ordering::Relaxed);
         self.0.keep.store(keep, Ordering::Relaxed);
+        *self.0.lines.lock().unwrap_or_else(PoisonError::into_inner) = lines;
+        self.0.begins.store(true, Ordering::Relaxed);
     }
 
     pub fn head_is_there(&self) {
@@ -64,20 +85,60 @@ impl Exchanged {
 
 impl Wire {
     pub fn new(stream: TcpStream, exchanged: &Exchanged) -> Self {
-        Self { stream, state: exchanged.0.clone(), head: Vec::new() }
+        Self { stream, state: exchanged.0.clone(), head: Vec::new(), insert: None }
     }
 
     /// hyper hands over a head as a whole, at the beginning of a write.
     fn note(&mut self, bytes: &[u8]) {
-        if !self.state.keep.load(Ordering::Relaxed) {
+        if !self.state.begins.load(Ordering::Relaxed) {
             return;
         }
-        self.state.keep.store(false, Ordering::Relaxed);
-        if self.head.capacity() > KEPT_ROOM {
-            self.head = Vec::new();
+        self.state.begins.store(false, Ordering::Relaxed);
+        let lines = self.state.lines.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let first_line = bytes.iter().position(|byte| *byte == b'\n');
+        if let (Some(lines), Some(end)) = (lines, first_line) {
+            self.insert = Some(Insert { before: end + 1, lines, done: 0 });
         }
-        self.head.clear();
-        self.head.extend_from_slice(bytes);
+        if self.state.keep.load(Ordering::Relaxed) {
+            if self.head.capacity() > KEPT_ROOM {
+                self.head = Vec::new();
+            }
+            self.head.clear();
+            self.head.extend_from_slice(bytes);
+        }
+    }
+
+    /// Writes with the lines put in; how many of hyper's own bytes went out.
+    fn poll_insert(
+        &mut self,
+        context: &mut Context<'_>,
+        insert: &mut Insert,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let Some((first, others)) = slices.split_first() else { return Poll::Ready(Ok(0)) };
+        let mut all = [IoSlice::new(&[]); MAX_SLICES];
+        loop {
+            let (before, after) = first.split_at(insert.before.min(first.len()));
+            let [shared, own] = insert.lines.left(insert.done);
+            let mut count = 0;
+            let head = [IoSlice::new(before), shared, own, IoSlice::new(after)];
+            for slice in head.iter().chain(others).filter(|slice| !slice.is_empty()).take(MAX_SLICES) {
+                all[count] = *slice;
+                count += 1;
+            }
+            let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, &all[..count]))?;
+            if written == 0 {
+                return Poll::Ready(Ok(0));
+            }
+            let ours = before.len();
+            let lines = written.saturating_sub(ours).min(insert.lines.len() - insert.done);
+            insert.before -= written.min(ours);
+            insert.done += lines;
+            // hyper takes nothing written for the end of the connection.
+            if written > lines {
+                return Poll::Ready(Ok(written - lines));
+            }
+        }
     }
 
     fn failed(&mut self) {
@@ -113,17 +174,8 @@ impl AsyncRead for Wire {
 }
 
 impl AsyncWrite for Wire {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.note(bytes);
-        let outcome = Pin::new(&mut self.stream).poll_write(context, bytes);
-        if let Poll::Ready(Err(_)) = &outcome {
-            self.failed();
-        }
-        outcome
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(context, &[IoSlice::new(bytes)])
     }
 
     fn poll_write_vectored(
@@ -134,7 +186,16 @@ impl AsyncWrite for Wire {
         if let Some(first) = slices.first() {
             self.note(first);
         }
-        let outcome = Pin::new(&mut self.stream).poll_write_vectored(context, slices);
+        let outcome = match (self.insert.take(), slices) {
+            (Some(mut insert), _) => {
+                let outcome = self.poll_insert(context, &mut insert, slices);
+                self.insert = (insert.done < insert.lines.len()).then_some(insert);
+                outcome
+            }
+            // `send` is cheaper than `writev`.
+            (None, [one]) => Pin::new(&mut self.stream).poll_write(context, one),
+            (None, _) => Pin::new(&mut self.stream).poll_write_vectored(context, slices),
+        };
         if let Poll::Ready(Err(_)) = &outcome {
             self.failed();
         }

@@ -26,7 +26,7 @@ fn a_body_that_is_cut_ends_in_an_error() {
         for script in scripts {
             let server = Scripted::start(script).await;
             let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
-            let answer = pools.send(&backend, get(), SendLimits::default()).await.expect("a head");
+            let answer = pools.send(&backend, get(), None, SendLimits::default()).await.expect("a head");
             assert!(answer.response.into_body().read(1 << 20).await.is_err());
         }
     });
@@ -44,7 +44,7 @@ fn what_is_no_http_answer_is_invalid() {
         for script in scripts {
             let server = Scripted::start(script).await;
             let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
-            let outcome = pools.send(&backend, get(), SendLimits::default()).await;
+            let outcome = pools.send(&backend, get(), None, SendLimits::default()).await;
             assert_eq!(kind(outcome), ErrorKind::InvalidResponse);
         }
     });
@@ -63,7 +63,7 @@ fn answers_without_end_are_cut() {
         ] {
             let address = flood(start, more).await;
             let (pools, backend) = (pools(), backend(&[address], HostHeader::Preserve));
-            let outcome = pools.send(&backend, get(), SendLimits::default()).await;
+            let outcome = pools.send(&backend, get(), None, SendLimits::default()).await;
             assert_eq!(kind(outcome), ErrorKind::InvalidResponse, "{more}");
         }
     });
@@ -79,7 +79,7 @@ fn an_interim_answer_is_passed_over() {
         })
         .await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
-        assert_eq!(whole(pools.send(&backend, get(), SendLimits::default()).await).await, "ok");
+        assert_eq!(whole(pools.send(&backend, get(), None, SendLimits::default()).await).await, "ok");
     });
 }
 
@@ -96,7 +96,7 @@ fn a_tunnel_carries_bytes_both_ways_and_never_returns_to_the_pool() {
         let mut upgrade = get();
         upgrade.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         upgrade.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("echo"));
-        let answer = pools.send(&backend, upgrade, SendLimits::default()).await.expect("an answer");
+        let answer = pools.send(&backend, upgrade, None, SendLimits::default()).await.expect("an answer");
         assert_eq!(answer.response.status(), 101);
         let mut tunnel =
             hyper_util::rt::TokioIo::new(hyper::upgrade::on(answer.response).await.expect("upgraded"));
@@ -117,8 +117,8 @@ fn an_answer_before_the_request_was_read_ends_the_upload() {
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
         let endless = StreamBody::new(futures_util::stream::pending::<Result<Frame<Bytes>, BodyError>>());
         let post = request(Method::POST, Body::stream(endless));
-        assert_eq!(whole(pools.send(&backend, post, SendLimits::default()).await).await, "ok");
-        whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+        assert_eq!(whole(pools.send(&backend, post, None, SendLimits::default()).await).await, "ok");
+        whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
         assert_eq!(server.connections(), 2, "the busy connection is not used again");
         sleep(Duration::from_secs(3)).await;
         assert_eq!(*server.open.borrow(), 1);

@@ -39,11 +39,11 @@ fn an_idle_connection_is_closed_below_a_minute_however_busy_the_endpoint_was() {
         let server = Scripted::start(|_| vec![Step::Answer(OK), Step::Silence]).await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
         together(&pools, &backend, 4).await;
-        let waiting = (0..2).map(|_| pools.send(&backend, get(), SendLimits::default()));
+        let waiting = (0..2).map(|_| pools.send(&backend, get(), None, SendLimits::default()));
         let waiting = futures_util::future::join_all(waiting);
         assert!(timeout(Duration::from_secs(50), waiting).await.is_err());
         server.has_open(2).await;
-        let waiting = pools.send(&backend, get(), SendLimits::default());
+        let waiting = pools.send(&backend, get(), None, SendLimits::default());
         assert!(timeout(Duration::from_secs(8), waiting).await.is_err());
         server.has_open(0).await;
     });
@@ -57,7 +57,7 @@ fn an_endpoint_that_left_takes_no_requests_and_its_connections_close() {
             Scripted::start(|_| vec![Step::Answer(OK)]).await,
         );
         let (pools, backend) = (pools(), backend(&[old.address], HostHeader::Preserve));
-        let under_way = pools.send(&backend, get(), SendLimits::default()).await;
+        let under_way = pools.send(&backend, get(), None, SendLimits::default()).await;
         together(&pools, &backend, 2).await;
         backend.set_endpoints(set(&[new.address]));
         together(&pools, &backend, 2).await;

@@ -188,7 +188,7 @@ pub(super) fn local_paused(test: impl Future<Output = ()>) {
 
 /// Sends `count` requests at once and reads their answers.
 pub(super) async fn together(pools: &Pools, backend: &Arc<Backend>, count: usize) {
-    let all = (0..count).map(|_| pools.send(backend, get(), SendLimits::default()));
+    let all = (0..count).map(|_| pools.send(backend, get(), None, SendLimits::default()));
     for outcome in futures_util::future::join_all(all).await {
         whole(outcome).await;
     }

@@ -23,7 +23,7 @@ fn one_connection_serves_request_after_request() {
         let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
         for _ in 0..5 {
-            let outcome = pools.send(&backend, get(), SendLimits::default()).await;
+            let outcome = pools.send(&backend, get(), None, SendLimits::default()).await;
             assert_eq!(outcome.as_ref().expect("an answer").endpoint, server.address);
             assert_eq!(whole(outcome).await, "ok");
         }
@@ -37,10 +37,10 @@ fn the_backends_name_replaces_host_unless_a_rule_set_it() {
     local(async {
         let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Name("api.test".into())));
-        whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+        whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
         let mut fixed = get();
         fixed.extensions_mut().insert(FixedHost);
-        whole(pools.send(&backend, fixed, SendLimits::default()).await).await;
+        whole(pools.send(&backend, fixed, None, SendLimits::default()).await).await;
         let hosts: Vec<_> =
             server.seen.borrow()[0].iter().map(|head| head.contains("host: api.test\r\n")).collect();
         assert_eq!(hosts, [true, false]);
@@ -57,12 +57,12 @@ fn each_endpoint_is_asked_under_its_own_name_and_one_without_under_the_clients()
         let endpoints = vec![named(None), named(Some("one.test")), named(Some("two.test:81"))];
         backend.set_endpoints(EndpointSet { endpoints, known: true });
         for _ in 0..3 {
-            whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+            whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
         }
         for _ in 0..3 {
             let mut fixed = get();
             fixed.extensions_mut().insert(FixedHost);
-            whole(pools.send(&backend, fixed, SendLimits::default()).await).await;
+            whole(pools.send(&backend, fixed, None, SendLimits::default()).await).await;
         }
         let mut hosts: Vec<_> = server.seen.borrow().iter().flatten().map(|head| host(head)).collect();
         hosts.sort();
@@ -85,8 +85,8 @@ fn a_kept_connection_that_closes_as_we_write_never_shows() {
         })
         .await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
-        whole(pools.send(&backend, get(), SendLimits::default()).await).await;
-        assert_eq!(whole(pools.send(&backend, get(), SendLimits::default()).await).await, "ok");
+        whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
+        assert_eq!(whole(pools.send(&backend, get(), None, SendLimits::default()).await).await, "ok");
         assert_eq!(server.requests(), 3, "the second request was sent twice");
     });
 }
@@ -96,9 +96,9 @@ fn a_request_that_must_not_be_repeated_is_not() {
     local(async {
         let server = Scripted::start(|_| vec![Step::Answer(OK), Step::Close]).await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
-        whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+        whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
         let post = request(Method::POST, Body::Empty);
-        assert_eq!(kind(pools.send(&backend, post, SendLimits::default()).await), ErrorKind::Reset);
+        assert_eq!(kind(pools.send(&backend, post, None, SendLimits::default()).await), ErrorKind::Reset);
         assert_eq!(server.requests(), 2);
     });
 }
@@ -108,10 +108,10 @@ fn a_streamed_body_that_was_begun_is_not_sent_twice() {
     local(async {
         let server = Scripted::start(|_| vec![Step::Answer(OK), Step::Close]).await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
-        whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+        whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
         let frames = [Ok::<_, BodyError>(Frame::data(Bytes::from_static(b"part")))];
         let put = request(Method::PUT, Body::stream(StreamBody::new(futures_util::stream::iter(frames))));
-        assert_eq!(kind(pools.send(&backend, put, SendLimits::default()).await), ErrorKind::Reset);
+        assert_eq!(kind(pools.send(&backend, put, None, SendLimits::default()).await), ErrorKind::Reset);
         assert_eq!(server.requests(), 2);
     });
 }
@@ -121,7 +121,7 @@ fn a_new_connection_that_closes_is_no_reason_to_ask_again() {
     local(async {
         let server = Scripted::start(|_| vec![Step::Close]).await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
-        assert_eq!(kind(pools.send(&backend, get(), SendLimits::default()).await), ErrorKind::Reset);
+        assert_eq!(kind(pools.send(&backend, get(), None, SendLimits::default()).await), ErrorKind::Reset);
         assert_eq!(server.requests(), 1);
     });
 }
@@ -132,8 +132,10 @@ fn a_connection_closed_while_idle_is_not_used_again() {
         let server = Scripted::start(|_| vec![Step::Last(OK)]).await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
         for _ in 0..3 {
-            whole(pools.send(&backend, request(Method::POST, Body::Empty), SendLimits::default()).await)
-                .await;
+            whole(
+                pools.send(&backend, request(Method::POST, Body::Empty), None, SendLimits::default()).await,
+            )
+            .await;
             settle().await;
         }
         assert_eq!((server.connections(), server.requests()), (3, 3));
@@ -150,7 +152,7 @@ fn endpoints_take_turns() {
         let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
         let (pools, backend) = (pools(), backend(&addresses, HostHeader::Preserve));
         for _ in 0..30 {
-            whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+            whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
         }
         assert_eq!(servers.iter().map(Scripted::requests).collect::<Vec<_>>(), [10, 10, 10]);
     });
@@ -167,7 +169,7 @@ fn the_first_turn_differs_from_worker_to_worker() {
         let backend = backend(&addresses, HostHeader::Preserve);
         for seed in 0..64 {
             let pools = Pools::new(0, seed, Guard::new(Loopback::Allowed));
-            whole(pools.send(&backend, get(), SendLimits::default()).await).await;
+            whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
         }
         assert!(servers.iter().all(|server| (6..=26).contains(&server.requests())));
     });
@@ -181,7 +183,7 @@ fn an_endpoint_that_cannot_be_reached_is_passed_over_and_then_left_alone() {
         let (pools, backend) = (pools(), backend(&[dead, server.address], HostHeader::Preserve));
         for _ in 0..10 {
             let body = Body::from("not to be lost");
-            whole(pools.send(&backend, request(Method::POST, body), SendLimits::default()).await).await;
+            whole(pools.send(&backend, request(Method::POST, body), None, SendLimits::default()).await).await;
         }
         assert_eq!(server.requests(), 10);
         let metrics = backend.stats.totals().expect("counted");
@@ -197,7 +199,10 @@ fn all_endpoints_dead_is_a_connect_failure_after_three() {
             dead.push(refused().await);
         }
         let (pools, backend) = (pools(), backend(&dead, HostHeader::Preserve));
-        assert_eq!(kind(pools.send(&backend, get(), SendLimits::default()).await), ErrorKind::ConnectFailure);
+        assert_eq!(
+            kind(pools.send(&backend, get(), None, SendLimits::default()).await),
+            ErrorKind::ConnectFailure
+        );
         assert_eq!(backend.stats.totals().expect("counted").connects[1], 3);
     });
 }
@@ -216,12 +221,12 @@ fn an_endpoint_that_swallows_packets_leaves_time_for_the_next() {
         }
         let limits = SendLimits { connect: Some(Duration::from_millis(300)), deadline: None };
         let (pools, alone) = (pools(), backend(&[silent], HostHeader::Preserve));
-        assert_eq!(kind(pools.send(&alone, get(), limits).await), ErrorKind::ConnectTimeout);
+        assert_eq!(kind(pools.send(&alone, get(), None, limits).await), ErrorKind::ConnectTimeout);
 
         let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
         let both = backend(&[silent, server.address], HostHeader::Preserve);
         for _ in 0..2 {
-            assert_eq!(whole(pools.send(&both, get(), limits).await).await, "ok");
+            assert_eq!(whole(pools.send(&both, get(), None, limits).await).await, "ok");
         }
     });
 }
@@ -232,12 +237,12 @@ fn no_endpoints_and_refused_ones_are_told_apart() {
         let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
         let empty = backend(&[], HostHeader::Preserve);
         assert_eq!(
-            kind(pools().send(&empty, get(), SendLimits::default()).await),
+            kind(pools().send(&empty, get(), None, SendLimits::default()).await),
             ErrorKind::NoHealthyEndpoints
         );
         let strict = Pools::new(0, 7, Guard::new(Loopback::Refused));
         let loopback = backend(&[server.address], HostHeader::Preserve);
-        let outcome = strict.send(&loopback, get(), SendLimits::default()).await;
+        let outcome = strict.send(&loopback, get(), None, SendLimits::default()).await;
         assert_eq!(kind(outcome), ErrorKind::AddressNotPermitted);
         assert_eq!(server.connections(), 0);
     });
@@ -249,7 +254,7 @@ fn a_silent_backend_times_out_and_its_connection_is_closed() {
         let server = Scripted::start(|_| vec![Step::Silence]).await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
         let limits = SendLimits { connect: None, deadline: Some(Instant::now() + Duration::from_millis(50)) };
-        assert_eq!(kind(pools.send(&backend, get(), limits).await), ErrorKind::BackendTimeout);
+        assert_eq!(kind(pools.send(&backend, get(), None, limits).await), ErrorKind::BackendTimeout);
         server.has_open(0).await;
     });
 }
@@ -259,7 +264,7 @@ fn a_client_that_leaves_takes_its_connection_with_it() {
     local(async {
         let server = Scripted::start(|_| vec![Step::Silence]).await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
-        let mut sent = Box::pin(pools.send(&backend, get(), SendLimits::default()));
+        let mut sent = Box::pin(pools.send(&backend, get(), None, SendLimits::default()));
         while server.requests() == 0 {
             assert!(timeout(Duration::from_millis(1), &mut sent).await.is_err());
         }
@@ -275,7 +280,7 @@ fn a_body_left_unread_closes_its_connection_and_one_read_gives_it_back() {
             Scripted::start(|_| vec![Step::Answer("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\nstart")])
                 .await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
-        let answer = pools.send(&backend, get(), SendLimits::default()).await.expect("an answer");
+        let answer = pools.send(&backend, get(), None, SendLimits::default()).await.expect("an answer");
         server.has_open(1).await;
         drop(answer);
         server.has_open(0).await;

@@ -1,0 +1,90 @@
+//! Fields that go into a request's head as it is written, behind its first line. Most are the same for all requests of
+//! a client's connection: as bytes they cost one entry of a `writev`, as fields each would be hashed, stored, counted
+//! and encoded again on every request.
+
+use std::io::IoSlice;
+
+use bytes::{BufMut, Bytes, BytesMut};
+use http::{HeaderName, HeaderValue};
+
+/// Room for one field of a request's own.
+const OWN: usize = 64;
+
+/// Whole lines of a head: those that requests share, and one of this request's own.
+#[derive(Clone, Debug)]
+pub struct HeadLines {
+    shared: Bytes,
+    own: [u8; OWN],
+    own_len: usize,
+}
+
+/// Lines in the making. Values are proven when they come, so that no line can end before its end.
+#[derive(Debug, Default)]
+pub struct SharedLines(BytesMut);
+
+impl SharedLines {
+    pub fn add(&mut self, name: &HeaderName, value: &HeaderValue) {
+        self.0.reserve(name.as_str().len() + value.len() + 4);
+        self.0.put_slice(name.as_str().as_bytes());
+        self.0.put_slice(b": ");
+        self.0.put_slice(value.as_bytes());
+        self.0.put_slice(b"\r\n");
+    }
+
+    pub fn freeze(self) -> Bytes {
+        self.0.freeze()
+    }
+}
+
+impl HeadLines {
+    /// `shared` is of [`SharedLines`]. A value that no field can have, or that is too long for its room, is left out.
+    pub fn new(shared: Bytes, name: &'static str, value: &[u8]) -> Self {
+        let (mut own, mut len) = ([0; OWN], 0);
+        let fits = name.len() + value.len() + 4 <= OWN;
+        if fits && value.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+            for part in [name.as_bytes(), b": ", value, b"\r\n"] {
+                own[len..len + part.len()].copy_from_slice(part);
+                len += part.len();
+            }
+        }
+        Self { shared, own, own_len: len }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.shared.len() + self.own_len
+    }
+
+    /// What is left of both after the first `done` bytes.
+    pub fn left(&self, done: usize) -> [IoSlice<'_>; 2] {
+        let shared = self.shared.get(done..).unwrap_or_default();
+        let own = self.own.get(done.saturating_sub(self.shared.len())..self.own_len).unwrap_or_default();
+        [IoSlice::new(shared), IoSlice::new(own)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn text(lines: &HeadLines, done: usize) -> String {
+        lines.left(done).iter().map(|slice| String::from_utf8_lossy(slice).into_owned()).collect()
+    }
+
+    #[test]
+    fn lines_are_whole_and_what_is_left_of_them_too() {
+        let mut shared = SharedLines::default();
+        shared.add(&HeaderName::from_static("a"), &HeaderValue::from_static("1"));
+        let lines = HeadLines::new(shared.freeze(), "id", b"xyz");
+        assert_eq!(text(&lines, 0), "a: 1\r\nid: xyz\r\n");
+        let all = text(&lines, 0);
+        for done in 0..=lines.len() {
+            assert_eq!(text(&lines, done), all[done..], "after {done}");
+        }
+    }
+
+    #[test]
+    fn a_value_that_could_end_its_line_is_left_out() {
+        assert_eq!(HeadLines::new(Bytes::new(), "id", b"a\r\nx: y").len(), 0);
+        assert_eq!(HeadLines::new(Bytes::new(), "id", &[b'a'; 80]).len(), 0);
+    }
+}
