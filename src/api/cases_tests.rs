@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::layers::{parse_backend, parse_route};
-use super::{ParsedRule, crd};
+use super::{PolicyLayer, crd, parse_policy};
 use crate::filters::{NoScope, REGISTRY};
 use crate::values::{Problem, Severity};
 
@@ -28,21 +28,31 @@ fn cases(folder: &str) -> Vec<(String, String, Value)> {
 /// All errors, those of the policy members included.
 fn errors(object: &Value) -> Vec<String> {
     let spec = object["spec"].to_string();
-    let problems = if object["kind"] == "GatewayBackend" {
-        parse_backend(&spec).problems
-    } else {
-        let route = parse_route(&spec);
-        let of_rules = route.rules.iter().flat_map(rule_problems);
-        route.problems.into_iter().chain(of_rules).collect()
+    let problems = match object["kind"].as_str() {
+        Some("GatewayBackend") => parse_backend(&spec).problems,
+        Some("GatewayPolicy") => {
+            let parsed = parse_policy(&spec);
+            parsed.problems.into_iter().chain(member_problems(&parsed.policy)).collect()
+        }
+        _ => {
+            let route = parse_route(&spec);
+            let mut problems = route.problems;
+            problems.extend(member_problems(&route.policy));
+            for rule in &route.rules {
+                problems.extend(rule.problems.iter().cloned());
+                problems.extend(member_problems(&rule.policy));
+            }
+            problems
+        }
     };
     let errors = problems.iter().filter(|problem| problem.severity == Severity::Error);
     errors.map(ToString::to_string).collect()
 }
 
-fn rule_problems(rule: &ParsedRule) -> Vec<Problem> {
-    let mut problems = rule.problems.clone();
-    for member in &rule.policy {
-        let compiled = (REGISTRY[member.row].compile)(&member.value, &mut NoScope);
+fn member_problems(layer: &PolicyLayer) -> Vec<Problem> {
+    let mut problems = Vec::new();
+    for (row, member) in layer.given.iter().filter_map(|(row, member)| Some((row, member.as_ref()?))) {
+        let compiled = (REGISTRY[*row].compile)(&member.value, &mut NoScope);
         problems.extend(compiled.err().unwrap_or_default().into_iter().map(|one| one.under(&member.path)));
     }
     problems
@@ -76,7 +86,7 @@ fn each_rule_of_the_schemas_has_a_case() {
         })
         .collect();
     let mut rules = 0;
-    for mut definition in [crd::gateway_route(), crd::gateway_backend()] {
+    for mut definition in [crd::gateway_route(), crd::gateway_backend(), crd::gateway_policy()] {
         let schema = &mut definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
         crd::walk(schema, &mut |schema| {
             for rule in schema.get("x-kubernetes-validations").and_then(Value::as_array).into_iter().flatten()

@@ -3,16 +3,20 @@
 use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
-use super::{GatewayBackend, GatewayRoute};
+use super::{GatewayBackend, GatewayPolicy, GatewayRoute};
 use crate::filters::{Applies, REGISTRY};
 
 /// File name and YAML of each kind.
 pub fn crds() -> Vec<(&'static str, String)> {
-    [("gatewaybackends.yaml", gateway_backend()), ("gatewayroutes.yaml", gateway_route())]
-        .map(|(file, crd)| {
-            (file, serde_saphyr::to_string(&crd).expect("a JSON value without exotic numbers is YAML"))
-        })
-        .into()
+    [
+        ("gatewaybackends.yaml", gateway_backend()),
+        ("gatewaypolicies.yaml", gateway_policy()),
+        ("gatewayroutes.yaml", gateway_route()),
+    ]
+    .map(|(file, crd)| {
+        (file, serde_saphyr::to_string(&crd).expect("a JSON value without exotic numbers is YAML"))
+    })
+    .into()
 }
 
 pub(super) fn gateway_backend() -> Value {
@@ -21,17 +25,29 @@ pub(super) fn gateway_backend() -> Value {
 
 pub(super) fn gateway_route() -> Value {
     let mut crd = tidied(&GatewayRoute::crd());
+    let spec = without_descriptions(&mut crd);
+    if let Some(Value::Array(rules)) = spec.pointer_mut("/properties/rules/items/x-kubernetes-validations") {
+        rules.extend(only_with_backends());
+    }
+    crd
+}
+
+pub(super) fn gateway_policy() -> Value {
+    let mut crd = tidied(&GatewayPolicy::crd());
+    without_descriptions(&mut crd);
+    crd
+}
+
+/// The spec, its policy without words: `kubectl explain gwr.spec.rules.policy` has them; three times they would be a
+/// third of the definitions.
+fn without_descriptions(crd: &mut Value) -> &mut Value {
     let spec = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
-    // `kubectl explain gwr.spec.rules.policy` has them; twice they would be a third of the CRD.
     for member in fields(&mut spec["properties"]["policy"]).values_mut() {
         walk(member, &mut |schema| {
             schema.remove("description");
         });
     }
-    if let Some(Value::Array(rules)) = spec.pointer_mut("/properties/rules/items/x-kubernetes-validations") {
-        rules.extend(only_with_backends());
-    }
-    crd
+    spec
 }
 
 /// The schema of a kind's `spec`, as the API server is told.

@@ -4,7 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::policy::{Policy, RulePolicy};
+use super::policy::{Policy, PolicyRef};
 use super::route_match::RouteMatch;
 use super::status::GatewayRouteStatus;
 use crate::values::{LabelSelector, PathRewriteSpec, SecretRef};
@@ -60,6 +60,11 @@ pub struct GatewayRouteSpec {
     /// Who else may serve the hostnames of this route.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_routes: Option<AllowedRoutes>,
+    /// GatewayPolicies of this namespace; the first that has a member gives it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub policy_refs: Vec<PolicyRef>,
     /// For every rule, unless a rule says otherwise; explained at rules.policy.
     #[serde(default, skip_serializing_if = "Policy::is_empty")]
     pub policy: Policy,
@@ -159,9 +164,14 @@ pub struct RouteRule {
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub matches: Vec<RouteMatch>,
+    /// GatewayPolicies of this namespace; they go before the route's.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub policy_refs: Vec<PolicyRef>,
     /// What happens on the way; a member here replaces the route's as a whole.
-    #[serde(default, skip_serializing_if = "RulePolicy::is_empty")]
-    pub policy: RulePolicy,
+    #[serde(default, skip_serializing_if = "Policy::is_empty")]
+    pub policy: Policy,
     /// Forwards to these, by weight.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]

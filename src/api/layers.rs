@@ -3,19 +3,19 @@
 //! Invariants: total over any text; whatever the CRD's schema and rules refuse is refused here too (files have no API
 //! server); nothing in a result is outside of the limits of the schema.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::LazyLock;
 
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::layers_policy::{self, Members};
+use super::layers_policy::{self, PolicyLayer};
 use super::layers_rule;
 use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
 use super::{
-    AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendRef, GatewayBackendSpec, RedirectSpec, RespondSpec,
-    RouteMatch, RouteTls, crd,
+    AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendRef, GatewayBackendSpec, PolicyRef, RedirectSpec,
+    RespondSpec, RouteMatch, RouteTls, crd,
 };
-use crate::values::{FieldPath, Hostname, Problem, Reason, SecretRef};
+use crate::values::{FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef};
 
 /// A GatewayRoute's spec, as far as it can be used.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -28,6 +28,8 @@ pub struct ParsedRoute {
     pub tls: Option<RouteTls>,
     /// Broken is `None`: nobody else is allowed.
     pub allowed_routes: Option<AllowedNamespaces>,
+    pub policy_refs: Vec<(FieldPath, PolicyRef)>,
+    pub policy: PolicyLayer,
     /// In order, those that are not installed included.
     pub rules: Vec<ParsedRule>,
     /// About the object itself; those of a rule stand there.
@@ -45,23 +47,15 @@ pub struct ParsedRule {
     pub name: String,
     /// The usable ones. None are written: one that takes every path. Empty: the rule is not installed.
     pub matches: Vec<(FieldPath, RouteMatch)>,
-    /// What is effective on the rule, in the order of the registry.
-    pub policy: Vec<Arc<PolicyMember>>,
+    pub policy_refs: Vec<(FieldPath, PolicyRef)>,
+    pub policy: PolicyLayer,
+    /// Whether it has one match, of a prefix: what `replacePrefix` needs.
+    pub has_one_prefix: bool,
     /// `None` only where `failed` is not.
     pub action: Option<RuleAction>,
     /// The rule is not served but answers 503: `Invalid` or `PolicyInvalid`.
     pub failed: Option<Reason>,
     pub problems: Vec<Problem>,
-}
-
-/// A member of `policy` that has the form of its schema; its row compiles it. Rules that inherit it share it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct PolicyMember {
-    /// In the registry.
-    pub row: usize,
-    /// Where it is written: `spec.policy.timeouts`
-    pub path: FieldPath,
-    pub value: Value,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -82,11 +76,16 @@ pub struct ParsedBackend {
 pub(super) struct Shapes {
     pub route: Shape,
     pub backend: Shape,
+    pub policy: Shape,
 }
 
 pub(super) static SHAPES: LazyLock<Shapes> = LazyLock::new(|| {
     let shape = |crd: &Value| Shape::new(crd::spec_schema(crd)).expect("a test builds them");
-    Shapes { route: shape(&crd::gateway_route()), backend: shape(&crd::gateway_backend()) }
+    Shapes {
+        route: shape(&crd::gateway_route()),
+        backend: shape(&crd::gateway_backend()),
+        policy: shape(&crd::gateway_policy()),
+    }
 });
 
 /// Parses the spec of a GatewayRoute, given as JSON.
@@ -107,13 +106,17 @@ pub fn parse_route(spec: &str) -> ParsedRoute {
     route.hostnames = object.remove("hostnames").map(|value| hostnames(value, &mut layer));
     route.tls = object.remove("tls").map(|value| tls(value, &mut layer));
     route.allowed_routes = object.remove("allowedRoutes").and_then(|value| allowed(value, &mut layer));
-    let inherited = match object.remove("policy") {
-        Some(policy) => {
-            let shape = shape.at("policy").expect("the schema has it");
-            layers_policy::read(policy, shape, &at.field("policy"), layer.problems)
+    if let Some(policy) = object.remove("policy") {
+        let shape = shape.at("policy").expect("the schema has it");
+        route.policy = layers_policy::read(policy, shape, &at.field("policy"), layer.problems);
+    }
+    if let Some(refs) = object.remove("policyRefs") {
+        let shape = shape.at("policyRefs").expect("the schema has it");
+        match layers_policy::references(refs, shape, &at.field("policyRefs"), layer.problems) {
+            Some(refs) => route.policy_refs = refs,
+            None => route.policy.broken = true,
         }
-        None => Members::default(),
-    };
+    }
     let rules = rules(object.remove("rules"), &mut layer);
     match class {
         // Whose it is cannot be told: it is served by nobody.
@@ -122,7 +125,7 @@ pub fn parse_route(spec: &str) -> ParsedRoute {
         None => {}
     }
     let shape = shape.at("rules").and_then(|rules| rules.at("[]")).expect("the schema has it");
-    route.rules = layers_rule::parse(rules, shape, &at.field("rules"), &inherited);
+    route.rules = layers_rule::parse(rules, shape, &at.field("rules"));
     route
 }
 
@@ -158,7 +161,7 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
     backend
 }
 
-fn object(spec: &str) -> Result<Map<String, Value>, String> {
+pub(super) fn object(spec: &str) -> Result<Map<String, Value>, String> {
     match serde_json::from_str(spec) {
         Ok(Value::Object(mut object)) => {
             object.retain(|_, value| !value.is_null());
@@ -310,12 +313,16 @@ fn allowed(value: Value, layer: &mut Layer<'_>) -> Option<AllowedNamespaces> {
         layer.refuse(at, "selector goes with from: Selector, and only with it");
         return None;
     }
-    let labels = namespaces.selector.iter().flat_map(|selector| selector.match_labels.keys());
-    if labels.into_iter().any(|key| key.chars().count() > 317) {
+    if has_long_label(namespaces.selector.as_ref()) {
         layer.refuse(at.field("selector").field("matchLabels"), "a label's name has at most 317 characters");
         return None;
     }
     Some(namespaces)
+}
+
+pub(super) fn has_long_label(selector: Option<&LabelSelector>) -> bool {
+    let mut labels = selector.into_iter().flat_map(|selector| selector.match_labels.keys());
+    labels.any(|key| key.chars().count() > 317)
 }
 
 fn rules(value: Option<Value>, layer: &mut Layer<'_>) -> Vec<Value> {

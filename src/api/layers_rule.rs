@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::layers::{ParsedRule, RuleAction, checked, warn_of_unknown};
-use super::layers_policy::{self, Effective, Members};
+use super::layers_policy::{self, PolicyLayer, REPLACE_PREFIX_NEEDS};
 use super::shape::{Findings, Place, Shape, kind_of};
 use super::{
     BackendKind, BackendRef, GROUP, PathMatch, PathMatchType, RedirectSpec, RespondSpec, RouteMatch,
@@ -22,19 +22,14 @@ const MAX_REGULAR_EXPRESSIONS: usize = 100;
 const MAX_REGULAR_EXPRESSION: usize = 512;
 
 /// Parses all rules of a route. There are at most 64.
-pub(super) fn parse(
-    rules: Vec<Value>,
-    shape: &Shape,
-    at: &FieldPath,
-    inherited: &Members,
-) -> Vec<ParsedRule> {
+pub(super) fn parse(rules: Vec<Value>, shape: &Shape, at: &FieldPath) -> Vec<ParsedRule> {
     let mut names = BTreeSet::new();
     let mut expressions = 0;
     rules
         .into_iter()
         .enumerate()
         .map(|(index, value)| {
-            let mut rule = Rule::new(index, shape, at).parse(value, inherited);
+            let mut rule = Rule::new(index, shape, at).parse(value);
             if !names.insert(rule.name.clone()) {
                 let message = format!("another rule is called {:?} too; names are unique", rule.name);
                 rule.problems.push(Problem::error(rule.path.field("name"), Reason::Invalid, message));
@@ -70,7 +65,9 @@ impl<'a> Rule<'a> {
             path: at.index(index),
             name: format!("rules[{index}]"),
             matches: Vec::new(),
-            policy: Vec::new(),
+            policy_refs: Vec::new(),
+            policy: PolicyLayer::default(),
+            has_one_prefix: false,
             action: None,
             failed: None,
             problems: Vec::new(),
@@ -78,7 +75,7 @@ impl<'a> Rule<'a> {
         Self { shape, parsed, broken: false }
     }
 
-    fn parse(mut self, value: Value, inherited: &Members) -> ParsedRule {
+    fn parse(mut self, value: Value) -> ParsedRule {
         let at = self.parsed.path.clone();
         let Value::Object(mut object) = value else {
             self.refuse(at, format!("found {}, expected an object", kind_of(&value)));
@@ -96,19 +93,11 @@ impl<'a> Rule<'a> {
             None => self.refuse(at.clone(), "name is missing"),
         }
         self.matches(object.remove("matches"));
-        let policy = object.remove("policy");
+        self.parsed.has_one_prefix = self.has_one_prefix();
+        let (policy, refs) = (object.remove("policy"), object.remove("policyRefs"));
         self.parsed.action = self.action(object);
-        let shape = self.shape.at("policy").expect("the schema has it");
-        let Effective { members, failed } = layers_policy::effective(
-            policy,
-            shape,
-            &at.field("policy"),
-            inherited,
-            self.parsed.action.as_ref(),
-            &mut self.parsed.problems,
-        );
-        self.parsed.policy = members;
-        let failed = self.misplaced_prefix() || failed;
+        self.policy(policy, refs);
+        let failed = self.parsed.policy.is_unusable();
         self.parsed.failed = match (self.broken, failed) {
             (true, _) => Some(Reason::Invalid),
             (false, true) => Some(Reason::PolicyInvalid),
@@ -236,7 +225,7 @@ impl<'a> Rule<'a> {
                 return None;
             }
             if path.replace_prefix.is_some() && !self.has_one_prefix() {
-                self.refuse(at.field("path").field("replacePrefix"), ONE_PREFIX);
+                self.refuse(at.field("path").field("replacePrefix"), REPLACE_PREFIX_NEEDS);
                 return None;
             }
         }
@@ -254,19 +243,33 @@ impl<'a> Rule<'a> {
         Some(RuleAction::Respond(respond))
     }
 
-    /// `request.path.replacePrefix` on a rule that has not one prefix. Where it is inherited, the rule is at fault too.
-    fn misplaced_prefix(&mut self) -> bool {
-        let rewrites = |member: &super::PolicyMember| {
-            crate::filters::REGISTRY[member.row].name == "request"
-                && member.value.pointer("/path/replacePrefix").is_some()
-        };
-        let Some(member) = self.parsed.policy.iter().find(|member| rewrites(member)) else { return false };
-        if self.has_one_prefix() {
-            return false;
+    fn policy(&mut self, policy: Option<Value>, refs: Option<Value>) {
+        let of = |name: &str| self.shape.at(name).expect("the schema has it");
+        let ParsedRule { path, action, problems, .. } = &mut self.parsed;
+        let at = path.field("policy");
+        let mut layer = PolicyLayer::default();
+        if let Some(policy) = policy {
+            layer = layers_policy::read(policy, of("policy"), &at, problems);
+            layers_policy::refuse_meaningless(&mut layer, action.as_ref(), &at, problems);
         }
-        let path = member.path.field("path").field("replacePrefix");
-        self.parsed.problems.push(Problem::error(path, Reason::PolicyInvalid, ONE_PREFIX));
-        true
+        if let Some(refs) = refs {
+            match layers_policy::references(refs, of("policyRefs"), &path.field("policyRefs"), problems) {
+                Some(refs) => self.parsed.policy_refs = refs,
+                None => layer.broken = true,
+            }
+        }
+        self.parsed.policy = layer;
+        self.misplaced_prefix();
+    }
+
+    /// `request.path.replacePrefix` on a rule that has not one prefix.
+    fn misplaced_prefix(&mut self) {
+        let members = self.parsed.policy.given.iter();
+        let mut replacing = members.filter_map(|(row, member)| member.as_ref()?.replaces_prefix(*row));
+        if let Some(path) = replacing.next().filter(|_| !self.parsed.has_one_prefix) {
+            self.parsed.problems.push(Problem::error(path, Reason::PolicyInvalid, REPLACE_PREFIX_NEEDS));
+            self.parsed.policy.broken = true;
+        }
     }
 
     fn has_one_prefix(&self) -> bool {
@@ -276,8 +279,6 @@ impl<'a> Rule<'a> {
         }
     }
 }
-
-const ONE_PREFIX: &str = "replacePrefix needs exactly one match, of type PathPrefix";
 
 /// The field below `path`, and what is wrong with it.
 fn rewrite_problem(path: &PathRewriteSpec) -> Result<(), (&'static str, String)> {

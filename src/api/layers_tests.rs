@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::layers::{ParsedRoute, ParsedRule, RuleAction, SHAPES, parse_backend, parse_route};
-use super::{RouteMatch, RouteTls};
+use super::{Precedence, RouteMatch, RouteTls, parse_policy};
 use crate::values::{FieldPath, Problem, Reason};
 
 fn parse(spec: &Value) -> ParsedRoute {
@@ -48,7 +48,9 @@ fn a_small_route_is_read_with_its_defaults() {
     assert_eq!(told(&route.problems), [""; 0]);
     let rule = &route.rules[0];
     assert_eq!(rule.matches, [(FieldPath::new("spec.rules[0].matches"), RouteMatch::default())]);
-    assert_eq!(rule.policy[0].path.as_str(), "spec.policy.timeouts");
+    let (_, member) = &route.policy.given[0];
+    assert_eq!(member.as_ref().map(|member| member.path.as_str()), Some("spec.policy.timeouts"));
+    assert!(rule.policy.given.is_empty());
     assert!(matches!(&rule.action, Some(RuleAction::BackendRefs(refs)) if refs[0].weight == 1));
     assert_eq!((rule.failed, told(&rule.problems)), (None, vec![]));
 }
@@ -204,28 +206,74 @@ fn a_policy_that_cannot_be_told_costs_its_rules() {
 }
 
 #[test]
-fn a_broken_inherited_member_costs_the_rules_that_inherit_it() {
-    let to = |name: &str, policy: Value| json!({"name": name, "policy": policy, "backendRefs": [{"name": "b", "port": 80}]});
-    let route = parse(&json!({
-        "policy": {"timeouts": {"request": 5}},
-        "rules": [
-            to("inherits", json!({})),
-            to("replaces", json!({"timeouts": {"request": "1s"}})),
-            to("drops", json!({"disable": ["timeouts"]})),
-            {"name": "has-no-use-for-it", "respond": {"status": 200}},
-        ],
-    }));
+fn a_broken_member_of_the_route_is_left_for_the_rules_that_inherit_it() {
+    let route = |policy: Value| {
+        parse(
+            &json!({"policy": policy, "rules": [{"name": "a", "backendRefs": [{"name": "b", "port": 80}]}]}),
+        )
+    };
+    let broken = route(json!({"timeouts": {"request": 5}}));
     assert_eq!(
-        told(&route.problems),
+        told(&broken.problems),
         ["PolicyInvalid spec.policy.timeouts.request: found a number, expected a string"]
     );
-    let failed: Vec<_> = route.rules.iter().map(|rule| rule.failed).collect();
-    assert_eq!(failed, [Some(Reason::PolicyInvalid), None, None, None]);
-    let unknown =
-        parse(&json!({"policy": {"timeout": {}}, "rules": [to("a", json!({})), to("b", json!({}))]}));
-    assert!(unknown.rules.iter().all(|rule| rule.failed == Some(Reason::PolicyInvalid)));
-    let disable = parse(&json!({"policy": {"disable": ["timeouts"]}, "rules": [to("a", json!({}))]}));
-    assert_eq!(disable.rules[0].failed, Some(Reason::PolicyInvalid));
+    assert!(matches!(broken.policy.given[..], [(_, None)]) && !broken.policy.broken);
+    assert_eq!(broken.rules[0].failed, None, "whether it inherits is the compiler's to say");
+    assert!(route(json!({"timeout": {}})).policy.broken);
+    assert_eq!(route(json!({"disable": ["timeouts"]})).policy.disabled.len(), 1);
+    assert!(route(json!({"disable": ["timeouts"], "timeouts": {}})).policy.is_unusable());
+}
+
+#[test]
+fn policies_that_cannot_be_told_are_not_left_out() {
+    for refs in [json!(7), json!([]), json!([{"name": "A B"}]), json!([{"name": "a", "namespace": "b"}])] {
+        let rule = rule(json!({"policyRefs": refs}));
+        assert_eq!((rule.failed, rule.policy_refs.len()), (Some(Reason::PolicyInvalid), 0), "{refs}");
+        assert!(!rule.problems.is_empty(), "{refs}");
+        let route = parse(&json!({"policyRefs": refs, "rules": []}));
+        assert!(route.policy.broken && route.policy_refs.is_empty(), "{refs}");
+    }
+    let good = rule(json!({"policyRefs": [{"name": "a"}, {"name": "b"}]}));
+    assert_eq!((good.failed, good.policy_refs.len()), (None, 2));
+}
+
+#[test]
+fn a_policy_denies_where_its_reach_or_its_force_cannot_be_told() {
+    let parse = |spec: Value| parse_policy(&spec.to_string());
+    let small =
+        parse(json!({"targetRefs": [{"kind": "Namespace"}], "policy": {"timeouts": {"request": "5s"}}}));
+    assert_eq!((small.targets.len(), small.precedence), (1, Precedence::Default));
+    assert_eq!((small.policy.given.len(), small.reach_unknown, told(&small.problems)), (1, false, vec![]));
+    for targets in [
+        json!(7),
+        json!([]),
+        json!([7]),
+        json!([{"kind": "Namespac"}]),
+        json!([{"kind": "GatewayRoute"}]),
+        json!([{"kind": "Namespace", "name": "a"}]),
+        json!([{"kind": "Namespace", "sectionName": "a"}]),
+        json!([{"kind": "Namespace", "selecter": {"matchLabels": {"a": "b"}}}]),
+        json!([{"kind": "Installation", "selector": {"matchLabels": {"a": "b"}}}]),
+        json!(vec![json!({"kind": "Namespace"}); 17]),
+    ] {
+        let parsed = parse(json!({"targetRefs": targets}));
+        assert!(parsed.reach_unknown && !parsed.problems.is_empty(), "{targets}");
+    }
+    for (spec, is_broken) in [
+        (json!({"precedence": "Overide"}), true),
+        (json!({"precedence": "Override", "policy": {"disable": ["timeouts"]}}), true),
+        (json!({"policy": {"timeout": {}}}), true),
+        (json!({"policy": {"timeouts": {"request": 5}}}), false),
+        (json!({"precedence": "Override"}), false),
+        (json!({"targetRefs": [{"kind": "Gateway", "name": "a"}]}), false),
+    ] {
+        let parsed = parse(spec.clone());
+        assert_eq!((parsed.policy.broken, parsed.reach_unknown), (is_broken, false), "{spec}");
+    }
+    for spec in ["", "7", "[]"] {
+        let parsed = parse_policy(spec);
+        assert!(parsed.reach_unknown && parsed.policy.broken, "{spec:?}");
+    }
 }
 
 #[test]
@@ -321,6 +369,12 @@ fn any_value() -> impl Strategy<Value = Value> {
         "from",
         "hosts",
         "replacePrefix",
+        "policyRefs",
+        "targetRefs",
+        "precedence",
+        "Override",
+        "kind",
+        "Namespace",
     ]);
     let leaf = prop_oneof![
         Just(Value::Null),
@@ -343,12 +397,15 @@ proptest! {
     fn any_text_is_parsed(text in "\\PC{0,200}") {
         parse_route(&text);
         parse_backend(&text);
+        parse_policy(&text);
     }
 
     #[test]
     fn any_json_is_parsed(value in any_value(), rule in any_value()) {
         parse(&value);
         parse_backend(&value.to_string());
+        parse_policy(&value.to_string());
+        parse_policy(&json!({"targetRefs": [rule], "policy": value, "precedence": "Override"}).to_string());
         parse(&json!({"rules": [rule], "hostnames": value}));
     }
 

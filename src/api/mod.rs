@@ -8,8 +8,11 @@ mod crd_tests;
 #[allow(clippy::duplicated_attributes, reason = "columns have types and paths in common")]
 mod gateway_backend;
 #[allow(clippy::duplicated_attributes, reason = "columns have types and paths in common")]
+mod gateway_policy;
+#[allow(clippy::duplicated_attributes, reason = "columns have types and paths in common")]
 mod gateway_route;
 mod layers;
+mod layers_gateway_policy;
 mod layers_policy;
 mod layers_rule;
 #[cfg(test)]
@@ -22,19 +25,22 @@ mod status;
 
 pub use crd::crds;
 pub use gateway_backend::{BackendHost, BackendService, GatewayBackend, GatewayBackendSpec};
+pub use gateway_policy::{GatewayPolicy, GatewayPolicySpec, PolicyTarget, Precedence, TargetKind};
 pub use gateway_route::{
     AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendKind, BackendRef, GatewayRoute, GatewayRouteSpec,
     RedirectSpec, RespondSpec, RouteRule, RouteTls,
 };
-pub use layers::{
-    ParsedBackend, ParsedRoute, ParsedRule, PolicyMember, RuleAction, parse_backend, parse_route,
-};
-pub use policy::{Policy, RulePolicy};
+pub use layers::{ParsedBackend, ParsedRoute, ParsedRule, RuleAction, parse_backend, parse_route};
+pub use layers_gateway_policy::{ParsedPolicy, parse_policy};
+pub use layers_policy::{PolicyLayer, PolicyMember, REPLACE_PREFIX_NEEDS};
+pub use policy::{Policy, PolicyRef};
 pub use reference::reference;
 pub use route_match::{
     CookieMatch, HeaderMatch, PathMatch, PathMatchType, QueryParamMatch, RouteMatch, ValueMatchType,
 };
-pub use status::{GatewayBackendStatus, GatewayRouteStatus, InstallationStatus, RuleStatus};
+pub use status::{
+    GatewayBackendStatus, GatewayPolicyStatus, GatewayRouteStatus, InstallationStatus, RuleStatus,
+};
 
 /// The API group of all our kinds.
 pub const GROUP: &str = "portcullis.dev";

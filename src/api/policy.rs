@@ -2,36 +2,36 @@
 
 use std::collections::BTreeMap;
 
+use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use super::gateway_route::OBJECT_NAME;
 use super::layers_policy::given_and_disabled;
 use crate::filters::REGISTRY;
 
-/// `spec.policy`.
+/// A policy, wherever it stands: members, and the names of inherited ones that are dropped.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-#[serde(transparent)]
-pub struct Policy(pub BTreeMap<String, serde_json::Value>);
-
-/// `spec.rules[].policy`: members, and the names of inherited ones that are dropped.
-#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
-pub struct RulePolicy {
+pub struct Policy {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub disable: Vec<String>,
     #[serde(flatten)]
-    pub members: Policy,
+    pub members: BTreeMap<String, serde_json::Value>,
 }
 
-/// The field of `rules[].policy` that is no member.
+/// A GatewayPolicy of the same namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PolicyRef {
+    /// Name of the GatewayPolicy.
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
+    pub name: String,
+}
+
+/// The field of `policy` that is no member.
 pub(super) const DISABLE: &str = "disable";
 
 impl Policy {
-    pub fn is_empty(&self) -> bool {
-        self.0.is_empty()
-    }
-}
-
-impl RulePolicy {
     pub fn is_empty(&self) -> bool {
         self.disable.is_empty() && self.members.is_empty()
     }
@@ -47,26 +47,12 @@ impl JsonSchema for Policy {
     }
 
     fn json_schema(generator: &mut SchemaGenerator) -> Schema {
-        json_schema!({"type": "object", "properties": members(generator)})
-    }
-}
-
-impl JsonSchema for RulePolicy {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "RulePolicy".into()
-    }
-
-    fn inline_schema() -> bool {
-        true
-    }
-
-    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
         let names: Vec<_> = REGISTRY.iter().map(|row| row.name).collect();
         let mut properties = members(generator);
         properties.insert(
             DISABLE.to_owned(),
             serde_json::json!({
-                "description": "Members of the route's policy that this rule does not inherit.",
+                "description": "Inherited members that are dropped; what is imposed stays.",
                 "type": "array", "minItems": 1, "maxItems": 64, "x-kubernetes-list-type": "set",
                 "items": {"type": "string", "enum": names},
             }),

@@ -5,12 +5,14 @@ use std::fmt::Write;
 use serde_json::Value;
 
 use super::crd;
-use crate::filters::{Applies, REGISTRY};
+use crate::filters::{Applies, Combine, REGISTRY};
 
 /// The whole page.
 pub fn reference() -> String {
     let mut page = String::from(HEAD);
-    for (crd, words) in [(crd::gateway_route(), ROUTE), (crd::gateway_backend(), BACKEND)] {
+    for (crd, words) in
+        [(crd::gateway_route(), ROUTE), (crd::gateway_policy(), POLICY), (crd::gateway_backend(), BACKEND)]
+    {
         let names = &crd["spec"]["names"];
         let kind = names["kind"].as_str().unwrap_or_default();
         let short = names["shortNames"][0].as_str().unwrap_or_default();
@@ -40,7 +42,12 @@ a `policy` or a `matches` entry it makes the rule answer 503. `kubectl explain g
 
 const ROUTE: &str = "
 `spec.policy` takes the members of `spec.rules[].policy` and holds for every rule; a member that stands on the rule
-replaces it as a whole, `disable` drops it.
+replaces it as a whole, `disable` drops it. How policies combine stands in [policies.md](policies.md).
+";
+
+const POLICY: &str = "
+`spec.policy` takes the members of a route's `spec.rules[].policy`. How policies combine stands in
+[policies.md](policies.md).
 ";
 
 const BACKEND: &str = "
@@ -133,7 +140,7 @@ fn conditions(path: &str, schema: &Value, lines: &mut Vec<String>) {
 /// What is special about each member.
 fn members() -> String {
     let mut page = String::from(
-        "\n## Members of `policy`\n\nRequests pass the rings from low to high, answers from high to low. Members without a ring are settings of the\naction. A member that concerns backends only is refused on a rule with `redirect` or `respond`, and ignored there when\ninherited.\n\n| member | ring | concerns |\n| --- | --- | --- |\n",
+        "\n## Members of `policy`\n\nRequests pass the rings from low to high, answers from high to low. Members without a ring are settings of the\naction. A member that concerns backends only is refused on a rule with `redirect` or `respond`, and ignored there when\ninherited. A member that an Override policy imposes replaces the rule's, or is added to it.\n\n| member | ring | concerns | imposed |\n| --- | --- | --- | --- |\n",
     );
     for row in REGISTRY {
         let ring = row.ring.map(|ring| (ring.number()).to_string()).unwrap_or_default();
@@ -141,7 +148,11 @@ fn members() -> String {
             Applies::ToEveryAction => "every action",
             Applies::ToBackends => "requests to backends",
         };
-        let _ = writeln!(page, "| `{}` | {ring} | {concerns} |", row.name);
+        let imposed = match row.combine {
+            Combine::Replace => "replaces",
+            Combine::Both => "is added: both must pass",
+        };
+        let _ = writeln!(page, "| `{}` | {ring} | {concerns} | {imposed} |", row.name);
     }
     page
 }

@@ -49,6 +49,17 @@ pub struct GatewayBackendStatus {
     pub installations: Vec<InstallationStatus>,
 }
 
+/// What became of the policy, for each installation.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct GatewayPolicyStatus {
+    /// Installations that know the policy.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub installations: Vec<InstallationStatus>,
+}
+
 /// What one installation says.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]

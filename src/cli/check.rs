@@ -27,6 +27,9 @@ pub struct Check {
     /// Who may claim a hostname
     #[arg(long, value_name = "FirstCome|Listed", default_value = "FirstCome")]
     hostnames: Hostnames,
+    /// Namespace of the installation: policies there may apply to everything
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    namespace: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,16 +48,18 @@ pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
         class_name: args.class_name.as_str().into(),
         hostnames: args.hostnames.into(),
         loopback: LoopbackHosts::Allowed,
+        namespace: args.namespace.as_str().into(),
     };
     let (compiled, _) = compile(&world, &options, Memo::default());
     let findings = findings::all(&world, &compiled);
     let errors = findings.iter().filter(|finding| finding.is_error()).count();
     let warnings = findings.len() - errors;
-    let (routes, backends) = (world.routes.len(), world.backends.len());
+    let (routes, backends, policies) = (world.routes.len(), world.backends.len(), world.policies.len());
     match args.output {
         Output::Json => {
-            let summary =
-                json!({"errors": errors, "warnings": warnings, "routes": routes, "backends": backends});
+            let summary = json!({
+                "errors": errors, "warnings": warnings, "routes": routes, "backends": backends, "policies": policies
+            });
             println!("{}", serde_json::to_string_pretty(&json!({"findings": findings, "summary": summary}))?);
         }
         Output::Text => {
@@ -64,7 +69,7 @@ pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
                 println!("{}\n", finding.render(&renderer));
             }
             println!(
-                "{errors} errors, {warnings} warnings in {routes} GatewayRoutes and {backends} GatewayBackends"
+                "{errors} errors, {warnings} warnings in {routes} GatewayRoutes, {backends} GatewayBackends and {policies} GatewayPolicies"
             );
         }
     }

@@ -53,6 +53,9 @@ pub struct Explain {
     /// Who may claim a hostname
     #[arg(long, env = "PORTCULLIS_HOSTNAMES", value_name = "FirstCome|Listed", default_value = "FirstCome")]
     hostnames: Hostnames,
+    /// Namespace of the installation: policies there may apply to everything
+    #[arg(long, value_name = "NAME", default_value = "default")]
+    namespace: String,
 }
 
 /// A request as it is asked about.
@@ -75,6 +78,7 @@ pub fn run(args: &Explain) -> anyhow::Result<ExitCode> {
         class_name: args.class_name.as_str().into(),
         hostnames: args.hostnames.into(),
         loopback: if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused },
+        namespace: args.namespace.as_str().into(),
     };
     let (compiled, _) = compile(&world, &options, Memo::default());
     let explanation = explain(&compiled.map, &question, &|backend| match backend {
@@ -457,6 +461,7 @@ mod tests {
         RouteMap {
             hosts: [(hostname, Arc::new(host))].into(),
             catch_all: None,
+            unmatched: Vec::new(),
             backends: [(backend().id, Arc::new(backend()))].into(),
         }
     }

@@ -64,7 +64,8 @@ struct Cluster {
     /// Read these namespaces only [default: all]
     #[arg(long, value_name = "NAME", env = "PORTCULLIS_WATCH_NAMESPACES", value_delimiter = ',')]
     watch_namespaces: Vec<String>,
-    /// Namespace of the installation: its Lease and its peer Service are there
+    /// Namespace of the installation: its Lease and its peer Service are there, and policies that may apply to
+    /// everything (this also with --manifests)
     #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = "default")]
     namespace: String,
     /// Name of this replica in messages
@@ -140,6 +141,7 @@ pub fn run(args: Run) -> anyhow::Result<ExitCode> {
 
 fn settings(args: Run) -> Settings {
     let files = !args.manifests.is_empty();
+    let namespace = Arc::from(args.cluster.namespace.as_str());
     Settings {
         source: if files { Source::Files(args.manifests) } else { args.cluster.source(&args.class_name) },
         proxy: proxy::Settings {
@@ -155,6 +157,7 @@ fn settings(args: Run) -> Settings {
             class_name: args.class_name.into(),
             hostnames: args.hostnames.into(),
             loopback: if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused },
+            namespace,
         },
         admin: args
             .admin

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::sync::Arc;
 
 use super::gateway_backend::LoweredBackend;
+use super::gateway_policy::LoweredPolicy;
 use super::gateway_route::LoweredRoute;
 use super::report::{Condition, ConditionStatus, ConditionType, Report, RuleReport};
 use super::{object, worst};
@@ -66,6 +67,7 @@ pub(super) fn route(manifest: &Manifest, facts: &RouteFacts) -> Report {
         print.text(&hostname.as_ref().map_or_else(String::new, Hostname::to_string));
         print.bytes(&tls.to_le_bytes());
     }
+    print.bytes(&lowered.policies.to_le_bytes());
     for plan in lowered.backends.values() {
         print.text(&format!("{plan:?}"));
     }
@@ -95,6 +97,43 @@ pub(super) fn backend(manifest: &Manifest, lowered: &LoweredBackend) -> Report {
         rules: Vec::new(),
         resolved: print.finish(),
     }
+}
+
+/// `standing` is what is said of its targets, and whether any of its members counts there.
+pub(super) fn policy(
+    manifest: &Manifest,
+    lowered: &LoweredPolicy,
+    standing: &(Vec<Problem>, bool),
+) -> Report {
+    let (said, counts) = standing;
+    let mut problems = lowered.problems.clone();
+    problems.extend(said.iter().cloned());
+    problems.sort();
+    problems.dedup();
+    let mut conditions = accepted(&problems, *counts && lowered.is_usable());
+    conditions.push(resolved_refs(&problems));
+    let mut print = Fingerprint::new();
+    print.text(&manifest.spec);
+    print.problems(&problems);
+    Report {
+        object: object(manifest, Kind::GatewayPolicy),
+        origin: manifest.origin.clone(),
+        problems,
+        conditions,
+        rules: Vec::new(),
+        resolved: print.finish(),
+    }
+}
+
+/// What policies add to the fingerprint of a route that they apply to.
+pub(super) fn print_of<'p>(policies: impl Iterator<Item = &'p Arc<LoweredPolicy>>) -> u64 {
+    let mut print = Fingerprint::new();
+    for policy in policies {
+        print.text(&policy.name.to_string());
+        print.text(&policy.spec);
+        print.problems(&policy.problems);
+    }
+    print.finish()
 }
 
 /// `Accepted`, and `PartiallyInvalid` where some of it is served and some is not.

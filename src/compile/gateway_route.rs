@@ -3,15 +3,18 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::attachment::Applied;
 use super::certificates;
 use super::conditions;
-use super::policies::{self, Effective};
+use super::gateway_policy::LoweredPolicy;
+use super::policies::{self, Budget, Effective, Layer, Named, Stack};
 use super::question::{Asked, Asker, Known};
 use super::services;
 use super::{Certificates, Options};
 use crate::api::{
-    self, AllowedNamespaces, BackendKind, BackendRef, GROUP, HeaderMatch, ParsedRule, PathMatchType,
-    RedirectSpec, RespondSpec, RouteMatch, RouteTls, RuleAction, ValueMatchType,
+    self, AllowedNamespaces, BackendKind, BackendRef, GROUP, HeaderMatch, ParsedRoute, ParsedRule,
+    PathMatchType, PolicyLayer, PolicyRef, RedirectSpec, RespondSpec, RouteMatch, RouteTls, RuleAction,
+    ValueMatchType,
 };
 use crate::message::{ErrorKind, Labels, Scheme};
 use crate::route_map::{
@@ -19,7 +22,7 @@ use crate::route_map::{
     NamedPredicate, PathPredicate, PatternText, Predicates, RedirectPlan, RespondPlan, Rule, Template,
     Unserved, WeightedBackend, WeightedTarget,
 };
-use crate::snapshot::{Manifest, TLS_SECRET};
+use crate::snapshot::{Kind, Manifest, TLS_SECRET};
 use crate::values::{BackendId, FieldPath, Hostname, ObjectName, PathRewrite, Problem, Reason};
 
 /// What one object may spend on regular expressions, in bytes of their text.
@@ -34,6 +37,8 @@ pub(super) struct LoweredRoute {
     pub rules: Vec<LoweredRule>,
     /// Every backend that its rules resolve to.
     pub backends: BTreeMap<BackendId, Arc<BackendPlan>>,
+    /// Fingerprint of the GatewayPolicies that apply to it.
+    pub policies: u64,
     /// All of the object itself and of its rules, in the order of their paths.
     pub problems: Vec<Problem>,
 }
@@ -70,6 +75,8 @@ pub(super) struct LoweredRule {
 pub(super) struct RouteUnit {
     pub manifest: Arc<Manifest>,
     pub asked: Asked,
+    /// The policies that targeted it when it was lowered.
+    pub applied: Applied,
     /// `None`: of another class.
     pub lowered: Option<Arc<LoweredRoute>>,
 }
@@ -81,51 +88,93 @@ impl RouteUnit {
         options: &Options,
         certificates: &mut Certificates,
     ) -> Self {
-        let mut asker = Asker::new(known);
+        let mut asker = Asker::new(Kind::GatewayRoute, known);
+        let applied = asker.applied(&manifest.name);
         let parsed = api::parse_route(&manifest.spec);
         let lowered = (*parsed.class_name == *options.class_name).then(|| {
             let lowering = Lowering {
                 manifest,
                 asker: &mut asker,
                 certificates,
+                applied: &applied,
                 backends: BTreeMap::new(),
-                problems: parsed.problems,
+                problems: Vec::new(),
                 regex_left: REGEX_BUDGET,
+                budget: Budget::default(),
             };
-            Arc::new(lowering.run(parsed.hostnames, parsed.tls, parsed.allowed_routes, parsed.rules))
+            Arc::new(lowering.run(parsed))
         });
-        Self { manifest: Arc::clone(manifest), asked: asker.finish(), lowered }
+        Self { manifest: Arc::clone(manifest), asked: asker.finish(), applied, lowered }
     }
 
     /// Whether lowering again would give the same.
     pub fn stands(&self, manifest: &Arc<Manifest>, known: Known<'_>) -> bool {
-        super::lowers_alike(&self.manifest, manifest) && self.asked.stands(known)
+        super::lowers_alike(&self.manifest, manifest)
+            && self.asked.stands(known)
+            && self.applied.same(&known.index.applied(&manifest.name))
     }
+}
+
+/// What a route says for all of its rules.
+struct RoutePolicy {
+    layer: Layer,
+    refs: Vec<Named>,
 }
 
 struct Lowering<'a, 'w> {
     manifest: &'a Manifest,
     asker: &'a mut Asker<'w>,
     certificates: &'a mut Certificates,
+    applied: &'a Applied,
     backends: BTreeMap<BackendId, Arc<BackendPlan>>,
     problems: Vec<Problem>,
     regex_left: usize,
+    budget: Budget,
 }
 
 impl Lowering<'_, '_> {
-    fn run(
-        mut self,
-        hostnames: Option<Vec<(FieldPath, Hostname)>>,
-        tls: Option<RouteTls>,
-        allowed: Option<AllowedNamespaces>,
-        rules: Vec<ParsedRule>,
-    ) -> LoweredRoute {
+    fn run(mut self, parsed: ParsedRoute) -> LoweredRoute {
+        let ParsedRoute { hostnames, tls, allowed_routes, policy_refs, policy, rules, problems, .. } = parsed;
+        self.problems = problems;
         let tls = tls.map(|tls| self.tls(&tls, hostnames.as_deref()));
-        let mut inherited = policies::Inherited::default();
-        let rules = rules.into_iter().map(|rule| self.rule(rule, &mut inherited)).collect();
+        let route = RoutePolicy { layer: self.layer(&policy), refs: self.named(policy_refs) };
+        let mut named: Vec<Arc<LoweredPolicy>> = Vec::new();
+        let rules = rules.into_iter().map(|rule| self.rule(rule, &route, &mut named)).collect();
+        named.extend(route.refs.into_iter().filter_map(|(_, policy)| policy));
+        let policies = match named.is_empty() && self.applied.is_empty() {
+            true => 0,
+            false => conditions::print_of(self.applied.all().chain(&named)),
+        };
         self.problems.sort();
         self.problems.dedup();
-        LoweredRoute { hostnames, tls, allowed, rules, backends: self.backends, problems: self.problems }
+        LoweredRoute {
+            hostnames,
+            tls,
+            allowed: allowed_routes,
+            rules,
+            backends: self.backends,
+            policies,
+            problems: self.problems,
+        }
+    }
+
+    fn layer(&mut self, policy: &PolicyLayer) -> Layer {
+        let namespace = &self.manifest.name.namespace;
+        policies::compile(policy, namespace, self.asker, &mut self.budget, &mut self.problems)
+    }
+
+    fn named(&mut self, refs: Vec<(FieldPath, PolicyRef)>) -> Vec<Named> {
+        let mut named = Vec::with_capacity(refs.len());
+        for (path, reference) in refs {
+            let name = ObjectName::new(self.manifest.name.namespace.clone(), reference.name);
+            let policy = self.asker.policy(&name);
+            if policy.is_none() {
+                let message = format!("there is no GatewayPolicy {name}; create it or correct the name");
+                self.problems.push(Problem::error(path.clone(), Reason::PolicyNotFound, message));
+            }
+            named.push((path, policy));
+        }
+        named
     }
 
     fn tls(&mut self, tls: &RouteTls, hostnames: Option<&[(FieldPath, Hostname)]>) -> LoweredTls {
@@ -174,7 +223,12 @@ impl Lowering<'_, '_> {
         LoweredTls { certificates: proven, unusable, named, redirect: tls.redirect, print }
     }
 
-    fn rule(&mut self, parsed: ParsedRule, inherited: &mut policies::Inherited) -> LoweredRule {
+    fn rule(
+        &mut self,
+        parsed: ParsedRule,
+        route: &RoutePolicy,
+        named: &mut Vec<Arc<LoweredPolicy>>,
+    ) -> LoweredRule {
         self.problems.extend(parsed.problems);
         let mut failed = parsed.failed.map(|reason| match reason {
             Reason::PolicyInvalid => ErrorKind::PolicyInvalid,
@@ -195,12 +249,27 @@ impl Lowering<'_, '_> {
             route: self.manifest.name.name.clone(),
             rule: parsed.name.as_str().into(),
         });
-        let Effective { filters, policy, timeouts, problems } =
-            policies::effective(&parsed.policy, inherited, &self.manifest.name.namespace, self.asker);
-        if problems.iter().any(|problem| problem.severity == crate::values::Severity::Error) {
+        let layer = self.layer(&parsed.policy);
+        let rule_refs = self.named(parsed.policy_refs);
+        let stack = Stack {
+            path: &parsed.path,
+            name: &parsed.name,
+            namespace: &self.manifest.name.namespace,
+            rule: &layer,
+            rule_refs: &rule_refs,
+            route: &route.layer,
+            route_refs: &route.refs,
+            applied: self.applied,
+            action: parsed.action.as_ref(),
+            has_one_prefix: parsed.has_one_prefix,
+        };
+        let effective = stack.effective();
+        let Effective { filters, policy, timeouts, problems, failed: cannot_be_used } = effective;
+        if cannot_be_used {
             failed.get_or_insert(ErrorKind::PolicyInvalid);
         }
         self.problems.extend(problems);
+        named.extend(rule_refs.into_iter().filter_map(|(_, policy)| policy));
         let prefixes_only = matches.iter().all(|plan| matches!(plan.path(), PathPredicate::Prefix(_)));
         let action = match parsed.action {
             Some(RuleAction::BackendRefs(refs)) => {

@@ -14,7 +14,7 @@ pub(super) fn allows(world: &Snapshot, reference: &Reference) -> bool {
         .take_while(|(name, _)| name.namespace == *namespace)
         .any(|(_, grant)| {
             let from = grant.from.iter().any(|from| {
-                *from.group == *GROUP && *from.kind == *"GatewayRoute" && from.namespace == reference.from
+                *from.group == *GROUP && *from.kind == *reference.by && from.namespace == reference.from
             });
             from && grant.to.iter().any(|to| {
                 *to.group == *reference.group

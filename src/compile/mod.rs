@@ -6,10 +6,12 @@
 //!
 //! Law: `compile(world, memo)` gives what `compile(world, Memo::default())` gives.
 
+mod attachment;
 mod certificates;
 mod claims;
 mod conditions;
 mod gateway_backend;
+mod gateway_policy;
 mod gateway_route;
 mod grants;
 mod hosts;
@@ -28,14 +30,18 @@ use std::sync::Arc;
 pub use published::Published;
 pub use report::{Condition, ConditionStatus, ConditionType, ObjectRef, Report, RuleReport};
 
+use self::attachment::Index;
 use self::claims::Claimant;
 use self::gateway_backend::LoweredBackend;
+use self::gateway_policy::LoweredPolicy;
 use self::gateway_route::RouteUnit;
 use self::hosts::HostUnit;
-use self::question::{Asked, Asker, Backends, Gathered, Known};
+use self::policies::{Layer, Stack};
+use self::question::{Asked, Asker, Backends, Gathered, Known, Policies};
+use crate::filters::{AnyPlan, REGISTRY, Unmatched};
 use crate::route_map::{BackendPlan, CertificatePlan, EndpointSet, RouteMap};
 use crate::snapshot::{Kind, Manifest, SecretData, Snapshot};
-use crate::values::{BackendId, Hostname, ObjectName, Problem};
+use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem};
 
 /// What the installation decides about compiling; the same on all replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,6 +50,8 @@ pub struct Options {
     pub class_name: Arc<str>,
     pub hostnames: HostnameClaims,
     pub loopback: LoopbackHosts,
+    /// The installation's own: only policies there may apply to everything, or to namespaces by label.
+    pub namespace: Arc<str>,
 }
 
 /// Who may claim a hostname.
@@ -69,6 +77,8 @@ pub struct Memo {
     gathered: Gathered,
     routes: BTreeMap<ObjectName, RouteUnit>,
     backends: BTreeMap<ObjectName, BackendUnit>,
+    policies: BTreeMap<ObjectName, PolicyUnit>,
+    index: Index,
     hosts: BTreeMap<Option<Hostname>, HostUnit>,
     plans: BTreeMap<BackendId, Arc<BackendPlan>>,
     reports: BTreeMap<ObjectName, (conditions::RouteFacts, Arc<Report>)>,
@@ -88,6 +98,14 @@ struct BackendUnit {
     report: Arc<Report>,
 }
 
+struct PolicyUnit {
+    manifest: Arc<Manifest>,
+    asked: Asked,
+    lowered: Arc<LoweredPolicy>,
+    /// What was last told, of which standing.
+    told: Option<((Vec<Problem>, bool), Arc<Report>)>,
+}
+
 /// The result: what to serve, and what to say about each of our objects.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compiled {
@@ -102,11 +120,19 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
     memo.options = Some(options.clone());
     memo.certificates.forget_all_but(world);
 
+    let (none, no_policies, no_index) = (Backends::new(), Policies::new(), Index::default());
     let gathered = std::mem::take(&mut memo.gathered).next();
-    let backends = backend_units(world, &gathered, options, &mut memo);
-    let known = Known { world, backends: &backends, gathered: &gathered };
+    let known =
+        Known { world, backends: &none, policies: &no_policies, index: &no_index, gathered: &gathered };
+    let backends = backend_units(known, options, &mut memo);
+    let known = Known { backends: &backends, ..known };
+    let policies = policy_units(known, options, &mut memo);
+    let lowered: Vec<_> = policies.values().cloned().collect();
+    let index = Index::new(&lowered, world, &memo.index);
+    let known = Known { policies: &policies, index: &index, ..known };
     let routes = route_units(known, options, &mut memo);
     memo.gathered = gathered;
+    policy_reports(&index, world, &routes, &mut memo);
     let mut claimants: Vec<Claimant> = routes
         .values()
         .filter_map(|unit| Some(Claimant { manifest: unit.manifest.clone(), lowered: unit.lowered.clone()? }))
@@ -137,6 +163,8 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
         units.push((hostname, unit));
     }
     map.hosts = hosts.into_iter().collect();
+    map.unmatched = unmatched(&index);
+    memo.index = index;
     memo.hosts = units.into_iter().collect();
     for (place, problems) in claims.refused {
         facts[place].problems.extend(problems);
@@ -198,13 +226,12 @@ fn reports(claimants: &[Claimant], facts: Vec<conditions::RouteFacts>, memo: &mu
     let mut reports: Vec<_> = by_name.iter().map(|(_, (_, report))| report.clone()).collect();
     memo.reports = by_name.into_iter().collect();
     reports.extend(memo.backends.values().map(|unit| unit.report.clone()));
+    reports.extend(memo.policies.values().filter_map(|unit| Some(unit.told.as_ref()?.1.clone())));
     reports
 }
 
 /// Backends are units of their own, which routes share.
-fn backend_units(world: &Snapshot, gathered: &Gathered, options: &Options, memo: &mut Memo) -> Backends {
-    let none = Backends::new();
-    let world = Known { world, backends: &none, gathered };
+fn backend_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> Backends {
     let mut known = std::mem::take(&mut memo.backends);
     for (name, manifest) in &world.world.backends {
         let unit = match known.remove(name) {
@@ -216,6 +243,54 @@ fn backend_units(world: &Snapshot, gathered: &Gathered, options: &Options, memo:
         memo.backends.insert(name.clone(), unit);
     }
     memo.backends.iter().map(|(name, unit)| (name.clone(), unit.lowered.clone())).collect()
+}
+
+/// Policies too: each is compiled once for all routes that it applies to.
+fn policy_units(known: Known<'_>, options: &Options, memo: &mut Memo) -> Policies {
+    let mut units = std::mem::take(&mut memo.policies);
+    for (name, manifest) in &known.world.policies {
+        let unit = match units.remove(name) {
+            Some(unit) if lowers_alike(&unit.manifest, manifest) && unit.asked.stands(known) => {
+                PolicyUnit { manifest: Arc::clone(manifest), ..unit }
+            }
+            _ => {
+                let mut asker = Asker::new(Kind::GatewayPolicy, known);
+                let lowered = Arc::new(gateway_policy::lower(manifest, options, &mut asker));
+                let manifest = Arc::clone(manifest);
+                PolicyUnit { manifest, asked: asker.finish(), lowered, told: None }
+            }
+        };
+        memo.policies.insert(name.clone(), unit);
+    }
+    memo.policies.iter().map(|(name, unit)| (name.clone(), unit.lowered.clone())).collect()
+}
+
+fn policy_reports(
+    index: &Index,
+    world: &Snapshot,
+    routes: &BTreeMap<ObjectName, RouteUnit>,
+    memo: &mut Memo,
+) {
+    for unit in memo.policies.values_mut() {
+        let route = |name: &ObjectName| routes.get(name)?.lowered.as_ref();
+        let standing = index.standing(&unit.lowered, world, route);
+        let stands = unit
+            .told
+            .as_ref()
+            .is_some_and(|(before, report)| *before == standing && is_about(report, &unit.manifest));
+        if !stands {
+            let report = Arc::new(conditions::policy(&unit.manifest, &unit.lowered, &standing));
+            unit.told = Some((standing, report));
+        }
+    }
+}
+
+/// What policies on the installation do to requests that no rule matched.
+fn unmatched(index: &Index) -> Vec<(usize, AnyPlan)> {
+    let (applied, nothing, nowhere) = (index.to_the_unmatched(), Layer::default(), FieldPath::default());
+    let effective = Stack::without_rule(&nothing, &nowhere, &applied).effective();
+    let filters = effective.filters.into_iter();
+    filters.filter(|(row, _)| REGISTRY[*row].unmatched == Unmatched::Applies).collect()
 }
 
 /// Whether two manifests of one object give the same when lowered. Neither status nor generation nor the place in a
@@ -247,7 +322,7 @@ impl<K: Ord, V> Walk<K, V> {
 
 impl BackendUnit {
     fn new(manifest: &Arc<Manifest>, known: Known<'_>, options: &Options) -> Self {
-        let mut asker = Asker::new(known);
+        let mut asker = Asker::new(Kind::GatewayBackend, known);
         let lowered = Arc::new(gateway_backend::lower(manifest, options, &mut asker));
         let report = Arc::new(conditions::backend(manifest, &lowered));
         Self { manifest: Arc::clone(manifest), asked: asker.finish(), lowered, report }

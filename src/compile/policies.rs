@@ -1,15 +1,21 @@
-//! The effective policy of a rule: each member compiled by its row, inherited ones once for all rules that share them.
+//! The effective policy of a rule: of all that applies to it, what decides each member.
+//!
+//! Defaults, the most specific first: the rule, its `policyRefs`, policies on the rule; the route, its `policyRefs`,
+//! policies on the route; policies on the namespace, on namespaces by label, on the installation. Overrides the other
+//! way round: one that is a setting replaces, one that is a gate is added, so that imposing never weakens.
 
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::attachment::{Applied, Level};
+use super::gateway_policy::LoweredPolicy;
 use super::gateway_route::not_permitted;
 use super::question::Asker;
-use crate::api::PolicyMember as Written;
+use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
 use crate::expression::{Environment, Expression, Kind};
-use crate::filters::{AnyPlan, Derive, REGISTRY, Scope, Selection, TimeoutsPlan};
-use crate::route_map::{PolicyMember, PolicyOrigin};
+use crate::filters::{AnyPlan, Applies, Combine, Derive, REGISTRY, Scope, Selection, TimeoutsPlan};
+use crate::route_map::{PolicyBy, PolicyMember, PolicyOrigin};
 use crate::values::{
     ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Problem, Reason, Redacted, SecretData,
     SecretKeyRef, SecretRef, Severity,
@@ -19,30 +25,52 @@ use crate::values::{
 const MAX_EXPRESSIONS: usize = 256;
 const MAX_EXPRESSION_BYTES: usize = 64 << 10;
 
-/// What the rules of one object share.
-pub(super) struct Inherited {
-    /// Members of `spec.policy` that were compiled already, by their place in memory.
-    proven: BTreeMap<usize, Proven>,
+/// What is left to one object.
+pub(super) struct Budget {
     expressions_left: usize,
     expression_bytes_left: usize,
 }
 
-impl Default for Inherited {
+impl Default for Budget {
     fn default() -> Self {
-        Self {
-            proven: BTreeMap::new(),
-            expressions_left: MAX_EXPRESSIONS,
-            expression_bytes_left: MAX_EXPRESSION_BYTES,
-        }
+        Self { expressions_left: MAX_EXPRESSIONS, expression_bytes_left: MAX_EXPRESSION_BYTES }
     }
 }
 
-/// A member as its row compiled it, with all that is to be said about it.
-pub(super) struct Proven {
-    /// Holds the place in memory.
-    _member: Arc<Written>,
+/// One `policy`, its members compiled.
+#[derive(Debug, Default)]
+pub(super) struct Layer {
+    /// By row, in the order of the registry.
+    pub given: Vec<(usize, Given)>,
+    pub disabled: Vec<usize>,
+    /// What it asks for cannot be told.
+    pub broken: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Given {
+    /// `None`: it does not compile.
     plan: Option<AnyPlan>,
-    problems: Vec<Problem>,
+    /// Where it replaces a prefix, which not every rule has.
+    replaces_prefix: Option<FieldPath>,
+}
+
+/// A policy that `policyRefs` names; `None`: it is not there.
+pub(super) type Named = (FieldPath, Option<Arc<LoweredPolicy>>);
+
+/// Everything that applies to one rule.
+pub(super) struct Stack<'a> {
+    /// `spec.rules[2]`
+    pub path: &'a FieldPath,
+    pub name: &'a str,
+    pub namespace: &'a str,
+    pub rule: &'a Layer,
+    pub rule_refs: &'a [Named],
+    pub route: &'a Layer,
+    pub route_refs: &'a [Named],
+    pub applied: &'a Applied,
+    pub action: Option<&'a RuleAction>,
+    pub has_one_prefix: bool,
 }
 
 #[derive(Default)]
@@ -51,69 +79,246 @@ pub(super) struct Effective {
     pub policy: Vec<PolicyMember>,
     pub timeouts: TimeoutsPlan,
     pub problems: Vec<Problem>,
+    /// Something that should be effective cannot be used: the rule is not served.
+    pub failed: bool,
 }
 
-pub(super) fn effective(
-    members: &[Arc<Written>],
-    inherited: &mut Inherited,
+/// One layer among those that apply.
+struct Step<'a> {
+    layer: &'a Layer,
+    from: From<'a>,
+}
+
+#[derive(Clone, Copy)]
+enum From<'a> {
+    Rule,
+    Route,
+    Policy { policy: &'a Arc<LoweredPolicy>, by: PolicyBy, at: &'a FieldPath },
+}
+
+/// Compiles the members of one `policy`. References resolve in `namespace`, that of the object that holds it.
+pub(super) fn compile(
+    parsed: &PolicyLayer,
     namespace: &Arc<str>,
     asker: &mut Asker<'_>,
-) -> Effective {
-    let mut effective = Effective::default();
-    for member in members {
-        let Some(row) = REGISTRY.get(member.row) else { continue };
-        let key = Arc::as_ptr(member).addr();
-        let Inherited { proven, expressions_left, expression_bytes_left } = inherited;
-        let proven = proven.entry(key).or_insert_with(|| {
-            let mut asking = Asking {
-                asker: &mut *asker,
-                namespace,
-                problems: Vec::new(),
-                expressions_left,
-                expression_bytes_left,
-            };
-            let result = (row.compile)(&member.value, &mut asking);
-            let mut problems = asking.problems;
-            let plan = match result {
-                Ok(plan) => Some(plan),
-                Err(own) => {
-                    problems.extend(own);
-                    None
+    budget: &mut Budget,
+    problems: &mut Vec<Problem>,
+) -> Layer {
+    let mut member = |row: usize, member: Option<&crate::api::PolicyMember>| {
+        let Some(member) = member else { return Given { plan: None, replaces_prefix: None } };
+        let mut asking = Asking { asker: &mut *asker, namespace, budget: &mut *budget, problems: Vec::new() };
+        let result = (REGISTRY[row].compile)(&member.value, &mut asking);
+        let mut found = asking.problems;
+        let plan = match result {
+            Ok(plan) => Some(plan),
+            Err(own) => {
+                found.extend(own);
+                None
+            }
+        };
+        let is_wrong = found.iter().any(|problem| problem.severity == Severity::Error);
+        if plan.is_none() && !is_wrong {
+            let name = REGISTRY[row].name;
+            let message = format!("{name} cannot be used as it is written; look at what it refers to");
+            found.push(Problem::error(FieldPath::default(), Reason::PolicyInvalid, message));
+        }
+        problems.extend(found.into_iter().map(|problem| problem.under(&member.path)));
+        Given { plan: plan.filter(|_| !is_wrong), replaces_prefix: member.replaces_prefix(row) }
+    };
+    let given = parsed.given.iter().map(|(row, one)| (*row, member(*row, one.as_ref()))).collect();
+    Layer { given, disabled: parsed.disabled.clone(), broken: parsed.broken }
+}
+
+impl Layer {
+    pub fn is_empty(&self) -> bool {
+        self.given.is_empty() && self.disabled.is_empty() && !self.broken
+    }
+
+    pub fn gives(&self, row: usize) -> Option<&Given> {
+        self.given.iter().find(|(given, _)| *given == row).map(|(_, given)| given)
+    }
+
+    /// Whether any of its members can be used.
+    pub fn has_plans(&self) -> bool {
+        self.given.iter().any(|(_, given)| given.plan.is_some())
+    }
+}
+
+impl<'a> Stack<'a> {
+    /// What applies where no rule does: policies on the installation, as far as their members mean something there.
+    pub fn without_rule(nothing: &'a Layer, nowhere: &'a FieldPath, applied: &'a Applied) -> Self {
+        Self {
+            path: nowhere,
+            name: "",
+            namespace: "",
+            rule: nothing,
+            rule_refs: &[],
+            route: nothing,
+            route_refs: &[],
+            applied,
+            action: None,
+            has_one_prefix: false,
+        }
+    }
+
+    /// Of each member, what decides.
+    pub fn effective(&self) -> Effective {
+        let mut effective = Effective::default();
+        if self.is_empty() {
+            return effective;
+        }
+        // What it would have said cannot be told. That it is missing is said where it is looked up.
+        effective.failed = self.rule_refs.iter().chain(self.route_refs).any(|(_, policy)| policy.is_none());
+        let (defaults, overrides) = (self.defaults(), self.overrides());
+        for step in defaults.iter().chain(overrides.iter().flatten()).filter(|step| step.layer.broken) {
+            self.fail(step.from, &mut effective);
+        }
+        for row in 0..REGISTRY.len() {
+            self.member(row, &defaults, &overrides, &mut effective);
+        }
+        effective.filters.sort_by_key(|(row, _)| (REGISTRY[*row].ring, *row));
+        effective
+    }
+
+    fn is_empty(&self) -> bool {
+        self.applied.is_empty()
+            && self.rule.is_empty()
+            && self.route.is_empty()
+            && self.rule_refs.is_empty()
+            && self.route_refs.is_empty()
+    }
+
+    /// The most specific first.
+    fn defaults(&self) -> Vec<Step<'a>> {
+        let refs = |refs: &'a [Named], by| {
+            refs.iter().filter_map(move |(at, policy)| Some(step(policy.as_ref()?, by, at)))
+        };
+        let targeting = |level| self.targeting(level, Precedence::Default);
+        let mut steps = vec![Step { layer: self.rule, from: From::Rule }];
+        steps.extend(refs(self.rule_refs, PolicyBy::RuleRefs));
+        steps.extend(targeting(Level::Rule));
+        steps.push(Step { layer: self.route, from: From::Route });
+        steps.extend(refs(self.route_refs, PolicyBy::RouteRefs));
+        steps.extend(targeting(Level::Route));
+        steps.extend(targeting(Level::Namespace));
+        steps.extend(targeting(Level::Selected));
+        steps.extend(targeting(Level::Installation));
+        steps
+    }
+
+    /// By level, the strongest first.
+    fn overrides(&self) -> Vec<Vec<Step<'a>>> {
+        [Level::Installation, Level::Selected, Level::Namespace, Level::Route, Level::Rule]
+            .map(|level| self.targeting(level, Precedence::Override).collect())
+            .into()
+    }
+
+    fn targeting(&self, level: Level, precedence: Precedence) -> impl Iterator<Item = Step<'a>> + use<'a> {
+        let path = self.path;
+        let by = PolicyBy::Target { level: level.word(), imposed: precedence == Precedence::Override };
+        let policies = self.applied.at(level, self.name);
+        policies
+            .filter(move |policy| policy.precedence == precedence)
+            .map(move |policy| step(policy, by, path))
+    }
+
+    fn member(
+        &self,
+        row: usize,
+        defaults: &[Step<'a>],
+        overrides: &[Vec<Step<'a>>],
+        effective: &mut Effective,
+    ) {
+        // Inherited without meaning is ignored; written without meaning was refused.
+        let is_forwarded = matches!(self.action, Some(RuleAction::BackendRefs(_)) | None);
+        if REGISTRY[row].applies == Applies::ToBackends && !is_forwarded {
+            return;
+        }
+        let default = defaults.iter().find_map(|step| match step.layer.gives(row) {
+            Some(given) => Some(Some((given, step.from))),
+            None => step.layer.disabled.contains(&row).then_some(None),
+        });
+        // Of two on one target the older wins.
+        let mut imposed = overrides
+            .iter()
+            .filter_map(|level| level.iter().find_map(|step| Some((step.layer.gives(row)?, step.from))));
+        match REGISTRY[row].combine {
+            Combine::Replace => {
+                if let Some((given, from)) = imposed.next().or(default.flatten()) {
+                    self.take(row, given, from, effective);
+                }
+            }
+            Combine::Both => {
+                for (given, from) in imposed.chain(default.flatten()) {
+                    self.take(row, given, from, effective);
+                }
+            }
+        }
+    }
+
+    fn take(&self, row: usize, given: &Given, from: From<'_>, effective: &mut Effective) {
+        let Some(plan) = &given.plan else {
+            return self.fail(from, effective);
+        };
+        if let Some(path) = given.replaces_prefix.as_ref().filter(|_| !self.has_one_prefix) {
+            let (path, message) = match from {
+                From::Rule | From::Route => (path, REPLACE_PREFIX_NEEDS.to_owned()),
+                From::Policy { policy, at, .. } => {
+                    (at, format!("{REPLACE_PREFIX_NEEDS}; {} has it", self.word(policy)))
                 }
             };
-            let is_wrong = problems.iter().any(|problem| problem.severity == Severity::Error);
-            if plan.is_none() && !is_wrong {
-                let message =
-                    format!("{} cannot be used as it is written; look at what it refers to", row.name);
-                problems.push(Problem::error(FieldPath::default(), Reason::PolicyInvalid, message));
-            }
-            let problems = problems.into_iter().map(|problem| problem.under(&member.path)).collect();
-            Proven { _member: Arc::clone(member), plan: plan.filter(|_| !is_wrong), problems }
-        });
-        effective.problems.extend(proven.problems.iter().cloned());
-        let Some(plan) = proven.plan.clone() else { continue };
-        let is_route_wide = member.path.as_str().starts_with("spec.policy");
-        let origin = if is_route_wide { PolicyOrigin::Route } else { PolicyOrigin::Rule };
-        effective.policy.push(PolicyMember { row: member.row, origin });
+            effective.problems.push(Problem::error(path.clone(), Reason::PolicyInvalid, message));
+            effective.failed = true;
+            return;
+        }
+        let origin = match from {
+            From::Rule => PolicyOrigin::Rule,
+            From::Route => PolicyOrigin::Route,
+            From::Policy { policy, by, .. } => PolicyOrigin::Policy { name: policy.name.clone(), by },
+        };
+        effective.policy.push(PolicyMember { row, origin });
         if let Some(timeouts) = plan.get::<TimeoutsPlan>() {
             effective.timeouts = timeouts.clone();
         }
-        if row.link.is_some() {
-            effective.filters.push((member.row, plan));
+        if REGISTRY[row].link.is_some() {
+            effective.filters.push((row, plan.clone()));
         }
     }
-    effective.filters.sort_by_key(|(row, _)| (REGISTRY[*row].ring, *row));
-    effective.policy.sort_by_key(|member| member.row);
-    effective
+
+    /// What is wrong in the route's own policies is told already; a GatewayPolicy tells it in its own status.
+    fn fail(&self, from: From<'_>, effective: &mut Effective) {
+        effective.failed = true;
+        if let From::Policy { policy, at, .. } = from {
+            let message = format!(
+                "{} applies here and cannot be used, so this answers 503; its own status says why",
+                self.word(policy)
+            );
+            let problem = Problem::error(at.clone(), Reason::PolicyInvalid, message);
+            if !effective.problems.contains(&problem) {
+                effective.problems.push(problem);
+            }
+        }
+    }
+
+    /// A policy of another namespace is named by that alone.
+    fn word(&self, policy: &LoweredPolicy) -> String {
+        match *policy.name.namespace == *self.namespace {
+            true => format!("GatewayPolicy {}", policy.name),
+            false => format!("a GatewayPolicy of namespace {}", policy.name.namespace),
+        }
+    }
+}
+
+fn step<'a>(policy: &'a Arc<LoweredPolicy>, by: PolicyBy, at: &'a FieldPath) -> Step<'a> {
+    Step { layer: &policy.layer, from: From::Policy { policy, by, at } }
 }
 
 /// What a member asks is asked of the world, in the namespace of the object that holds it.
 struct Asking<'a, 'w> {
     asker: &'a mut Asker<'w>,
     namespace: &'a Arc<str>,
+    budget: &'a mut Budget,
     problems: Vec<Problem>,
-    expressions_left: &'a mut usize,
-    expression_bytes_left: &'a mut usize,
 }
 
 impl Asking<'_, '_> {
@@ -212,8 +417,8 @@ impl Scope for Asking<'_, '_> {
         environment: &'static Environment,
         wanted: Kind,
     ) -> Option<Expression> {
-        let left =
-            (self.expressions_left.checked_sub(1), self.expression_bytes_left.checked_sub(source.len()));
+        let Budget { expressions_left, expression_bytes_left } = &*self.budget;
+        let left = (expressions_left.checked_sub(1), expression_bytes_left.checked_sub(source.len()));
         let (Some(expressions), Some(bytes)) = left else {
             let message = format!(
                 "the object has more than {MAX_EXPRESSIONS} expressions or {MAX_EXPRESSION_BYTES} bytes of them; \
@@ -222,7 +427,7 @@ impl Scope for Asking<'_, '_> {
             self.refuse(at, Reason::PolicyInvalid, message);
             return None;
         };
-        (*self.expressions_left, *self.expression_bytes_left) = (expressions, bytes);
+        *self.budget = Budget { expressions_left: expressions, expression_bytes_left: bytes };
         match Expression::parse(source, environment, wanted) {
             Ok(expression) => Some(expression),
             Err(refused) => {

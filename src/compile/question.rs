@@ -6,17 +6,21 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
+use super::attachment::{Applied, Index};
 use super::gateway_backend::LoweredBackend;
+use super::gateway_policy::LoweredPolicy;
 use super::grants;
 use crate::filters::{Derive, Selection};
-use crate::snapshot::{ConfigMapData, SecretData, ServiceData, Snapshot};
+use crate::snapshot::{ConfigMapData, Kind, SecretData, ServiceData, Snapshot};
 use crate::values::{LabelSelector, ObjectName};
 
-/// What can be asked: the world, and the backends as they were lowered from it.
+/// What can be asked: the world, and the backends and policies as they were lowered from it.
 #[derive(Clone, Copy)]
 pub(super) struct Known<'w> {
     pub world: &'w Snapshot,
     pub backends: &'w Backends,
+    pub policies: &'w Policies,
+    pub index: &'w Index,
     pub gathered: &'w Gathered,
 }
 
@@ -80,6 +84,7 @@ impl Gathered {
 }
 
 pub(super) type Backends = BTreeMap<ObjectName, Arc<LoweredBackend>>;
+pub(super) type Policies = BTreeMap<ObjectName, Arc<LoweredPolicy>>;
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Question {
@@ -88,12 +93,15 @@ pub(super) enum Question {
     ConfigMap(ObjectName),
     Service(ObjectName),
     Backend(ObjectName),
+    Policy(ObjectName),
     Granted(Reference),
 }
 
-/// A reference from a GatewayRoute to an object of another namespace.
+/// A reference from an object of ours to an object of another namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Reference {
+    /// The kind of ours.
+    pub by: &'static str,
     pub from: Arc<str>,
     pub group: &'static str,
     pub kind: &'static str,
@@ -107,12 +115,13 @@ pub(super) enum Answer {
     ConfigMap(Option<Arc<ConfigMapData>>),
     Service(Option<Arc<ServiceData>>),
     Backend(Option<Arc<LoweredBackend>>),
+    Policy(Option<Arc<LoweredPolicy>>),
     Granted(bool),
 }
 
 impl Question {
     pub fn answer(&self, known: Known<'_>) -> Answer {
-        let Known { world, backends, gathered } = known;
+        let Known { world, backends, policies, gathered, .. } = known;
         match self {
             Self::Secrets(namespace, selector) => {
                 Answer::Secrets(gathered.secrets(world, namespace, selector))
@@ -121,6 +130,7 @@ impl Question {
             Self::Secret(name) => Answer::Secret(world.secrets.get(name).cloned()),
             Self::Service(name) => Answer::Service(world.services.get(name).cloned()),
             Self::Backend(name) => Answer::Backend(backends.get(name).cloned()),
+            Self::Policy(name) => Answer::Policy(policies.get(name).cloned()),
             Self::Granted(reference) => Answer::Granted(grants::allows(world, reference)),
         }
     }
@@ -148,6 +158,7 @@ impl Answer {
                 same(a, b, |a, b| a.external_name == b.external_name && a.ports == b.ports)
             }
             (Self::Backend(a), Self::Backend(b)) => same(a, b, |_, _| false),
+            (Self::Policy(a), Self::Policy(b)) => same(a, b, |_, _| false),
             (Self::Granted(a), Self::Granted(b)) => a == b,
             _ => false,
         }
@@ -173,12 +184,14 @@ impl Asked {
 /// Asks, and remembers what was asked and answered.
 pub(super) struct Asker<'w> {
     known: Known<'w>,
+    /// The kind of the object that is lowered.
+    by: &'static str,
     asked: Vec<(Question, Answer)>,
 }
 
 impl<'w> Asker<'w> {
-    pub fn new(known: Known<'w>) -> Self {
-        Self { known, asked: Vec::new() }
+    pub fn new(by: Kind, known: Known<'w>) -> Self {
+        Self { known, by: by.as_str(), asked: Vec::new() }
     }
 
     pub fn secret(&mut self, name: &ObjectName) -> Option<Arc<SecretData>> {
@@ -220,6 +233,18 @@ impl<'w> Asker<'w> {
         }
     }
 
+    pub fn policy(&mut self, name: &ObjectName) -> Option<Arc<LoweredPolicy>> {
+        match self.ask(Question::Policy(name.clone())) {
+            Answer::Policy(policy) => policy,
+            _ => None,
+        }
+    }
+
+    /// The policies that target a route. Not among what is remembered here: the route's unit holds it.
+    pub fn applied(&self, route: &ObjectName) -> Applied {
+        self.known.index.applied(route)
+    }
+
     /// Whether an object of `from`'s namespace may refer to this one.
     pub fn may_refer(
         &mut self,
@@ -231,7 +256,7 @@ impl<'w> Asker<'w> {
         if *from == to.namespace {
             return true;
         }
-        let reference = Reference { from: Arc::clone(from), group, kind, to: to.clone() };
+        let reference = Reference { by: self.by, from: Arc::clone(from), group, kind, to: to.clone() };
         matches!(self.ask(Question::Granted(reference)), Answer::Granted(true))
     }
 

@@ -45,6 +45,8 @@ pub struct Routes;
 #[derive(Debug)]
 pub struct Backends;
 #[derive(Debug)]
+pub struct Policies;
+#[derive(Debug)]
 pub struct Secrets;
 #[derive(Debug)]
 pub struct Services;
@@ -78,6 +80,19 @@ impl Watch for Backends {
 
     fn convert(raw: RawObject) -> Result<Option<Object>, String> {
         Manifest::new(raw, None).map(|manifest| Some(Object::GatewayBackend(manifest)))
+    }
+}
+
+impl Watch for Policies {
+    const KIND: Kind = Kind::GatewayPolicy;
+    const GROUP: &'static str = api::GROUP;
+    const VERSION: &'static str = api::VERSION;
+    const NAME: &'static str = "GatewayPolicy";
+    const PLURAL: &'static str = "gatewaypolicies";
+    type Raw = RawObject;
+
+    fn convert(raw: RawObject) -> Result<Option<Object>, String> {
+        Manifest::new(raw, None).map(|manifest| Some(Object::GatewayPolicy(manifest)))
     }
 }
 

@@ -64,7 +64,7 @@ pub fn desired(
         _ => Map::new(),
     };
     match report.object.kind {
-        Kind::GatewayBackend => put_installation(&mut status, installation, after),
+        Kind::GatewayBackend | Kind::GatewayPolicy => put_installation(&mut status, installation, after),
         _ => {
             status.insert("observedGeneration".into(), report.object.generation.into());
             status.insert("conditions".into(), after.into());
@@ -78,7 +78,7 @@ pub fn desired(
     (previous != Some(&status)).then_some(status)
 }
 
-/// The status of a backend without this installation, which no longer knows it; `None`: it is not in there.
+/// The status of a backend or policy without this installation, which no longer knows it; `None`: it is not in there.
 pub fn without_installation(previous: &Value, installation: &str) -> Option<Value> {
     let mut status = previous.clone();
     let entries = status.get_mut("installations")?.as_array_mut()?;
@@ -94,7 +94,7 @@ pub fn is_decided(previous: Option<&Value>, report: &Report, installation: &str)
 
 fn conditions<'a>(status: Option<&'a Value>, kind: Kind, installation: &str) -> &'a [Value] {
     let holder = match (kind, status) {
-        (Kind::GatewayBackend, Some(status)) => status["installations"]
+        (Kind::GatewayBackend | Kind::GatewayPolicy, Some(status)) => status["installations"]
             .as_array()
             .and_then(|all| all.iter().find(|entry| entry["name"] == installation)),
         (_, status) => status,
@@ -273,7 +273,7 @@ mod tests {
 
     #[test]
     fn the_same_again_is_no_write() {
-        for kind in [Kind::GatewayRoute, Kind::GatewayBackend] {
+        for kind in [Kind::GatewayRoute, Kind::GatewayBackend, Kind::GatewayPolicy] {
             let report = report(kind, 1);
             let status = desired(None, &report, "edge", &Verdict::Served, THEN).unwrap();
             assert_eq!(desired(Some(&status), &report, "edge", &Verdict::Served, NOW), None, "{kind:?}");
@@ -363,7 +363,7 @@ mod tests {
             json!({"conditions": 7, "installations": "x"}),
             json!({"conditions": [1]}),
         ] {
-            for kind in [Kind::GatewayRoute, Kind::GatewayBackend] {
+            for kind in [Kind::GatewayRoute, Kind::GatewayBackend, Kind::GatewayPolicy] {
                 assert!(desired(Some(&odd), &report(kind, 1), "edge", &pending(), NOW).is_some(), "{odd}");
             }
         }

@@ -27,9 +27,10 @@ use crate::snapshot::{Change, Kind, Manifest, RawObject, Snapshot, Update};
 use crate::telemetry::Telemetry;
 use crate::values::ObjectName;
 
-const KINDS: [&str; 7] = [
+const KINDS: [&str; 8] = [
     "gatewayroutes",
     "gatewaybackends",
+    "gatewaypolicies",
     "secrets",
     "services",
     "endpointslices",

@@ -15,7 +15,9 @@ use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::kinds::{Backends, EndpointSlices, Grants, Namespaces, Routes, Secrets, Services, Watch, Watched};
+use super::kinds::{
+    Backends, EndpointSlices, Grants, Namespaces, Policies, Routes, Secrets, Services, Watch, Watched,
+};
 use super::pulse::Pulse;
 use crate::snapshot::{Change, Failure, Kind, Object, Update};
 use crate::telemetry::Telemetry;
@@ -75,6 +77,7 @@ pub fn watches(
     for scope in scopes {
         tasks.push(start.one::<Routes>(scope.clone(), &mut sources));
         tasks.push(start.one::<Backends>(scope.clone(), &mut sources));
+        tasks.push(start.one::<Policies>(scope.clone(), &mut sources));
         tasks.push(start.one::<Secrets>(scope.clone(), &mut sources));
         tasks.push(start.one::<Services>(scope.clone(), &mut sources));
         tasks.push(start.one::<EndpointSlices>(scope.clone(), &mut sources));
@@ -360,7 +363,9 @@ impl Failures {
 
 fn name(object: &Object) -> ObjectName {
     match object {
-        Object::GatewayRoute(manifest) | Object::GatewayBackend(manifest) => manifest.name.clone(),
+        Object::GatewayRoute(manifest)
+        | Object::GatewayBackend(manifest)
+        | Object::GatewayPolicy(manifest) => manifest.name.clone(),
         Object::Secret(secret) => secret.name.clone(),
         Object::ConfigMap(map) => map.name.clone(),
         Object::Service(service) => service.name.clone(),

@@ -158,8 +158,10 @@ impl Writer {
             }
             known.insert(key);
         }
-        for (name, manifest) in &world.backends {
-            let key = (Kind::GatewayBackend, name.clone());
+        let backends = world.backends.iter().map(|object| (Kind::GatewayBackend, object));
+        let policies = world.policies.iter().map(|object| (Kind::GatewayPolicy, object));
+        for (kind, (name, manifest)) in backends.chain(policies) {
+            let key = (kind, name.clone());
             let named = manifest.status.as_ref().is_some_and(|status| status.contains(&*self.installation));
             if named && !known.contains(&key) && self.memory.is_due(&key, now) {
                 tasks.push((key, manifest, None));
@@ -318,6 +320,7 @@ fn manifest<'a>(published: &'a Published, kind: Kind, name: &ObjectName) -> Opti
     match kind {
         Kind::GatewayRoute => published.world.routes.get(name),
         Kind::GatewayBackend => published.world.backends.get(name),
+        Kind::GatewayPolicy => published.world.policies.get(name),
         _ => None,
     }
 }
@@ -392,6 +395,7 @@ enum Refused {
 async fn patch(client: &Client, task: &Task, status: &Value) -> Result<(), Refused> {
     let plural = match task.key.0 {
         Kind::GatewayBackend => "gatewaybackends",
+        Kind::GatewayPolicy => "gatewaypolicies",
         _ => "gatewayroutes",
     };
     let ObjectName { namespace, name } = &task.key.1;

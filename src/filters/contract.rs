@@ -62,12 +62,20 @@ pub enum Applies {
     ToBackends,
 }
 
+/// Whether a policy on the installation gives the member to requests that no rule matched, too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unmatched {
+    Ignores,
+    Applies,
+}
+
 /// A member of `policy`.
 pub trait Member {
     /// The member's name in `policy`.
     const NAME: &'static str;
     const COMBINE: Combine = Combine::Replace;
     const APPLIES: Applies = Applies::ToEveryAction;
+    const UNMATCHED: Unmatched = Unmatched::Ignores;
     type Spec: DeserializeOwned + JsonSchema;
     type Plan: PartialEq + fmt::Debug + Send + Sync + 'static;
 
@@ -226,6 +234,7 @@ pub struct Row {
     pub name: &'static str,
     pub combine: Combine,
     pub applies: Applies,
+    pub unmatched: Unmatched,
     /// `None` for a setting.
     pub ring: Option<Ring>,
     pub schema: fn(&mut SchemaGenerator) -> Schema,
@@ -245,6 +254,7 @@ pub const fn filter<K: FilterKind>() -> Row {
         name: K::NAME,
         combine: K::COMBINE,
         applies: K::APPLIES,
+        unmatched: K::UNMATCHED,
         ring: Some(K::RING),
         schema: schema_of::<K>,
         compile: compile_any::<K>,
@@ -261,6 +271,7 @@ pub const fn setting<M: Member>() -> Row {
         name: M::NAME,
         combine: M::COMBINE,
         applies: M::APPLIES,
+        unmatched: M::UNMATCHED,
         ring: None,
         schema: schema_of::<M>,
         compile: compile_any::<M>,

@@ -18,7 +18,7 @@ mod transform_tests;
 pub use chain::run;
 pub use contract::{
     AnyPlan, Applies, Combine, Decision, Derive, Filter, FilterKind, Keep, Member, Outcome, Ring, Row, Scope,
-    Selection, filter, setting,
+    Selection, Unmatched, filter, setting,
 };
 #[cfg(test)]
 pub use contract_tests::NoScope;

@@ -331,6 +331,7 @@ mod tests {
                 .map(|host| (host.hostname.clone().expect("named"), Arc::clone(host)))
                 .collect(),
             catch_all: None,
+            unmatched: Vec::new(),
             backends: backends.iter().map(|name| (id(name), plan(name))).collect(),
         }
     }

@@ -6,7 +6,7 @@ use std::fmt::{self, Display, Formatter};
 
 use super::action::{Action, ForwardPlan, RedirectPlan, RespondPlan, WeightedTarget};
 use super::backend::{Address, BackendPlan, BackendTarget, HostHeader};
-use super::hosts::{Host, PolicyMember, PolicyOrigin, RouteMap, Rule};
+use super::hosts::{Host, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};
 use super::matching::{MatchEntry, MatchPlan, PathPredicate};
 use super::predicates::{Comparison, Miss, NamedPredicate};
 use super::tls::HostTls;
@@ -28,6 +28,9 @@ impl Display for RouteMap {
             }
         }
         rules.values().flatten().try_for_each(|rule| rule.fmt(f))?;
+        for (row, plan) in &self.unmatched {
+            writeln!(f, "without a rule: filter {} {plan:?}", member_name(*row))?;
+        }
         self.backends.values().try_for_each(|backend| writeln!(f, "backend {backend}"))
     }
 }
@@ -127,11 +130,22 @@ impl Display for Rule {
 
 impl Display for PolicyMember {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let origin = match self.origin {
-            PolicyOrigin::Rule => "rule",
-            PolicyOrigin::Route => "route",
-        };
-        write!(f, "{} (from the {origin})", member_name(self.row))
+        write!(f, "{} (", member_name(self.row))?;
+        match &self.origin {
+            PolicyOrigin::Rule => f.write_str("from the rule")?,
+            PolicyOrigin::Route => f.write_str("from the route")?,
+            PolicyOrigin::Policy { name, by } => match by {
+                PolicyBy::RuleRefs => write!(f, "from GatewayPolicy {name}, policyRefs of the rule")?,
+                PolicyBy::RouteRefs => write!(f, "from GatewayPolicy {name}, policyRefs of the route")?,
+                PolicyBy::Target { level, imposed: false } => {
+                    write!(f, "from GatewayPolicy {name}, default for {level}")?;
+                }
+                PolicyBy::Target { level, imposed: true } => {
+                    write!(f, "imposed by GatewayPolicy {name} on {level}")?;
+                }
+            },
+        }
+        f.write_str(")")
     }
 }
 
@@ -322,6 +336,7 @@ mod tests {
             hosts: [(hostname.clone(), Arc::new(Host { hostname: Some(hostname), tls: Some(tls), table }))]
                 .into(),
             catch_all: None,
+            unmatched: Vec::new(),
             backends: [(id, Arc::new(backend))].into(),
         }
     }

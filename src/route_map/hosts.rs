@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 use crate::filters::AnyPlan;
 use crate::message::Labels;
 use crate::route_map::{Action, BackendPlan, HostTls, MatchTable};
-use crate::values::{BackendId, Hostname};
+use crate::values::{BackendId, Hostname, ObjectName};
 
 /// All that is served at one instant. Hosts and backends are shared with the map before where nothing changed:
 /// `install` compares by pointer.
@@ -18,6 +18,8 @@ pub struct RouteMap {
     /// What answers every host that no other entry names.
     pub catch_all: Option<Arc<Host>>,
     pub backends: BTreeMap<BackendId, Arc<BackendPlan>>,
+    /// Filters of requests that no rule matches, as in [`Rule`]: policies on the installation.
+    pub unmatched: Vec<(usize, AnyPlan)>,
 }
 
 /// Everything about one hostname.
@@ -37,12 +39,13 @@ pub struct Rule {
     /// Filters in the order of work on the way in: by ring, then by row. The index is the row in the registry.
     pub filters: Vec<(usize, AnyPlan)>,
     pub action: Action,
-    /// Where each effective member of the policy comes from, in the order of the registry. For people only.
+    /// Where each effective member of the policy comes from, in the order of the registry; of one row as often as it
+    /// works, in the order of the filters. For people only.
     pub policy: Vec<PolicyMember>,
 }
 
 /// A member of a rule's effective policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PolicyMember {
     /// Its row in the registry.
     pub row: usize,
@@ -50,12 +53,25 @@ pub struct PolicyMember {
 }
 
 /// Where a member was written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PolicyOrigin {
     /// `spec.rules[].policy`
     Rule,
     /// `spec.policy`
     Route,
+    /// A GatewayPolicy.
+    Policy { name: ObjectName, by: PolicyBy },
+}
+
+/// Why a GatewayPolicy applies to a rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PolicyBy {
+    /// `spec.rules[].policyRefs`
+    RuleRefs,
+    /// `spec.policyRefs`
+    RouteRefs,
+    /// Its own `spec.targetRefs`, for what is said by `level`.
+    Target { level: &'static str, imposed: bool },
 }
 
 /// Values by hostname, for one look-up a request.

@@ -18,7 +18,7 @@ mod trace;
 pub use action::{Action, ForwardPlan, RedirectPlan, RespondPlan, Unserved, WeightedBackend, WeightedTarget};
 pub use backend::{Address, BackendPlan, BackendTarget, HostHeader};
 pub use endpoints::{Endpoint, EndpointSet};
-pub use hosts::{Host, HostIndex, PolicyMember, PolicyOrigin, RouteMap, Rule};
+pub use hosts::{Host, HostIndex, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};
 pub use matching::{Found, MatchEntry, MatchPlan, MatchTable, PathPredicate};
 pub use precedence::{Specificity, Standing};
 pub use predicates::{

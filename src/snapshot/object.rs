@@ -10,6 +10,7 @@ use crate::values::{ConfigMapData, ObjectName, SecretData};
 pub enum Kind {
     GatewayRoute,
     GatewayBackend,
+    GatewayPolicy,
     Secret,
     ConfigMap,
     Service,
@@ -131,6 +132,7 @@ pub struct Failure {
 pub enum Object {
     GatewayRoute(Manifest),
     GatewayBackend(Manifest),
+    GatewayPolicy(Manifest),
     Secret(SecretData),
     ConfigMap(ConfigMapData),
     Service(ServiceData),
@@ -160,6 +162,7 @@ impl Object {
         match self {
             Self::GatewayRoute(_) => Kind::GatewayRoute,
             Self::GatewayBackend(_) => Kind::GatewayBackend,
+            Self::GatewayPolicy(_) => Kind::GatewayPolicy,
             Self::Secret(_) => Kind::Secret,
             Self::ConfigMap(_) => Kind::ConfigMap,
             Self::Service(_) => Kind::Service,
@@ -172,7 +175,9 @@ impl Object {
     /// Namespace and name; the namespace of a Namespace is empty.
     pub fn name(&self) -> ObjectName {
         match self {
-            Self::GatewayRoute(manifest) | Self::GatewayBackend(manifest) => manifest.name.clone(),
+            Self::GatewayRoute(manifest) | Self::GatewayBackend(manifest) | Self::GatewayPolicy(manifest) => {
+                manifest.name.clone()
+            }
             Self::Secret(secret) => secret.name.clone(),
             Self::ConfigMap(map) => map.name.clone(),
             Self::Service(service) => service.name.clone(),
@@ -188,6 +193,7 @@ impl Kind {
         match self {
             Self::GatewayRoute => "GatewayRoute",
             Self::GatewayBackend => "GatewayBackend",
+            Self::GatewayPolicy => "GatewayPolicy",
             Self::Secret => "Secret",
             Self::ConfigMap => "ConfigMap",
             Self::Service => "Service",

@@ -110,20 +110,19 @@ fn object(value: Value, version: &str, kind: &str, origin: &Origin) -> Result<Op
     let at = || Some(origin.clone());
     let object = match (version, kind) {
         (OUR_VERSION, "GatewayRoute") => {
-            let manifest = as_kind::<RawObject>(value, Kind::GatewayRoute)
-                .and_then(|raw| said(Kind::GatewayRoute, Manifest::new(raw, at())));
-            Some(Object::GatewayRoute(manifest?))
+            Some(Object::GatewayRoute(manifest(value, Kind::GatewayRoute, origin)?))
         }
         (OUR_VERSION, "GatewayBackend") => {
-            let manifest = as_kind::<RawObject>(value, Kind::GatewayBackend)
-                .and_then(|raw| said(Kind::GatewayBackend, Manifest::new(raw, at())));
-            Some(Object::GatewayBackend(manifest?))
+            Some(Object::GatewayBackend(manifest(value, Kind::GatewayBackend, origin)?))
+        }
+        (OUR_VERSION, "GatewayPolicy") => {
+            Some(Object::GatewayPolicy(manifest(value, Kind::GatewayPolicy, origin)?))
         }
         (other, kind) if other.split('/').next() == Some(OUR_GROUP) => {
             return Err((
                 None,
                 format!(
-                    "{other} {kind} is no kind of this version; it knows GatewayRoute and GatewayBackend of {OUR_VERSION}"
+                    "{other} {kind} is no kind of this version; it knows GatewayRoute, GatewayBackend and GatewayPolicy of {OUR_VERSION}"
                 ),
             ));
         }
@@ -163,6 +162,11 @@ fn object(value: Value, version: &str, kind: &str, origin: &Origin) -> Result<Op
         _ => None,
     };
     Ok(object)
+}
+
+fn manifest(value: Value, kind: Kind, origin: &Origin) -> Result<Manifest, Unreadable> {
+    let raw = as_kind::<RawObject>(value, kind)?;
+    said(kind, Manifest::new(raw, Some(origin.clone())))
 }
 
 fn as_kind<T: DeserializeOwned>(value: Value, kind: Kind) -> Result<T, Unreadable> {

@@ -13,6 +13,7 @@ use crate::values::{ConfigMapData, ObjectName, SecretData};
 pub struct Snapshot {
     pub routes: BTreeMap<ObjectName, Arc<Manifest>>,
     pub backends: BTreeMap<ObjectName, Arc<Manifest>>,
+    pub policies: BTreeMap<ObjectName, Arc<Manifest>>,
     pub secrets: BTreeMap<ObjectName, Arc<SecretData>>,
     pub config_maps: BTreeMap<ObjectName, Arc<ConfigMapData>>,
     pub services: BTreeMap<ObjectName, Arc<ServiceData>>,
@@ -55,6 +56,7 @@ impl Snapshot {
         match object {
             Object::GatewayRoute(manifest) => put(&mut self.routes, manifest.name.clone(), manifest),
             Object::GatewayBackend(manifest) => put(&mut self.backends, manifest.name.clone(), manifest),
+            Object::GatewayPolicy(manifest) => put(&mut self.policies, manifest.name.clone(), manifest),
             Object::Secret(secret) => put(&mut self.secrets, secret.name.clone(), secret),
             Object::ConfigMap(map) => put(&mut self.config_maps, map.name.clone(), map),
             Object::Service(service) => put(&mut self.services, service.name.clone(), service),
@@ -78,6 +80,7 @@ impl Snapshot {
         match kind {
             Kind::GatewayRoute => self.routes.remove(name).is_some(),
             Kind::GatewayBackend => self.backends.remove(name).is_some(),
+            Kind::GatewayPolicy => self.policies.remove(name).is_some(),
             Kind::Secret => self.secrets.remove(name).is_some(),
             Kind::ConfigMap => self.config_maps.remove(name).is_some(),
             Kind::Service => self.services.remove(name).is_some(),
@@ -119,6 +122,7 @@ impl Snapshot {
         match kind {
             Kind::GatewayRoute => self.routes.keys().cloned().collect(),
             Kind::GatewayBackend => self.backends.keys().cloned().collect(),
+            Kind::GatewayPolicy => self.policies.keys().cloned().collect(),
             Kind::Secret => self.secrets.keys().cloned().collect(),
             Kind::ConfigMap => self.config_maps.keys().cloned().collect(),
             Kind::Service => self.services.keys().cloned().collect(),

@@ -376,7 +376,9 @@ fn moved(entry: &Entry, line: u32) -> Entry {
     if moved.line != line {
         moved.line = line;
         let origin = match &mut moved.object {
-            Object::GatewayRoute(manifest) | Object::GatewayBackend(manifest) => &mut manifest.origin,
+            Object::GatewayRoute(manifest)
+            | Object::GatewayBackend(manifest)
+            | Object::GatewayPolicy(manifest) => &mut manifest.origin,
             Object::Service(service) => &mut service.origin,
             Object::Secret(_)
             | Object::ConfigMap(_)
@@ -395,6 +397,7 @@ fn key(object: &Object) -> Key {
     match object {
         Object::GatewayRoute(manifest) => (Kind::GatewayRoute, manifest.name.clone()),
         Object::GatewayBackend(manifest) => (Kind::GatewayBackend, manifest.name.clone()),
+        Object::GatewayPolicy(manifest) => (Kind::GatewayPolicy, manifest.name.clone()),
         Object::Secret(secret) => (Kind::Secret, secret.name.clone()),
         Object::ConfigMap(map) => (Kind::ConfigMap, map.name.clone()),
         Object::Service(service) => (Kind::Service, service.name.clone()),

@@ -59,6 +59,14 @@ pub enum Reason {
     UnknownField,
     /// An equal match of an older rule wins every request.
     Shadowed,
+    /// A policy's target that only the installation's own namespace may name.
+    TargetNotPermitted,
+    /// An older policy on the same target gives the same member.
+    Conflicted,
+    /// What a policy targets is not there.
+    TargetNotFound,
+    /// A GatewayPolicy that `policyRefs` names is not there.
+    PolicyNotFound,
     BackendNotFound,
     /// The Service exists, the port does not.
     PortNotFound,
@@ -121,6 +129,10 @@ impl Reason {
             Self::TlsConflict => "TlsConflict",
             Self::UnknownField => "UnknownField",
             Self::Shadowed => "Shadowed",
+            Self::TargetNotPermitted => "TargetNotPermitted",
+            Self::Conflicted => "Conflicted",
+            Self::TargetNotFound => "TargetNotFound",
+            Self::PolicyNotFound => "PolicyNotFound",
             Self::BackendNotFound => "BackendNotFound",
             Self::PortNotFound => "PortNotFound",
             Self::SecretNotFound => "SecretNotFound",
@@ -135,7 +147,9 @@ impl Reason {
     pub const fn is_about_references(self) -> bool {
         matches!(
             self,
-            Self::BackendNotFound
+            Self::TargetNotFound
+                | Self::PolicyNotFound
+                | Self::BackendNotFound
                 | Self::PortNotFound
                 | Self::SecretNotFound
                 | Self::ConfigMapNotFound

@@ -45,7 +45,7 @@ fn check_is_content_with_what_is_right() {
     let (code, said) = check(&folder(&[("a.yaml", &responds("a", "a.example", "a"))]), &[]);
     assert_eq!(
         (code, said.as_str()),
-        (Some(0), "0 errors, 0 warnings in 1 GatewayRoutes and 0 GatewayBackends\n")
+        (Some(0), "0 errors, 0 warnings in 1 GatewayRoutes, 0 GatewayBackends and 0 GatewayPolicies\n")
     );
 }
 
@@ -107,7 +107,7 @@ fn crds_are_printed_and_written() {
         .map(|entry| entry.expect("readable").file_name().into_string().expect("UTF-8"))
         .collect();
     written.sort();
-    assert_eq!(written, ["gatewaybackends.yaml", "gatewayroutes.yaml"]);
+    assert_eq!(written, ["gatewaybackends.yaml", "gatewaypolicies.yaml", "gatewayroutes.yaml"]);
 }
 
 #[test]

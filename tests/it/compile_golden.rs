@@ -1,7 +1,7 @@
 //! The compiler's golden cases: each `tests/golden/compile/NAME.yaml` with what becomes of it in `NAME.txt`: the route
 //! map, the endpoints of its Services and the reports. `UPDATE_GOLDEN=1` writes them anew.
 //!
-//! `# created: NAMESPACE/NAME SECONDS` gives a route its age; `${cert:NAME}` and `${key:NAME}` stand for a certificate.
+//! `# created: NAMESPACE/NAME SECONDS` gives a route or policy its age; `${cert:NAME}` and `${key:NAME}` stand for a certificate.
 //! A first line `# options: hostnames=Listed loopback=Allowed class=internal` sets the installation's options.
 
 use std::collections::BTreeMap;
@@ -71,8 +71,8 @@ fn outcome(text: &str, file: &str) -> String {
         for found in snapshot::read(document.text, &origin) {
             match found {
                 Ok(mut object) => {
-                    if let Object::GatewayRoute(route) = &mut object {
-                        route.created = ages.get(&route.name.to_string()).copied().or(route.created);
+                    if let Object::GatewayRoute(manifest) | Object::GatewayPolicy(manifest) = &mut object {
+                        manifest.created = ages.get(&manifest.name.to_string()).copied().or(manifest.created);
                     }
                     world.apply(Change::Put(object));
                 }
@@ -142,6 +142,7 @@ fn options(text: &str) -> Options {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        namespace: "platform".into(),
     };
     let first = text.lines().next().unwrap_or_default();
     for word in first.strip_prefix("# options:").unwrap_or_default().split_whitespace() {

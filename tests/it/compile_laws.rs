@@ -19,6 +19,7 @@ fn options() -> Options {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        namespace: "red".into(),
     }
 }
 
@@ -123,6 +124,7 @@ fn spec() -> impl Strategy<Value = String> {
     let allowed = proptest::sample::select(
         &[
             "",
+            "\"policyRefs\": [{\"name\": \"p0\"}, {\"name\": \"p1\"}], ",
             "\"allowedRoutes\": {\"namespaces\": {\"from\": \"All\"}}, ",
             "\"allowedRoutes\": {\"namespaces\": {\"from\": \"Selector\", \"selector\": {\"matchLabels\": {\"in\": \"yes\"}}}}, ",
         ][..],
@@ -189,7 +191,48 @@ fn object() -> impl Strategy<Value = Object> {
     let backend = (namespace(), proptest::sample::select(backends.to_vec())).prop_map(|(namespace, spec)| {
         of_kind("portcullis.dev/v1alpha1", "GatewayBackend", namespace, "far", &format!(", \"spec\": {spec}"))
     });
-    prop_oneof![6 => routes(), 1 => service, 1 => secret, 1 => labels, 1 => grant, 1 => backend]
+    let policy = (namespace(), 0..3u8, proptest::option::of(0..5i64), policy_spec());
+    let policy = policy.prop_map(|(namespace, name, created, spec)| {
+        let mut object = of_kind(
+            "portcullis.dev/v1alpha1",
+            "GatewayPolicy",
+            namespace,
+            &format!("p{name}"),
+            &format!(", \"spec\": {spec}"),
+        );
+        if let Object::GatewayPolicy(manifest) = &mut object {
+            manifest.created = created;
+        }
+        object
+    });
+    prop_oneof![6 => routes(), 1 => service, 1 => secret, 1 => labels, 1 => grant, 1 => backend, 3 => policy]
+}
+
+/// Some apply, some may not, some do not compile.
+fn policy_spec() -> impl Strategy<Value = String> {
+    let targets = proptest::sample::select(
+        &[
+            "",
+            "\"targetRefs\": [{\"kind\": \"Namespace\"}], ",
+            "\"targetRefs\": [{\"kind\": \"Installation\"}], ",
+            "\"targetRefs\": [{\"kind\": \"Namespace\", \"selector\": {\"matchLabels\": {\"in\": \"yes\"}}}], ",
+            "\"targetRefs\": [{\"kind\": \"GatewayRoute\", \"name\": \"r1\"}, {\"kind\": \"GatewayRoute\", \"name\": \"r2\", \"sectionName\": \"fine-1\"}], ",
+            "\"targetRefs\": [{\"kind\": \"Nowhere\"}], ",
+        ][..],
+    );
+    let precedence = proptest::sample::select(&["", "\"precedence\": \"Override\", "][..]);
+    let policy = proptest::sample::select(
+        &[
+            "{}",
+            "{\"timeouts\": {\"request\": \"7s\"}}",
+            "{\"timeouts\": {\"request\": \"8s\"}, \"response\": {\"headers\": {\"remove\": [\"server\"]}}}",
+            "{\"disable\": [\"timeouts\"]}",
+            "{\"timeouts\": {\"request\": \"1s\", \"backendRequest\": \"2s\"}}",
+            "{\"authenticaton\": {}}",
+        ][..],
+    );
+    (targets, precedence, policy)
+        .prop_map(|(targets, precedence, policy)| format!("{{{targets}{precedence}\"policy\": {policy}}}"))
 }
 
 fn change() -> impl Strategy<Value = Change> {
@@ -203,7 +246,10 @@ fn change() -> impl Strategy<Value = Change> {
 /// What the writer of status does, and what a line more in a file does.
 fn written_about(object: Object) -> Change {
     let mut object = object;
-    if let Object::GatewayRoute(manifest) | Object::GatewayBackend(manifest) = &mut object {
+    if let Object::GatewayRoute(manifest)
+    | Object::GatewayBackend(manifest)
+    | Object::GatewayPolicy(manifest) = &mut object
+    {
         manifest.status = Some("{\"conditions\":[]}".into());
         manifest.generation = 7;
         manifest.origin = Some(Origin { file: "g.yaml".into(), line: 3 });
@@ -273,7 +319,12 @@ proptest! {
 
     #[test]
     fn a_rule_whose_policy_does_not_compile_is_never_served(objects in proptest::collection::vec(object(), 1..20)) {
-        let world = world(objects);
+        // What policies from outside add to it is the next law's.
+        let mut world = world(objects.into_iter().filter(|object| object.kind() != Kind::GatewayPolicy));
+        for manifest in world.routes.values_mut().filter(|manifest| manifest.spec.contains("policyRefs")) {
+            let spec = manifest.spec.replace("\"policyRefs\": [{\"name\": \"p0\"}, {\"name\": \"p1\"}], ", "");
+            *manifest = Arc::new(Manifest { spec: spec.into(), ..(**manifest).clone() });
+        }
         let map = compiled(&world).map;
         for entry in hosts(&map).flat_map(|host| host.table.entries()) {
             let is_broken = entry.rule.labels.rule.starts_with("broken");
@@ -293,6 +344,48 @@ proptest! {
         }
     }
 
+    /// Wherever something imposed ought to apply, it applies or the rule answers 503: whatever else is there.
+    #[test]
+    fn what_is_imposed_is_in_force_or_the_rule_denies(
+        objects in proptest::collection::vec(object(), 1..20),
+        is_usable in any::<bool>(),
+    ) {
+        let mut world = world(objects);
+        world.policies.retain(|_, manifest| !manifest.spec.contains("Override"));
+        let timeouts =
+            if is_usable { "{\"request\": \"9s\"}" } else { "{\"request\": \"1s\", \"backendRequest\": \"2s\"}" };
+        let spec = format!(
+            ", \"spec\": {{\"targetRefs\": [{{\"kind\": \"Installation\"}}], \"precedence\": \"Override\", \"policy\": {{\"timeouts\": {timeouts}}}}}"
+        );
+        world.apply(Change::Put(of_kind("portcullis.dev/v1alpha1", "GatewayPolicy", "red", "imposed", &spec)));
+        for entry in hosts(&compiled(&world).map).flat_map(|host| host.table.entries()) {
+            match &entry.rule.action {
+                Action::Forward(plan) => {
+                    let imposed = std::time::Duration::from_secs(9);
+                    prop_assert!(is_usable && plan.timeouts.request == Some(imposed), "{:?}", entry.rule);
+                }
+                Action::Respond(_) | Action::Redirect(_) | Action::Unserved(_) => {}
+            }
+        }
+    }
+
+    /// A namespace's policies are its own business, and the installation's.
+    #[test]
+    fn a_policy_changes_nothing_in_another_namespace(
+        objects in proptest::collection::vec(object(), 1..16),
+        spec in policy_spec(),
+    ) {
+        let mut world = world(objects);
+        let before = compiled(&world);
+        let policy =
+            of_kind("portcullis.dev/v1alpha1", "GatewayPolicy", "evil", "p", &format!(", \"spec\": {spec}"));
+        world.apply(Change::Put(policy));
+        let after = compiled(&world);
+        prop_assert_eq!(&*before.map, &*after.map);
+        let evil = ObjectName::new("evil", "p");
+        prop_assert_eq!(without(&before, &evil), without(&after, &evil));
+    }
+
     #[test]
     fn any_spec_compiles_without_a_panic(
         texts in proptest::collection::vec(json(), 1..4),
@@ -304,10 +397,12 @@ proptest! {
         for (place, text) in texts.iter().chain([&mangled]).enumerate() {
             let manifest = manifest("any", &format!("r{place}"), None, text.as_str());
             world.apply(Change::Put(Object::GatewayRoute(manifest.clone())));
-            world.apply(Change::Put(Object::GatewayBackend(manifest)));
+            world.apply(Change::Put(Object::GatewayBackend(manifest.clone())));
+            world.apply(Change::Put(Object::GatewayPolicy(manifest)));
         }
         // A route that happens to be of another class is not ours to report.
-        prop_assert!(compiled(&world).reports.len() <= world.routes.len() + world.backends.len());
+        let most = world.routes.len() + world.backends.len() + world.policies.len();
+        prop_assert!(compiled(&world).reports.len() <= most);
     }
 
     #[test]

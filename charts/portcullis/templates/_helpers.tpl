@@ -55,10 +55,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{/* What a replica reads, wherever its Roles stand. */}}
 {{- define "portcullis.readRules" -}}
 - apiGroups: [portcullis.dev]
-  resources: [gatewayroutes, gatewaybackends]
+  resources: [gatewayroutes, gatewaybackends, gatewaypolicies]
   verbs: [get, list, watch]
 - apiGroups: [portcullis.dev]
-  resources: [gatewayroutes/status, gatewaybackends/status]
+  resources: [gatewayroutes/status, gatewaybackends/status, gatewaypolicies/status]
   verbs: [patch, update]
 - apiGroups: [""]
   resources: [secrets, services]

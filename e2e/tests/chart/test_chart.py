@@ -76,7 +76,7 @@ def selectors_meet_pods(objects):
 
 def least_rights(objects):
     """No wildcard; nothing written but status, Events and the Lease; of Secrets nothing beyond reading."""
-    written = {"gatewayroutes/status", "gatewaybackends/status", "events", "leases"}
+    written = {"gatewayroutes/status", "gatewaybackends/status", "gatewaypolicies/status", "events", "leases"}
     found = []
     for role in of(objects, "Role") + of(objects, "ClusterRole"):
         for rule in role["rules"]:
@@ -245,7 +245,7 @@ class Chart(unittest.TestCase):
         def files(folder):
             return {f.name: f.read_text() for f in folder.glob("*.yaml")}
         generated = files(ROOT / "crds")
-        self.assertEqual(set(generated), {"gatewayroutes.yaml", "gatewaybackends.yaml"})
+        self.assertEqual(set(generated), {"gatewayroutes.yaml", "gatewaybackends.yaml", "gatewaypolicies.yaml"})
         self.assertEqual(files(CHART / "crds"), generated, "run `make crds`")
 
     def test_no_image_of_a_registry(self):

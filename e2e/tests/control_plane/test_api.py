@@ -41,7 +41,7 @@ class Api(unittest.TestCase):
                     yield here
                 yield from bare(field, here)
                 yield from bare(field.get("items", {}), here + "[]")
-        for kind in "gatewayroutes", "gatewaybackends":
+        for kind in "gatewayroutes", "gatewaybackends", "gatewaypolicies":
             crd = self.kube.json("get", "crd", f"{kind}.portcullis.dev")
             schema = crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
             self.assertEqual([p for p in bare(schema["properties"]["spec"], ".spec")], [], kind)
