@@ -6,7 +6,7 @@ TARGET ?= $(shell uname -m)-unknown-linux-musl
 BIN ?= target/$(TARGET)/dist/portcullis
 IMAGE ?= portcullis:dev
 
-.PHONY: help run program check test test-long e2e bench lint audit crds image cluster
+.PHONY: help run program check test test-long e2e bench lint audit crds static image cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -56,11 +56,13 @@ crds: program ## write the CRDs from the Rust types, here and into the chart
 ifeq ($(origin BIN),file)
 .PHONY: $(BIN)
 $(BIN):
-	@command -v musl-gcc > /dev/null || { echo "a static build needs musl-gcc (Debian: musl-tools)"; exit 1; }
+	@command -v musl-gcc > /dev/null || { echo "a static build needs musl-gcc (Debian: apt-get install musl-tools)"; exit 1; }
 	rustup target add $(TARGET)
 	CC_$(subst -,_,$(TARGET))=musl-gcc cargo build --locked --profile dist --target $(TARGET) --bin portcullis
 endif
 
+static: $(BIN) ## a program that needs no library and no file beside it (what the Dockerfile runs)
+
 image: $(BIN) ## a static image FROM scratch, as target/image.tar for `docker load` or `ctr images import`
 	@e2e/cluster/mkimage.py target/image.tar $(IMAGE) --entry /portcullis --user 65532:65532 \
-	  --port 8080/tcp --port 8443/tcp $(BIN)=/portcullis
+	  --port 8080/tcp --port 8443/tcp --port 9090/tcp --port 9091/tcp $(BIN)=/portcullis
