@@ -27,8 +27,8 @@ check: ## the quick inner loop: format, compile, unit tests
 test: ## everything that this machine can carry; ends with a table
 	@tests/run
 
-test-long: ## the tests that take long: h2spec, twenty restarts of the API server, ten rollouts
-	@tests/run h2spec faults rollouts
+test-long: ## what takes long: h2spec, mixed load, broken inputs, restarts of the API server, ten rollouts
+	@tests/run h2spec soak mutations faults rollouts
 
 e2e: ## only the parts with a real Kubernetes
 	@tests/run control-plane pods

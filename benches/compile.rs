@@ -41,7 +41,7 @@ fn main() -> ExitCode {
     let mut missed = 0;
     println!("{:<44} {:>12} {:>12}", "", "measured", "goal");
     let mut row = |what: &str, measured: f64, unit: &str, goal: f64| {
-        let mark = if measured > goal { " MISSED" } else { "" };
+        let mark = if measured > goal { "  MISSED" } else { "  ok" };
         missed += usize::from(measured > goal);
         println!("{what:<44} {:>12} {:>12}{mark}", format!("{measured:.1} {unit}"), format!("{goal} {unit}"));
     };

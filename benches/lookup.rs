@@ -38,8 +38,10 @@ fn main() -> ExitCode {
             worst = worst.max(cost);
         }
     }
-    println!("{:<44} {:>8.0} ns, goal {MAX_ABOVE_ONE}", "worst above one route", worst - one);
-    if worst - one <= MAX_ABOVE_ONE { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    let above = worst - one;
+    let mark = if above <= MAX_ABOVE_ONE { "ok" } else { "MISSED" };
+    println!("{:<44} {above:>8.0} ns, goal {MAX_ABOVE_ONE:.0} ns  {mark}", "worst above one route");
+    if above <= MAX_ABOVE_ONE { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// The best of some rounds: other work on the machine only adds.

@@ -47,6 +47,12 @@ impl Notices {
         Self { inotify, folders: HashMap::new() }
     }
 
+    /// As where the kernel has none to give.
+    #[cfg(test)]
+    pub fn none() -> Self {
+        Self { inotify: None, folders: HashMap::new() }
+    }
+
     /// Whether every folder that was asked for is listened to.
     pub fn active(&self) -> bool {
         self.inotify.is_some()

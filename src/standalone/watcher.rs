@@ -11,7 +11,7 @@ use super::folder::{Folder, Look, Stamp, is_manifest};
 use super::notices::{Notice, Notices};
 
 /// How often roots, links and half-seen changes are looked at; without notices, all files.
-const TICK: Duration = Duration::from_millis(30);
+pub(super) const TICK: Duration = Duration::from_millis(30);
 /// How often all files are looked at though there are notices: network file systems send none.
 const SWEEP: Duration = Duration::from_secs(2);
 /// A writer that does not close its file for so long is not waited for.
@@ -43,8 +43,12 @@ pub struct Watcher {
 impl Watcher {
     /// Begins to listen. What changes from now on is seen by `wait`.
     pub fn new(roots: &[PathBuf]) -> Self {
+        Self::with(Notices::new(), roots)
+    }
+
+    pub(super) fn with(notices: Notices, roots: &[PathBuf]) -> Self {
         let mut watcher = Self {
-            notices: Notices::new(),
+            notices,
             roots: roots.iter().map(|root| (root.clone(), None)).collect(),
             open: BTreeMap::new(),
             unsettled: BTreeMap::new(),
