@@ -248,7 +248,7 @@ fn what_costs_too_much_ends() {
     let list = format!("[{}]", vec!["1"; 40].join(","));
     let nested = format!("{list}.all(a, {list}.all(b, {list}.all(c, {list}.all(d, a + b + c + d == 4))))");
     let long = "x".repeat(1000);
-    let times = |name: &str| vec![name; 9].join(" + ");
+    let times = |name: &str| [name; 9].join(" + ");
     let growing = format!(
         "[[['{long}'].map(a, {})[0]].map(b, {})[0]].map(c, {})[0] == ''",
         times("a"),
