@@ -103,8 +103,11 @@ struct PolicyUnit {
     asked: Asked,
     lowered: Arc<LoweredPolicy>,
     /// What was last told, of which standing.
-    told: Option<((Vec<Problem>, bool), Arc<Report>)>,
+    told: Option<(Standing, Arc<Report>)>,
 }
+
+/// What is to be said of a policy's targets, and whether any member of it counts.
+type Standing = (Vec<Problem>, bool);
 
 /// The result: what to serve, and what to say about each of our objects.
 #[derive(Clone, Debug, PartialEq)]

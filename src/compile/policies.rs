@@ -285,18 +285,19 @@ impl<'a> Stack<'a> {
         }
     }
 
-    /// What is wrong in the route's own policies is told already; a GatewayPolicy tells it in its own status.
+    /// What is wrong with a rule's own policy is told at the rule already; what comes from elsewhere is told there, and
+    /// here that it costs this rule.
     fn fail(&self, from: From<'_>, effective: &mut Effective) {
         effective.failed = true;
-        if let From::Policy { policy, at, .. } = from {
-            let message = format!(
-                "{} applies here and cannot be used, so this answers 503; its own status says why",
-                self.word(policy)
-            );
-            let problem = Problem::error(at.clone(), Reason::PolicyInvalid, message);
-            if !effective.problems.contains(&problem) {
-                effective.problems.push(problem);
-            }
+        let (at, whose, where_told) = match from {
+            From::Rule => return,
+            From::Route => (self.path, "spec.policy".to_owned(), "correct it, or replace the member here"),
+            From::Policy { policy, at, .. } => (at, self.word(policy), "its own status says why"),
+        };
+        let message = format!("{whose} applies here and cannot be used, so this answers 503; {where_told}");
+        let problem = Problem::error(at.clone(), Reason::PolicyInvalid, message);
+        if !effective.problems.contains(&problem) {
+            effective.problems.push(problem);
         }
     }
 

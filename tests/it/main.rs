@@ -4,6 +4,7 @@ mod architecture;
 mod commands;
 mod compile_golden;
 mod compile_laws;
+mod documentation;
 mod examples;
 mod file_mode;
 mod harness;
