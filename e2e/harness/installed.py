@@ -36,8 +36,6 @@ def remove():
 def install():
     """Once a run; later calls find it there."""
     if not world.installed:
-        if world.node:
-            world.kube.kubectl("apply", "-f", ROOT / "e2e/cluster/coredns.yaml")  # awaited by those who ask it
         world.kube.namespace(NAMESPACE, **RESTRICTED)
         world.kube.namespace(SHOP, **RESTRICTED)
         upgrade("--install")

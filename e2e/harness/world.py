@@ -25,6 +25,7 @@ def start(part, tools_, binary_, data_, cgroup):
     kube = control_plane.kube
     if pods:
         node.wait_ready()
+        kube.kubectl("apply", "-f", cluster.CLUSTER / "coredns.yaml")  # awaited by those who ask it
 
 
 def named():
