@@ -14,7 +14,7 @@ use super::live::LiveRule;
 use super::observed::Upload;
 use super::worker::Worker;
 use crate::message::{ErrorKind, Labels, Protocol, RequestId, Scheme};
-use crate::telemetry::{InFlight, Record, RuleStats, Sample};
+use crate::telemetry::{InFlight, Record, Sample};
 use crate::upstream::Backend;
 
 pub struct Account {
@@ -33,7 +33,7 @@ pub struct Account {
     pub complete: bool,
     /// What only the access log wants; none while it is off.
     log: Option<Box<Line>>,
-    rule: Option<(Arc<RuleStats>, InFlight)>,
+    rule: Option<InFlight>,
     /// With the log.
     pub hop: Option<Rc<Hop>>,
 }
@@ -93,7 +93,7 @@ impl Account {
 
     /// The rule under which the request is counted from now on.
     pub fn matched(&mut self, rule: &LiveRule) {
-        self.rule = Some((rule.stats.clone(), rule.stats.start(self.worker.index)));
+        self.rule = Some(rule.stats.start(self.worker.index));
         if let Some(line) = &mut self.log {
             line.labels = Some(rule.rule.labels.clone());
         }
@@ -172,8 +172,10 @@ impl Drop for Account {
             response_bytes: self.response_bytes,
             reason: self.reason,
         };
-        let stats = self.rule.as_ref().map_or(&self.worker.unmatched, |(stats, _)| stats);
-        stats.record(self.worker.index, &sample);
+        match &self.rule {
+            Some(rule) => rule.record(&sample),
+            None => self.worker.unmatched.record(self.worker.index, &sample),
+        }
         if let Some(line) = &self.log {
             self.write_line(line, &sample);
         }

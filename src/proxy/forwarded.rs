@@ -327,13 +327,17 @@ mod tests {
         let seen = Seen { ip: introduction.peer, scheme: Scheme::Https, request_id: None };
         for _ in 0..4 {
             let mut headers = HeaderMap::new();
-            values.iter().for_each(|value| drop(headers.append(&PASSES, value.clone())));
+            for value in &values {
+                headers.append(&PASSES, value.clone());
+            }
             introduction.lines(&mut headers.clone(), &seen, 0, ID, true).expect("not yet");
             values = count_pass(&headers, "edge").expect("not yet");
         }
         assert_eq!(values, ["edge=4", "inner=4"]);
         let mut headers = HeaderMap::new();
-        values.iter().for_each(|value| drop(headers.append(&PASSES, value.clone())));
+        for value in &values {
+            headers.append(&PASSES, value.clone());
+        }
         let looped = introduction.lines(&mut headers, &seen, 0, ID, true).expect_err("a loop");
         assert_eq!(looped.kind, ErrorKind::LoopDetected);
     }

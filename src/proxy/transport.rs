@@ -30,6 +30,9 @@ impl Wire {
     }
 }
 
+/// Up to so many bytes are copied together.
+const SMALL: usize = 4 << 10;
+
 #[derive(Debug)]
 pub struct Transport {
     wire: Wire,
@@ -37,11 +40,13 @@ pub struct Transport {
     watch: Rc<Watch>,
     /// HTTP/2 only.
     frames: Option<FrameBudget>,
+    /// Small answers, head and body in one.
+    small: Vec<u8>,
 }
 
 impl Transport {
     pub fn new(wire: Wire, read_ahead: Bytes, watch: Rc<Watch>) -> Self {
-        Self { wire, read_ahead, watch, frames: None }
+        Self { wire, read_ahead, watch, frames: None, small: Vec::new() }
     }
 
     pub fn counting_frames(mut self) -> Self {
@@ -133,7 +138,17 @@ impl AsyncWrite for Transport {
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         let written = match &mut this.wire {
-            Wire::Plain(tcp) => Pin::new(tcp).poll_write_vectored(context, slices),
+            Wire::Plain(tcp) => {
+                let total: usize = slices.iter().map(|slice| slice.len()).sum();
+                if total <= SMALL && slices.len() > 1 {
+                    // One `send` costs less than `writev` and a copy.
+                    this.small.clear();
+                    slices.iter().for_each(|slice| this.small.extend_from_slice(slice));
+                    Pin::new(tcp).poll_write(context, &this.small)
+                } else {
+                    Pin::new(tcp).poll_write_vectored(context, slices)
+                }
+            }
             Wire::Tls(tls) => Pin::new(tls).poll_write_vectored(context, slices),
         };
         this.note_write(&written);

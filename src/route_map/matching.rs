@@ -49,6 +49,8 @@ const SMALL: usize = 6;
 /// The matches of a host, sorted, with an index over their paths.
 pub struct MatchTable {
     entries: Vec<MatchEntry>,
+    /// Of each entry.
+    facts: Vec<Facts>,
     /// None for a small table.
     index: Option<PathIndex>,
 }
@@ -135,6 +137,29 @@ impl MatchPlan {
     }
 }
 
+/// What most look-ups want to know of an entry, close together.
+#[derive(Clone, Copy)]
+struct Facts {
+    matched_prefix: u32,
+    /// It has no other predicates.
+    by_path_alone: bool,
+    captures: bool,
+}
+
+impl Facts {
+    fn of(plan: &MatchPlan) -> Self {
+        let matched_prefix = match &plan.path {
+            PathPredicate::Prefix(prefix) => u32::try_from(prefix.as_str().len()).unwrap_or(u32::MAX),
+            _ => 0,
+        };
+        Self {
+            matched_prefix,
+            by_path_alone: plan.predicates == Predicates::default(),
+            captures: matches!(plan.path, PathPredicate::Template(_)),
+        }
+    }
+}
+
 impl MatchTable {
     /// Entries in any order.
     pub fn new(mut entries: Vec<MatchEntry>) -> Self {
@@ -142,7 +167,8 @@ impl MatchTable {
         entries.shrink_to_fit();
         let indexed = entries.len() > SMALL;
         let index = indexed.then(|| PathIndex::new(entries.iter().map(|entry| entry.plan.path())));
-        Self { entries, index }
+        let facts = entries.iter().map(|entry| Facts::of(&entry.plan)).collect();
+        Self { entries, facts, index }
     }
 
     /// In the order of precedence.
@@ -152,18 +178,21 @@ impl MatchTable {
 
     /// The entry of highest precedence that matches. No lock; allocates only for captures.
     pub fn find(&self, request: &RequestView<'_>) -> Option<Found<'_>> {
-        let accepts = |rank: usize| self.entries[rank].plan.predicates.matches(request);
+        let accepts = |rank: usize| {
+            self.facts[rank].by_path_alone || self.entries[rank].plan.predicates.matches(request)
+        };
         let index = match &self.index {
             Some(index) => index.find(request.path, accepts)?,
             None => (0..self.entries.len())
                 .find(|rank| self.entries[*rank].plan.path.matches(request.path) && accepts(*rank))?,
         };
         let entry = &self.entries[index];
-        let (matched_prefix, captures) = match &entry.plan.path {
-            PathPredicate::Prefix(prefix) => (prefix.as_str().len(), Captures::default()),
-            PathPredicate::Template(template) => (0, template.captures(request.path).unwrap_or_default()),
-            PathPredicate::Exact(_) | PathPredicate::Regex(_) => (0, Captures::default()),
+        let Facts { matched_prefix, captures, .. } = self.facts[index];
+        let captures = match &entry.plan.path {
+            PathPredicate::Template(template) if captures => template.captures(request.path),
+            _ => None,
         };
+        let (matched_prefix, captures) = (matched_prefix as usize, captures.unwrap_or_default());
         Some(Found { index, rule: &entry.rule, matched_prefix, captures })
     }
 

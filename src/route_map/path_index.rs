@@ -28,9 +28,18 @@ struct Node {
     literals: Literals,
     capture: Option<u32>,
     /// Entries, in order of rank, whose path ends here: a template without a rest.
-    closed: Vec<u32>,
+    closed: Ranks,
     /// Entries whose path ends here and goes on with anything: a prefix, or a template with a rest.
-    open: Vec<u32>,
+    open: Ranks,
+}
+
+/// Ascending ranks. One stands in the node itself: among thousands of routes each further place in memory is a miss.
+#[derive(Default)]
+enum Ranks {
+    #[default]
+    None,
+    One(u32),
+    Many(Vec<u32>),
 }
 
 enum Literals {
@@ -152,9 +161,30 @@ impl PathIndex {
     }
 }
 
-/// `ranks` ascend.
-fn improve(ranks: &[u32], best: &mut u32, accepts: &mut impl FnMut(usize) -> bool) {
-    let better = ranks.iter().take_while(|rank| **rank < *best).find(|rank| accepts(**rank as usize));
+impl Ranks {
+    fn push(&mut self, rank: u32) {
+        *self = match std::mem::take(self) {
+            Self::None => Self::One(rank),
+            Self::One(first) => Self::Many(vec![first, rank]),
+            Self::Many(mut ranks) => {
+                ranks.push(rank);
+                Self::Many(ranks)
+            }
+        }
+    }
+
+    fn as_slice(&self) -> &[u32] {
+        match self {
+            Self::None => &[],
+            Self::One(rank) => std::slice::from_ref(rank),
+            Self::Many(ranks) => ranks,
+        }
+    }
+}
+
+fn improve(ranks: &Ranks, best: &mut u32, accepts: &mut impl FnMut(usize) -> bool) {
+    let better =
+        ranks.as_slice().iter().take_while(|rank| **rank < *best).find(|rank| accepts(**rank as usize));
     if let Some(rank) = better {
         *best = *rank;
     }

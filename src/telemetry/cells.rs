@@ -23,11 +23,12 @@ impl Count {
 
 /// A histogram over fixed bounds: what is at most `BOUNDS[i]` and above the bound before counts in cell `i`.
 #[derive(Debug)]
+#[repr(C)]
 pub struct Histogram<const N: usize> {
     bounds: &'static [u64; N],
+    sum: Count,
     cells: [Count; N],
     above: Count,
-    sum: Count,
 }
 
 impl<const N: usize> Histogram<N> {

@@ -42,18 +42,21 @@ pub struct RuleStats {
     cells: PerWorker<Arc<RuleCells>>,
 }
 
-/// Counts a request as in flight until it is dropped.
+/// A request that is counted as in flight until it is dropped.
 #[derive(Debug)]
 pub struct InFlight(Arc<RuleCells>);
 
 /// What one worker counted for one rule.
+///
+/// In the order of use: among thousands of rules each line of the cache that a request touches is a miss.
 #[derive(Debug)]
+#[repr(C)]
 struct RuleCells {
     in_flight: Count,
-    duration: Histogram<{ DURATIONS.len() }>,
-    request_size: Histogram<{ SIZES.len() }>,
+    requests: OnceLock<Series>,
     response_size: Histogram<{ SIZES.len() }>,
-    requests: OnceLock<Box<Series>>,
+    request_size: Histogram<{ SIZES.len() }>,
+    duration: Histogram<{ DURATIONS.len() }>,
 }
 
 /// A list that only grows: its one writer appends, a scrape walks it at the same time.
@@ -90,18 +93,8 @@ impl RuleStats {
 
     /// Only the worker's own thread calls this.
     pub fn record(&self, worker: usize, sample: &Sample) {
-        let cells = self.cells(worker);
-        cells.duration.observe(u64::try_from(sample.duration.as_micros()).unwrap_or(u64::MAX));
-        cells.request_size.observe(sample.request_bytes);
-        cells.response_size.observe(sample.response_bytes);
-        cells.count(Key {
-            status: sample.status,
-            method: known_method(&sample.method),
-            protocol: sample.protocol,
-            reason: sample.reason.unwrap_or(""),
-        });
+        self.cells(worker).record(sample);
     }
-
     /// Only the worker's own thread calls this, and drops what it gives.
     pub fn start(&self, worker: usize) -> InFlight {
         let cells = self.cells(worker);
@@ -123,10 +116,10 @@ impl RuleStats {
             cells.duration.add_to(&mut totals.duration);
             cells.request_size.add_to(&mut totals.request_size);
             cells.response_size.add_to(&mut totals.response_size);
-            let mut next = &cells.requests;
-            while let Some(series) = next.get() {
+            let mut next = cells.requests.get();
+            while let Some(series) = next {
                 *totals.requests.entry(series.key).or_default() += series.count.value();
-                next = &series.next;
+                next = series.next.get().map(Box::as_ref);
             }
         }
         totals
@@ -145,24 +138,45 @@ impl RuleStats {
     }
 }
 
+impl InFlight {
+    /// Only the worker's own thread calls this.
+    pub fn record(&self, sample: &Sample) {
+        self.0.record(sample);
+    }
+}
+
 impl RuleCells {
+    fn record(&self, sample: &Sample) {
+        self.duration.observe(u64::try_from(sample.duration.as_micros()).unwrap_or(u64::MAX));
+        self.request_size.observe(sample.request_bytes);
+        self.response_size.observe(sample.response_bytes);
+        self.count(Key {
+            status: sample.status,
+            method: known_method(&sample.method),
+            protocol: sample.protocol,
+            reason: sample.reason.unwrap_or(""),
+        });
+    }
+
     fn count(&self, key: Key) {
-        let (mut key, mut next) = (key, &self.requests);
-        for _ in 0..MAX_SERIES {
-            let series = next.get_or_init(|| Series::new(key));
+        let mut series = self.requests.get_or_init(|| Series::new(key));
+        for _ in 1..MAX_SERIES {
             if series.key == key {
                 return series.count.add(1);
             }
-            next = &series.next;
+            series = series.next.get_or_init(|| Box::new(Series::new(key)));
         }
-        key = Key { status: 0, method: "other", protocol: "other", reason: "" };
-        next.get_or_init(|| Series::new(key)).count.add(1);
+        if series.key == key {
+            return series.count.add(1);
+        }
+        let other = Key { status: 0, method: "other", protocol: "other", reason: "" };
+        series.next.get_or_init(|| Box::new(Series::new(other))).count.add(1);
     }
 }
 
 impl Series {
-    fn new(key: Key) -> Box<Self> {
-        Box::new(Self { key, count: Count::default(), next: OnceLock::new() })
+    fn new(key: Key) -> Self {
+        Self { key, count: Count::default(), next: OnceLock::new() }
     }
 }
 
