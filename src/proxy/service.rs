@@ -5,6 +5,7 @@
 
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -45,8 +46,12 @@ pub async fn answer(
     let mut account = Box::new(Account::new(worker, request.method().clone(), protocol, connection.scheme));
     let accept = request.headers().get(http::header::ACCEPT).cloned();
     let mut told = Told { trailers: false, accept };
-    let serving = serve(&connection, &watch, request, protocol, &mut account, &mut told);
-    let outcome = caught(serving).await.unwrap_or_else(|| {
+    let outcome = {
+        // Pinned where it is made: its state is large to move.
+        let serving = pin!(serve(&connection, &watch, request, protocol, &mut account, &mut told));
+        caught(serving).await
+    };
+    let outcome = outcome.unwrap_or_else(|| {
         connection.worker.count_panic();
         Err(ErrorKind::Internal.into())
     });

@@ -188,8 +188,9 @@ impl MatchTable {
         };
         let entry = &self.entries[index];
         let Facts { matched_prefix, captures, .. } = self.facts[index];
-        let captures = match &entry.plan.path {
-            PathPredicate::Template(template) if captures => template.captures(request.path),
+        // Asked in this order: the plan lies elsewhere.
+        let captures = match captures.then(|| &entry.plan.path) {
+            Some(PathPredicate::Template(template)) => template.captures(request.path),
             _ => None,
         };
         let (matched_prefix, captures) = (matched_prefix as usize, captures.unwrap_or_default());

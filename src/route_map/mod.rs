@@ -11,6 +11,7 @@ pub mod path;
 mod path_index;
 mod precedence;
 mod predicates;
+mod segment;
 mod template;
 mod tls;
 mod trace;

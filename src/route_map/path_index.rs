@@ -10,6 +10,7 @@ use foldhash::fast::FixedState;
 
 use super::matching::PathPredicate;
 use super::predicates::PatternText;
+use super::segment::SegmentText;
 use super::template::{Segment, Template, split_segment};
 
 /// Up to so many literal children are searched one by one.
@@ -43,8 +44,8 @@ enum Ranks {
 }
 
 enum Literals {
-    Few(Vec<(Box<str>, u32)>),
-    Many(HashMap<Box<str>, u32, FixedState>),
+    Few(Vec<(SegmentText, u32)>),
+    Many(HashMap<SegmentText, u32, FixedState>),
 }
 
 impl PathIndex {
@@ -199,10 +200,11 @@ impl Default for Literals {
 impl Literals {
     fn get(&self, segment: &str) -> Option<u32> {
         match self {
-            Self::Few(children) => {
-                children.iter().find(|(known, _)| **known == *segment).map(|(_, child)| *child)
-            }
-            Self::Many(children) => children.get(segment).copied(),
+            Self::Few(children) => children
+                .iter()
+                .find(|(known, _)| known.as_bytes() == segment.as_bytes())
+                .map(|(_, child)| *child),
+            Self::Many(children) => children.get(segment.as_bytes()).copied(),
         }
     }
 
