@@ -7,9 +7,9 @@ use tracing_subscriber::fmt;
 
 /// Which events are logged: like `info` or `portcullis=debug,info`.
 const FILTER: &str = "PORTCULLIS_LOG";
-/// rustls warns of every strange server name, which hostile clients choose; kube calls every try of a lost API server an
-/// error, of which we tell once in a while.
-const DEFAULT: &str = "info,rustls=error,kube_client=off";
+/// rustls warns of every strange server name, h2 of every PING that answers nothing: hostile clients would fill the log.
+/// kube calls every try of a lost API server an error, of which we tell once in a while.
+const DEFAULT: &str = "info,rustls=error,h2=error,kube_client=off";
 
 pub fn start() {
     let filter = EnvFilter::try_from_env(FILTER).unwrap_or_else(|_| EnvFilter::new(DEFAULT));
