@@ -57,6 +57,7 @@ fn exchange() -> Exchange {
             server_name: Some("shop.example".into()),
         },
         identity: Identity::new(Arc::new(identity)),
+        ruling: None,
         host: "shop.example".into(),
         labels: Arc::new(Labels { namespace: "shop".into(), route: "web".into(), rule: "orders".into() }),
         captures: Captures(vec![("id".into(), "a%20b".into())]),

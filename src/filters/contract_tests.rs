@@ -88,6 +88,7 @@ pub fn exchange(uri: &str, matched: usize, outbound: Rc<dyn Outbound>) -> Exchan
             server_name: None,
         },
         identity: Identity::ANONYMOUS,
+        ruling: None,
         host: "shop.example".into(),
         labels: Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "a".into() }),
         captures: Captures::default(),

@@ -1,6 +1,7 @@
 //! The members of `policy`: one file each, one row each in [`REGISTRY`]. CRD, docs and the order of work follow from
 //! the rows.
 
+mod authorization;
 mod chain;
 mod contract;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod timeouts;
 #[cfg(test)]
 mod transform_tests;
 
+pub use authorization::{Action as AuthorizationAction, Authorization, Plan as AuthorizationPlan};
 pub use chain::run;
 pub use contract::{
     AnyPlan, Applies, Combine, Decision, Derive, Filter, FilterKind, Keep, Member, Outcome, Ring, Row, Scope,

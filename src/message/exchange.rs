@@ -7,6 +7,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::message::{Client, Identity, Outbound, Request};
+use crate::telemetry::Ruling;
 
 /// Sixteen random bytes that name a request in answers and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +43,8 @@ pub struct Exchange {
     pub client: Client,
     /// Set by authentication; anonymous until then.
     pub identity: Identity,
+    /// What the last authorization said that was asked.
+    pub ruling: Option<Ruling>,
     /// Host that the request is for, lower case, without port.
     pub host: Arc<str>,
     pub labels: Arc<Labels>,

@@ -14,7 +14,7 @@ use super::live::LiveRule;
 use super::observed::Upload;
 use super::worker::Worker;
 use crate::message::{ErrorKind, Labels, Protocol, RequestId, Scheme};
-use crate::telemetry::{InFlight, Record, Sample};
+use crate::telemetry::{InFlight, Record, Ruling, Sample};
 use crate::upstream::Backend;
 
 pub struct Account {
@@ -27,6 +27,8 @@ pub struct Account {
     /// 0 until there is an answer.
     pub status: u16,
     pub reason: Option<&'static str>,
+    /// What authorization said.
+    pub ruling: Option<Ruling>,
     pub upload: Option<Rc<Upload>>,
     pub response_bytes: u64,
     /// The answer was sent as a whole.
@@ -67,6 +69,7 @@ impl Account {
             request_id,
             status: 0,
             reason: None,
+            ruling: None,
             upload: None,
             response_bytes: 0,
             complete: false,
@@ -129,6 +132,7 @@ impl Account {
             scheme: sample.scheme,
             status: sample.status,
             reason: sample.reason,
+            authorization: sample.ruling.as_ref().map(Ruling::rule_name),
             namespace: names.map_or("", |labels| &labels.namespace),
             route: names.map_or("", |labels| &labels.route),
             rule: names.map_or("", |labels| &labels.rule),
@@ -171,6 +175,7 @@ impl Drop for Account {
             request_bytes: self.upload.as_ref().map_or(0, |upload| upload.bytes.get()),
             response_bytes: self.response_bytes,
             reason: self.reason,
+            ruling: self.ruling.take(),
         };
         match &self.rule {
             Some(rule) => rule.record(&sample),

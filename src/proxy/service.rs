@@ -150,6 +150,7 @@ async fn serve(
             server_name: connection.server_name.clone(),
         },
         identity: Identity::ANONYMOUS,
+        ruling: None,
         host: host_label,
         labels: rule.rule.labels.clone(),
         captures,
@@ -165,14 +166,18 @@ async fn serve(
     if rule.filters.is_empty() {
         return act(&way, watch, &mut exchange).await;
     }
-    let (account, accept) = (&*account, told.accept.as_ref());
-    let refuse =
-        |error: &ProxyError| respond::failure(error, respond::wants_text(accept), account.request_id);
-    let action = async |exchange: &mut Exchange| match act(&way, watch, exchange).await {
-        Ok(response) => response,
-        Err(error) => refuse(&blame(error, account)),
+    let response = {
+        let (account, accept) = (&*account, told.accept.as_ref());
+        let refuse =
+            |error: &ProxyError| respond::failure(error, respond::wants_text(accept), account.request_id);
+        let action = async |exchange: &mut Exchange| match act(&way, watch, exchange).await {
+            Ok(response) => response,
+            Err(error) => refuse(&blame(error, account)),
+        };
+        filters::run(&rule.filters, &mut exchange, refuse, action).await
     };
-    Ok(filters::run(&rule.filters, &mut exchange, refuse, action).await)
+    account.ruling = exchange.ruling;
+    Ok(response)
 }
 
 async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Response, ProxyError> {

@@ -29,6 +29,8 @@ pub struct Record<'a> {
     pub scheme: &'static str,
     pub status: u16,
     pub reason: Option<&'static str>,
+    /// The authorization rule that decided.
+    pub authorization: Option<&'a str>,
     pub namespace: &'a str,
     pub route: &'a str,
     pub rule: &'a str,
@@ -64,6 +66,9 @@ impl Record<'_> {
         );
         if let Some(reason) = self.reason {
             text(line, "reason", reason.as_bytes(), MAX_NAME);
+        }
+        if let Some(authorization) = self.authorization {
+            text(line, "authorization", authorization.as_bytes(), MAX_NAME);
         }
         if !self.route.is_empty() {
             text(line, "namespace", self.namespace.as_bytes(), MAX_NAME);
@@ -163,6 +168,7 @@ pub(super) mod tests {
             scheme: "https",
             status: 200,
             reason: None,
+            authorization: Some("read"),
             namespace: "shop",
             route: "orders",
             rule: "list",
@@ -192,7 +198,8 @@ pub(super) mod tests {
             json!({
                 "time": "2023-11-14T22:13:20.123Z", "request_id": "abababababababababababababababab",
                 "client": "192.0.2.1", "method": "GET", "host": "shop.test", "path": "/orders", "query": true,
-                "protocol": "HTTP/2", "scheme": "https", "status": 200, "namespace": "shop", "route": "orders",
+                "protocol": "HTTP/2", "scheme": "https", "status": 200,
+                "authorization": "read", "namespace": "shop", "route": "orders",
                 "rule": "list", "backend": "Service/shop/orders:80", "endpoint": "10.0.0.7:8080",
                 "duration": 1.002003, "upstream_duration": 0.0009, "request_bytes": 0, "response_bytes": 12,
                 "user_agent": "curl/8",
@@ -210,6 +217,7 @@ pub(super) mod tests {
             namespace: &long,
             route: &long,
             rule: &long,
+            authorization: Some(&long),
             backend: Some(&long),
             reason: Some("NoHealthyEndpoints"),
             user_agent: Some(&[0xff; 4000]),

@@ -112,6 +112,7 @@ mod tests {
             request_bytes: 10,
             response_bytes: 20,
             reason: Some("NoHealthyEndpoints"),
+            ruling: Some(crate::telemetry::Ruling { rule: Some("read".into()), allows: true }),
         }
     }
 

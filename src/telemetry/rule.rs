@@ -19,6 +19,16 @@ pub struct Sample {
     pub response_bytes: u64,
     /// Why the gateway itself answered, or why the answer was cut.
     pub reason: Option<&'static str>,
+    /// What authorization said, where it was asked.
+    pub ruling: Option<Ruling>,
+}
+
+/// What authorization said to a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ruling {
+    /// The name of the rule that decided; none: no rule allows it.
+    pub rule: Option<Arc<str>>,
+    pub allows: bool,
 }
 
 /// Upper bounds of request durations in microseconds: half a millisecond to a minute.
@@ -53,18 +63,19 @@ pub struct InFlight(Arc<RuleCells>);
 #[repr(C)]
 struct RuleCells {
     in_flight: Count,
-    requests: OnceLock<Series>,
+    requests: OnceLock<Series<Key>>,
     response_size: Histogram<{ SIZES.len() }>,
     request_size: Histogram<{ SIZES.len() }>,
     duration: Histogram<{ DURATIONS.len() }>,
+    rulings: OnceLock<Box<Series<RulingKey>>>,
 }
 
 /// A list that only grows: its one writer appends, a scrape walks it at the same time.
 #[derive(Debug)]
-struct Series {
-    key: Key,
+struct Series<K> {
+    key: K,
     count: Count,
-    next: OnceLock<Box<Series>>,
+    next: OnceLock<Box<Series<K>>>,
 }
 
 /// What requests of one rule are told apart by. Status 0: any that came when the table was full.
@@ -76,6 +87,13 @@ pub(super) struct Key {
     pub reason: &'static str,
 }
 
+/// What rulings of one rule are told apart by: the name of the authorization rule, and what it said.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct RulingKey {
+    pub rule: Option<Arc<str>>,
+    pub decision: &'static str,
+}
+
 /// The sums of one rule over all workers.
 #[derive(Debug, Default)]
 pub(super) struct RuleTotals {
@@ -84,6 +102,7 @@ pub(super) struct RuleTotals {
     pub request_size: Total,
     pub response_size: Total,
     pub requests: std::collections::BTreeMap<Key, u64>,
+    pub rulings: std::collections::BTreeMap<RulingKey, u64>,
 }
 
 impl RuleStats {
@@ -116,11 +135,8 @@ impl RuleStats {
             cells.duration.add_to(&mut totals.duration);
             cells.request_size.add_to(&mut totals.request_size);
             cells.response_size.add_to(&mut totals.response_size);
-            let mut next = cells.requests.get();
-            while let Some(series) = next {
-                *totals.requests.entry(series.key).or_default() += series.count.value();
-                next = series.next.get().map(Box::as_ref);
-            }
+            add_to(cells.requests.get(), &mut totals.requests);
+            add_to(cells.rulings.get().map(Box::as_ref), &mut totals.rulings);
         }
         totals
     }
@@ -133,6 +149,7 @@ impl RuleStats {
                 request_size: Histogram::new(&SIZES),
                 response_size: Histogram::new(&SIZES),
                 requests: OnceLock::new(),
+                rulings: OnceLock::new(),
             })
         })
     }
@@ -150,32 +167,69 @@ impl RuleCells {
         self.duration.observe(u64::try_from(sample.duration.as_micros()).unwrap_or(u64::MAX));
         self.request_size.observe(sample.request_bytes);
         self.response_size.observe(sample.response_bytes);
-        self.count(Key {
+        let key = Key {
             status: sample.status,
             method: known_method(&sample.method),
             protocol: sample.protocol,
             reason: sample.reason.unwrap_or(""),
-        });
+        };
+        let other = Key { status: 0, method: "other", protocol: "other", reason: "" };
+        self.requests.get_or_init(|| Series::new(key)).count(&key, other);
+        if let Some(ruling) = &sample.ruling {
+            let key = RulingKey {
+                rule: ruling.rule.clone(),
+                decision: if ruling.allows { "allow" } else { "deny" },
+            };
+            // Names change with the configuration: those of a long life are more than one policy has.
+            let other = RulingKey { rule: None, decision: "other" };
+            self.rulings.get_or_init(|| Box::new(Series::new(key.clone()))).count(&key, other);
+        }
     }
+}
 
-    fn count(&self, key: Key) {
-        let mut series = self.requests.get_or_init(|| Series::new(key));
+fn add_to<K: Clone + Ord>(list: Option<&Series<K>>, totals: &mut std::collections::BTreeMap<K, u64>) {
+    let mut next = list;
+    while let Some(series) = next {
+        *totals.entry(series.key.clone()).or_default() += series.count.value();
+        next = series.next.get().map(Box::as_ref);
+    }
+}
+
+impl Ruling {
+    /// What log and metrics show in the place of a rule that there is not.
+    const NO_RULE: &str = "(none)";
+
+    /// The name of the rule that decided.
+    pub fn rule_name(&self) -> &str {
+        self.rule.as_deref().unwrap_or(Self::NO_RULE)
+    }
+}
+
+impl RulingKey {
+    pub fn rule_name(&self) -> &str {
+        self.rule.as_deref().unwrap_or(Ruling::NO_RULE)
+    }
+}
+
+impl<K: Clone + PartialEq> Series<K> {
+    /// Counts under `key`, or under `other` where the list is full.
+    fn count(&self, key: &K, other: K) {
+        let mut series = self;
         for _ in 1..MAX_SERIES {
-            if series.key == key {
+            if series.key == *key {
                 return series.count.add(1);
             }
-            series = series.next.get_or_init(|| Box::new(Series::new(key)));
+            series = series.next.get_or_init(|| Box::new(Series::new(key.clone())));
         }
-        if series.key == key {
+        if series.key == *key {
             return series.count.add(1);
         }
-        let other = Key { status: 0, method: "other", protocol: "other", reason: "" };
         series.next.get_or_init(|| Box::new(Series::new(other))).count.add(1);
     }
 }
 
-impl Series {
-    fn new(key: Key) -> Self {
+impl<K> Series<K> {
+    fn new(key: K) -> Self {
         Self { key, count: Count::default(), next: OnceLock::new() }
     }
 }
@@ -209,6 +263,7 @@ mod tests {
             request_bytes: 0,
             response_bytes: 2000,
             reason: None,
+            ruling: None,
         }
     }
 
@@ -248,10 +303,25 @@ mod tests {
     }
 
     #[test]
+    fn rulings_are_counted_by_rule_and_decision() {
+        let stats = stats();
+        for (rule, allows) in
+            [(Some("read"), true), (Some("read"), true), (None, false), (Some("ban"), false)]
+        {
+            let ruling = Some(Ruling { rule: rule.map(Into::into), allows });
+            stats.record(1, &Sample { ruling, ..sample(200, "GET") });
+        }
+        let totals = stats.totals().expect("counted");
+        let told: Vec<_> =
+            totals.rulings.iter().map(|(key, count)| (key.rule_name(), key.decision, *count)).collect();
+        assert_eq!(told, [("(none)", "deny", 1), ("ban", "deny", 1), ("read", "allow", 2)]);
+    }
+
+    #[test]
     fn a_rule_that_nobody_asks_for_costs_next_to_nothing() {
         assert!(size_of::<RuleStats>() <= 96, "{}", size_of::<RuleStats>());
         assert!(stats().totals().is_none());
-        let used = size_of::<RuleCells>() + size_of::<Series>();
+        let used = size_of::<RuleCells>() + size_of::<Series<Key>>();
         assert!(used <= 512, "{used} bytes a worker that served the rule");
     }
 }

@@ -67,6 +67,20 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_authorization_decisions_total",
+        kind: Kind::Counter,
+        labels: &["namespace", "route", "rule", "authorization_rule", "decision"],
+        help: "Finished requests that authorization decided, by its rule; `(none)`: no rule allowed them",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                for (key, count) in &totals.rulings {
+                    let [namespace, route, name] = rule.name();
+                    emit(&[namespace, route, name, key.rule_name(), key.decision], number(*count));
+                }
+            }
+        },
+    },
+    Metric {
         name: "portcullis_request_duration_seconds",
         kind: Kind::Histogram,
         labels: RULE,

@@ -1,6 +1,7 @@
 //! The one integration-test binary; each room of tests is a module.
 
 mod architecture;
+mod authorization;
 mod commands;
 mod compile_golden;
 mod compile_laws;
