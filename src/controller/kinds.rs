@@ -4,14 +4,16 @@
 //! object that cannot be read is a [`Failure`], never an error of its list or watch.
 
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
+use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::Resource;
+use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -38,6 +40,40 @@ pub trait Watch: Send + Sync + 'static {
 
     /// `Ok(None)`: an object that does not matter here.
     fn convert(raw: Self::Raw) -> Result<Option<Object>, String>;
+}
+
+/// Where a kind is read.
+pub fn api<W: Watch>(client: &Client, namespace: Option<&Arc<str>>) -> Api<Watched<W>> {
+    match namespace {
+        Some(namespace) => Api::namespaced(client.clone(), namespace),
+        None => Api::all(client.clone()),
+    }
+}
+
+/// Something that is done with each kind, in each place where it is read.
+pub trait Each {
+    fn kind<W: Watch>(&mut self, namespace: Option<&Arc<str>>);
+}
+
+/// Every kind in each of these namespaces; where none is named, in all.
+pub fn each(namespaces: &[String], to_do: &mut impl Each) {
+    let named: BTreeSet<&String> = namespaces.iter().collect();
+    let mut places: Vec<Option<Arc<str>>> =
+        named.into_iter().map(|name| Some(name.as_str().into())).collect();
+    if places.is_empty() {
+        places.push(None);
+        // No Role grants reading Namespaces: with named namespaces only, nothing is known of their labels.
+        to_do.kind::<Namespaces>(None);
+    }
+    for place in places.iter().map(Option::as_ref) {
+        to_do.kind::<Routes>(place);
+        to_do.kind::<Backends>(place);
+        to_do.kind::<Policies>(place);
+        to_do.kind::<Secrets>(place);
+        to_do.kind::<Services>(place);
+        to_do.kind::<EndpointSlices>(place);
+        to_do.kind::<Grants>(place);
+    }
 }
 
 #[derive(Debug)]

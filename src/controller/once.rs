@@ -1,6 +1,7 @@
 //! The cluster as it is now, read once by a person's command: no watch, no Lease, nothing written.
 
 use std::path::PathBuf;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,9 +9,9 @@ use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
-use super::kinds::{Backends, EndpointSlices, Grants, Namespaces, Routes, Secrets, Services, Watch, Watched};
+use super::kinds::{Each, Watch, Watched, api, each};
 use super::{Error, connect};
-use crate::snapshot::{Change, Snapshot};
+use crate::snapshot::{Change, Failure, Kind, Object, Snapshot};
 
 /// Objects of one request; a large cluster takes several.
 const PAGE: u32 = 500;
@@ -42,65 +43,75 @@ pub async fn read(place: &Place) -> Result<Found, Error> {
 }
 
 pub(super) async fn read_by(client: &Client, namespaces: &[String]) -> Result<Found, Error> {
+    let mut lists = Lists { client, all: Vec::new() };
+    each(namespaces, &mut lists);
     let mut found = Found { world: Snapshot::default(), unread: Vec::new() };
-    let scopes: Vec<Option<Arc<str>>> = match namespaces {
-        [] => vec![None],
-        named => named.iter().map(|name| Some(name.as_str().into())).collect(),
-    };
-    for scope in &scopes {
-        found.list::<Routes>(client, scope.as_ref()).await.map_err(|error| Error::Routes(Box::new(error)))?;
-        found.kind::<Backends>(client, scope.as_ref()).await;
-        found.kind::<Secrets>(client, scope.as_ref()).await;
-        found.kind::<Services>(client, scope.as_ref()).await;
-        found.kind::<EndpointSlices>(client, scope.as_ref()).await;
-        found.kind::<Grants>(client, scope.as_ref()).await;
-    }
-    // As the gateway does it: with named namespaces their labels are not known.
-    if namespaces.is_empty() {
-        found.kind::<Namespaces>(client, None).await;
+    for list in lists.all {
+        let Listed { kind, plural, namespace, outcome } = list.await;
+        match outcome {
+            Ok((objects, failures)) => {
+                found.world.apply(Change::Listed { kind, namespace, objects });
+                found.world.failures.extend(failures);
+            }
+            Err(error) if kind == Kind::GatewayRoute => return Err(Error::Routes(Box::new(error))),
+            Err(error) => {
+                let of = namespace.map(|name| format!(" of namespace {name}")).unwrap_or_default();
+                found.unread.push(format!("{plural}{of} cannot be read: {error}"));
+            }
+        }
     }
     Ok(found)
 }
 
-impl Found {
-    async fn kind<W: Watch>(&mut self, client: &Client, namespace: Option<&Arc<str>>) {
-        match self.list::<W>(client, namespace).await {
-            Ok(()) => {}
-            Err(kube::Error::Api(status)) if W::OPTIONAL && status.code == 404 => {}
-            Err(error) => {
-                let of = namespace.map(|name| format!(" of namespace {name}")).unwrap_or_default();
-                self.unread.push(format!("{}{of} cannot be read: {error}", W::PLURAL));
-            }
-        }
-    }
+/// Each kind's list, to be awaited.
+struct Lists<'a> {
+    client: &'a Client,
+    all: Vec<Pin<Box<dyn Future<Output = Listed>>>>,
+}
 
-    async fn list<W: Watch>(&mut self, client: &Client, namespace: Option<&Arc<str>>) -> kube::Result<()> {
-        let api: Api<Watched<W>> = match namespace {
-            Some(namespace) => Api::namespaced(client.clone(), namespace),
-            None => Api::all(client.clone()),
-        };
-        let mut page =
-            ListParams { field_selector: W::FIELDS.map(Into::into), ..ListParams::default() }.limit(PAGE);
-        let (mut objects, mut failures) = (Vec::new(), Vec::new());
-        loop {
-            let list = match tokio::time::timeout(REQUEST, api.list(&page)).await {
-                Ok(list) => list?,
-                Err(elapsed) => return Err(kube::Error::Service(Box::new(elapsed))),
-            };
-            for watched in list.items {
-                match watched.object {
-                    Ok(object) => objects.extend(object),
-                    Err(failure) => failures.push(failure),
+struct Listed {
+    kind: Kind,
+    plural: &'static str,
+    namespace: Option<Arc<str>>,
+    outcome: kube::Result<(Vec<Object>, Vec<Failure>)>,
+}
+
+impl Each for Lists<'_> {
+    fn kind<W: Watch>(&mut self, namespace: Option<&Arc<str>>) {
+        let api = api::<W>(self.client, namespace);
+        let namespace = namespace.cloned();
+        self.all.push(Box::pin(async move {
+            let outcome = match list(&api).await {
+                Err(kube::Error::Api(status)) if W::OPTIONAL && status.code == 404 => {
+                    Ok((Vec::new(), Vec::new()))
                 }
-            }
-            page.continue_token = list.metadata.continue_.filter(|token| !token.is_empty());
-            if page.continue_token.is_none() {
-                break;
+                outcome => outcome,
+            };
+            Listed { kind: W::KIND, plural: W::PLURAL, namespace, outcome }
+        }));
+    }
+}
+
+/// What can be read of all pages, and what cannot.
+async fn list<W: Watch>(api: &Api<Watched<W>>) -> kube::Result<(Vec<Object>, Vec<Failure>)> {
+    let fields = W::FIELDS.map(Into::into);
+    let mut page = ListParams { field_selector: fields, ..ListParams::default() }.limit(PAGE);
+    let (mut objects, mut failures) = (Vec::new(), Vec::new());
+    loop {
+        let list = match tokio::time::timeout(REQUEST, api.list(&page)).await {
+            Ok(list) => list?,
+            Err(elapsed) => return Err(kube::Error::Service(Box::new(elapsed))),
+        };
+        for watched in list.items {
+            match watched.object {
+                Ok(object) => objects.extend(object),
+                Err(failure) => failures.push(failure),
             }
         }
-        self.world.apply(Change::Listed { kind: W::KIND, namespace: namespace.cloned(), objects });
-        self.world.failures.extend(failures);
-        Ok(())
+        page.continue_token = list.metadata.continue_.filter(|token| !token.is_empty());
+        if page.continue_token.is_none() {
+            return Ok((objects, failures));
+        }
     }
 }
 

@@ -220,6 +220,7 @@ async fn read_once_every_page_is_taken_and_what_is_refused_is_said() {
     fake.refuse("referencegrants", Some(404));
     fake.refuse("secrets", Some(403));
     let found = once::read_by(&fake.client(), &[]).await.unwrap();
+    assert!(KINDS.iter().all(|kind| fake.count(&format!("LIST {kind}")) > 0), "each kind that is watched");
     assert_eq!((found.world.routes.len(), fake.count("LIST gatewayroutes")), (1_001, 3));
     assert_eq!(found.world.failures[0].name, Some(ObjectName::new("shop", "bad")));
     assert_eq!(found.unread.len(), 1);

@@ -15,9 +15,7 @@ use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::kinds::{
-    Backends, EndpointSlices, Grants, Namespaces, Policies, Routes, Secrets, Services, Watch, Watched,
-};
+use super::kinds::{Each, Watch, Watched, api, each};
 use super::pulse::Pulse;
 use crate::snapshot::{Change, Failure, Kind, Object, Update};
 use crate::telemetry::Telemetry;
@@ -61,34 +59,10 @@ pub fn watches(
     updates: mpsc::Sender<Update>,
 ) -> Vec<Task> {
     let (heard, receiver) = mpsc::channel(WAITING);
-    let start = Start { client, telemetry, pulse, heard };
-    let mut tasks: Vec<Task> = Vec::new();
-    let mut sources = BTreeSet::new();
-    let scopes: Vec<Option<Arc<str>>> = if namespaces.is_empty() {
-        vec![None]
-    } else {
-        namespaces
-            .iter()
-            .collect::<BTreeSet<_>>()
-            .into_iter()
-            .map(|name| Some(name.as_str().into()))
-            .collect()
-    };
-    for scope in scopes {
-        tasks.push(start.one::<Routes>(scope.clone(), &mut sources));
-        tasks.push(start.one::<Backends>(scope.clone(), &mut sources));
-        tasks.push(start.one::<Policies>(scope.clone(), &mut sources));
-        tasks.push(start.one::<Secrets>(scope.clone(), &mut sources));
-        tasks.push(start.one::<Services>(scope.clone(), &mut sources));
-        tasks.push(start.one::<EndpointSlices>(scope.clone(), &mut sources));
-        tasks.push(start.one::<Grants>(scope, &mut sources));
-    }
-    // No Role grants reading Namespaces: with named namespaces only, nothing is known of their labels.
-    if namespaces.is_empty() {
-        tasks.push(start.one::<Namespaces>(None, &mut sources));
-    }
-    let pulse = pulse.clone();
-    tasks.push(Box::pin(gather(receiver, sources, pulse, updates)));
+    let mut start = Start { client, telemetry, pulse, heard, tasks: Vec::new(), sources: BTreeSet::new() };
+    each(namespaces, &mut start);
+    let Start { mut tasks, sources, .. } = start;
+    tasks.push(Box::pin(gather(receiver, sources, pulse.clone(), updates)));
     tasks
 }
 
@@ -97,23 +71,21 @@ struct Start<'a> {
     telemetry: &'a Telemetry,
     pulse: &'a Pulse,
     heard: mpsc::Sender<(Source, Heard)>,
+    tasks: Vec<Task>,
+    sources: BTreeSet<Source>,
 }
 
-impl Start<'_> {
-    fn one<W: Watch>(&self, namespace: Option<Arc<str>>, sources: &mut BTreeSet<Source>) -> Task {
-        let api: Api<Watched<W>> = match &namespace {
-            Some(namespace) => Api::namespaced(self.client.clone(), namespace),
-            None => Api::all(self.client.clone()),
-        };
-        let source = (W::KIND, namespace);
-        sources.insert(source.clone());
+impl Each for Start<'_> {
+    fn kind<W: Watch>(&mut self, namespace: Option<&Arc<str>>) {
+        let source = (W::KIND, namespace.cloned());
+        self.sources.insert(source.clone());
         let watch = One {
             source,
             telemetry: self.telemetry.clone(),
             pulse: self.pulse.clone(),
             heard: self.heard.clone(),
         };
-        Box::pin(watch.run(api))
+        self.tasks.push(Box::pin(watch.run(api::<W>(self.client, namespace))));
     }
 }
 

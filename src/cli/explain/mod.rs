@@ -61,7 +61,7 @@ pub struct Explain {
     #[arg(long, env = "PORTCULLIS_HOSTNAMES", value_name = "FirstCome|Listed", default_value = "FirstCome")]
     hostnames: Hostnames,
     /// Namespace of the installation: policies there may apply to everything
-    #[arg(long, value_name = "NAME", default_value = "default")]
+    #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "default")]
     namespace: String,
 }
 
