@@ -19,6 +19,7 @@ use tokio::time::Instant;
 pub use settings::{Settings, Source, default_workers};
 
 use crate::controller;
+use crate::filters::REGISTRY;
 use crate::lifecycle::{Drain, DrainSignal, Phase, Readiness, terminated};
 use crate::proxy::DataPlane;
 use crate::telemetry::{AccessLog, Telemetry};
@@ -71,7 +72,8 @@ pub fn bind(settings: Settings) -> anyhow::Result<Bound> {
     let log =
         AccessLog::start(settings.access_log.clone(), &telemetry).context("cannot open the access log")?;
     let drain = Drain::new();
-    let plane = DataPlane::start(settings.proxy.clone(), telemetry.clone(), log.clone(), drain.1.clone())
+    let signal = drain.1.clone();
+    let plane = DataPlane::start(settings.proxy.clone(), REGISTRY, telemetry.clone(), log.clone(), signal)
         .context("cannot start the proxy")?;
     let listen = |address: Option<SocketAddr>, what: &str| {
         let bound = address.map(|address| {

@@ -25,7 +25,7 @@ use super::observed::Upload;
 use super::transport::{Transport, Wire};
 use super::watch::{Verdict, Wait, Watch, Watched};
 use super::worker::Worker;
-use super::{service, tls, tunnel};
+use super::{refusal, service, tls, tunnel};
 use crate::message::Scheme;
 use crate::telemetry::HandshakeFailure;
 
@@ -36,6 +36,9 @@ const FIRST_READ: usize = 4096;
 /// once would reset the connection and the answer with it.
 const LINGER: Duration = Duration::from_secs(2);
 const LINGER_BYTES: usize = 1 << 20;
+/// From so many streams of a connection on it counts how many the client gives up within this time.
+const CHURN: u32 = 500;
+const SOON: Duration = Duration::from_secs(1);
 
 /// What the requests of a connection share.
 pub struct Connection {
@@ -52,6 +55,9 @@ pub struct Connection {
     /// The watch of the stream whose task is about to begin.
     next_stream: Cell<Option<Stream>>,
     streams: Cell<usize>,
+    /// Streams in all, and those that the client gave up soon.
+    opened: Cell<u32>,
+    given_up: Cell<u32>,
 }
 
 /// Starts to serve a connection that was counted for this worker.
@@ -105,6 +111,8 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
         watch: watch.clone(),
         next_stream: Cell::new(None),
         streams: Cell::new(0),
+        opened: Cell::new(0),
+        given_up: Cell::new(0),
     });
     let protocol = if http2 { "HTTP/2" } else { "HTTP/1.1" };
     let _open = worker.stats.connection(scheme.as_str(), protocol);
@@ -196,7 +204,13 @@ async fn serve_http1(connection: &Rc<Connection>, transport: Transport) {
             None if connection.still_reading() => linger(transport).await,
             None => {}
         },
-        End::Over(Err(error)) if error.is_parse() => linger(transport).await,
+        End::Over(Err(error)) if error.is_parse() => {
+            if let Some(status) = transport.take_refused() {
+                let answer = refusal::answer(connection, &mut transport, status);
+                let _ = tokio::time::timeout(LINGER, answer).await;
+            }
+            linger(transport).await;
+        }
         // An answer was cut: without a reset, one that ends with the connection would look whole.
         End::Over(Err(_)) | End::Cut => {
             let _ = transport.wire().tcp().set_zero_linger();
@@ -280,9 +294,21 @@ impl Connection {
         let watched = self.worker.sweep.watch(Wait::Nothing, None);
         let watch = watched.share();
         self.streams.set(self.streams.get() + 1);
+        self.opened.set(self.opened.get().saturating_add(1));
         self.watch.read_waits(Wait::Nothing);
         self.next_stream.set(Some(Stream { watched, connection: self.clone() }));
         watch
+    }
+
+    /// A client that opens streams and gives most of them up at once makes work for nothing: it is told to leave.
+    fn note_end(&self, stream: &Watch) {
+        if !stream.was_given_up_within(SOON) {
+            return;
+        }
+        self.given_up.set(self.given_up.get().saturating_add(1));
+        if self.opened.get() > CHURN && self.given_up.get() > self.opened.get() / 2 {
+            self.watch.tell(Verdict::Retire);
+        }
     }
 
     /// Whether the client may still be sending a body that nobody reads any more.
@@ -293,6 +319,7 @@ impl Connection {
 
 impl Drop for Stream {
     fn drop(&mut self) {
+        self.connection.note_end(&self.watched);
         let left = self.connection.streams.get() - 1;
         self.connection.streams.set(left);
         if left == 0 {

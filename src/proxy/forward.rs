@@ -126,7 +126,7 @@ fn switch(
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, protocol);
-    connection.tunnel.set(Some(Pending { upstream, idle: plan.timeouts.tunnel_idle }));
+    connection.tunnel.set(Some(Pending::new(upstream, plan.timeouts.tunnel_idle)));
     Ok(response)
 }
 

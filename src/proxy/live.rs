@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName};
 use super::certificates::LiveCertificate;
 use super::keep::Kept;
 use super::spread::Spread;
-use crate::filters::{Filter, REGISTRY};
+use crate::filters::{Filter, Row};
 use crate::message::ErrorKind;
 use crate::route_map::{Action, BackendPlan, EndpointSet, Host, HostIndex, RouteMap, Rule, WeightedTarget};
 use crate::telemetry::{RuleStats, Telemetry};
@@ -77,8 +77,9 @@ pub struct Slot {
 }
 
 /// Makes each `Live` from the one before.
-#[derive(Debug, Default)]
 pub struct Linker {
+    /// The rows that plans of filters name.
+    members: &'static [Row],
     slots: Table<BackendId, Weak<Slot>>,
     slot_count: usize,
     free: Arc<Mutex<Vec<usize>>>,
@@ -142,6 +143,16 @@ impl LiveHost {
 }
 
 impl Linker {
+    pub fn new(members: &'static [Row]) -> Self {
+        Self {
+            members,
+            slots: Table::default(),
+            slot_count: 0,
+            free: Arc::default(),
+            random: RandomState::default(),
+        }
+    }
+
     pub fn link(
         &mut self,
         before: &Live,
@@ -221,7 +232,7 @@ impl Linker {
         }
         let filters = rules.iter().flat_map(|rule| &rule.rule.filters);
         let mut own_headers: Vec<Box<str>> = filters
-            .filter_map(|(row, plan)| Some((REGISTRY.get(*row)?.own_headers)(plan)))
+            .filter_map(|(row, plan)| Some((self.members.get(*row)?.own_headers)(plan)))
             .flatten()
             .map(|name| name.as_str().chars().map(plain).collect::<String>().into())
             .collect();
@@ -231,7 +242,8 @@ impl Linker {
     }
 
     fn link_rule(&mut self, rule: &Arc<Rule>, telemetry: &Telemetry, keep: &Kept) -> LiveRule {
-        let link = |(row, plan): &(usize, _)| REGISTRY.get(*row)?.link.map(|link| link(plan, keep));
+        let members = self.members;
+        let link = |(row, plan): &(usize, _)| members.get(*row)?.link.map(|link| link(plan, keep));
         let weighted = match &rule.action {
             Action::Forward(plan) => plan.backends.as_slice(),
             _ => &[],
@@ -349,7 +361,7 @@ mod tests {
 
     #[test]
     fn what_did_not_change_is_the_same_linked_object() {
-        let mut linker = Linker::default();
+        let mut linker = Linker::new(&[]);
         let (a, b, changed) = (host("a.test", "one"), host("b.test", "one"), host("b.test", "two"));
         let first = link(&mut linker, &Live::empty(), &map(&[&a, &b], &["one"]));
         let second = link(&mut linker, &first, &map(&[&a, &changed], &["one", "two"]));
@@ -361,7 +373,7 @@ mod tests {
 
     #[test]
     fn a_place_never_leads_to_another_backend_than_the_one_that_was_meant() {
-        let mut linker = Linker::default();
+        let mut linker = Linker::new(&[]);
         let (a, b) = (host("a.test", "one"), host("b.test", "two"));
         let first = link(&mut linker, &Live::empty(), &map(&[&a], &["one"]));
         // `one` goes while a host still refers to it; `two` must not take its place.

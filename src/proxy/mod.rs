@@ -21,7 +21,7 @@
 //! | `watch` | deadlines without timers: one sweep a worker |
 //! | `live`, `keep`, `spread` | the linked route map, state that outlives it, shares by weight |
 //! | `service` | one request: from head to answer |
-//! | `request_head` | hardening and normal form of a head |
+//! | `request_head`, `refusal` | hardening and normal form of a head; the answer to one that cannot be read |
 //! | `forwarded` | what backends are told about the client; loops |
 //! | `forward`, `redirect`, `respond_with`, `tunnel` | the actions |
 //! | `observed`, `account` | bodies on their way; what a request leaves in metrics and log |
@@ -42,6 +42,7 @@ mod observed;
 mod outbound;
 mod plane;
 mod redirect;
+mod refusal;
 mod request_head;
 pub mod respond;
 mod respond_with;

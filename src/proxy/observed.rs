@@ -126,12 +126,24 @@ pub struct AnswerBody {
     /// Trailers are for clients that said that they read them (RFC 9110 section 6.5.1).
     trailers: bool,
     watch: Rc<Watch>,
-    account: Box<Account>,
+    /// None where a tunnel follows, which takes the account with it.
+    account: Option<Box<Account>>,
 }
 
 impl AnswerBody {
     pub fn new(inner: Body, trailers: bool, watch: Rc<Watch>, account: Box<Account>) -> Self {
-        Self { inner, trailers, watch, account }
+        Self { inner, trailers, watch, account: Some(account) }
+    }
+
+    /// No body: a tunnel follows.
+    pub fn tunnel(watch: Rc<Watch>) -> Self {
+        Self { inner: Body::Empty, trailers: false, watch, account: None }
+    }
+
+    fn fail(&mut self, kind: ErrorKind) {
+        if let Some(account) = &mut self.account {
+            account.fail(kind);
+        }
     }
 }
 
@@ -146,8 +158,7 @@ impl HttpBody for AnswerBody {
         loop {
             let frame = match Pin::new(&mut self.inner).poll_frame(context) {
                 Poll::Pending if self.watch.await_answer(context) => {
-                    let kind = ErrorKind::BackendTimeout;
-                    self.account.fail(kind);
+                    self.fail(ErrorKind::BackendTimeout);
                     return Poll::Ready(Some(Err(BodyError::Other("the backend sent nothing for too long"))));
                 }
                 Poll::Pending => return Poll::Pending,
@@ -156,7 +167,10 @@ impl HttpBody for AnswerBody {
             match frame {
                 Some(Ok(frame)) => {
                     if let Some(data) = frame.data_ref() {
-                        self.account.response_bytes += data.len() as u64;
+                        let bytes = data.len() as u64;
+                        if let Some(account) = &mut self.account {
+                            account.response_bytes += bytes;
+                        }
                     } else if !self.trailers {
                         continue;
                     }
@@ -164,11 +178,13 @@ impl HttpBody for AnswerBody {
                     return Poll::Ready(Some(Ok(frame)));
                 }
                 Some(Err(error)) => {
-                    self.account.fail(ErrorKind::Reset);
+                    self.fail(ErrorKind::Reset);
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => {
-                    self.account.complete = true;
+                    if let Some(account) = &mut self.account {
+                        account.complete = true;
+                    }
                     return Poll::Ready(None);
                 }
             }
@@ -186,7 +202,8 @@ impl HttpBody for AnswerBody {
 
 impl Drop for AnswerBody {
     fn drop(&mut self) {
-        self.account.complete |= self.inner.is_end_stream();
-        self.watch.answer_over();
+        let Some(account) = &mut self.account else { return self.watch.answer_over(true, false) };
+        account.complete |= self.inner.is_end_stream();
+        self.watch.answer_over(account.complete, account.upload.is_some());
     }
 }

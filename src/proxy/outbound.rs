@@ -1,8 +1,10 @@
 //! Sub-requests of filters and actions, on the request's own worker.
 
 use std::cell::Cell;
+use std::panic::AssertUnwindSafe;
 use std::rc::{Rc, Weak};
 
+use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::connection;
@@ -47,10 +49,14 @@ impl Outbound for WorkerOutbound {
             return Err(work);
         }
         self.detached.set(self.detached.get() + 1);
-        let count = Leave(self.detached.clone());
+        let (count, worker) = (Leave(self.detached.clone()), self.worker.clone());
         connection::spawn(async move {
             let _count = count;
-            work.await;
+            if AssertUnwindSafe(work).catch_unwind().await.is_err()
+                && let Some(worker) = worker.upgrade()
+            {
+                worker.count_panic();
+            }
         });
         Ok(())
     }

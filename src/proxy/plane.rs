@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use super::live::{Linker, Live};
 use super::worker::{Desk, Ear, Shared};
 use super::{Addresses, Settings, keep::Kept, listener, tls, worker};
+use crate::filters::Row;
 use crate::lifecycle::DrainSignal;
 use crate::route_map::{EndpointSet, RouteMap};
 use crate::telemetry::{AccessLog, Telemetry};
@@ -36,11 +37,13 @@ struct Running {
 impl DataPlane {
     /// Binds all sockets (one `SO_REUSEPORT` socket a worker and address) and starts the workers, which answer 503
     /// until the first map is installed.
+    /// `members` are the rows that the maps' filters name.
     ///
     /// # Errors
     /// An address cannot be bound, or a thread cannot be started.
     pub fn start(
         settings: Settings,
+        members: &'static [Row],
         telemetry: Telemetry,
         log: AccessLog,
         drain: DrainSignal,
@@ -78,7 +81,7 @@ impl DataPlane {
             thread.spawn(move || worker::run(index, shared, ears, inbox))
         });
         let threads = Mutex::new(threads.collect::<io::Result<_>>()?);
-        Ok(Self(Arc::new(Running { addresses, shared, linker: Mutex::default(), threads })))
+        Ok(Self(Arc::new(Running { addresses, shared, linker: Mutex::new(Linker::new(members)), threads })))
     }
 
     pub fn addresses(&self) -> &Addresses {

@@ -89,6 +89,15 @@ pub fn table() -> String {
     text
 }
 
+/// What it is that the parser below refuses with this status.
+pub fn refused_head(status: StatusCode) -> ErrorKind {
+    match status {
+        StatusCode::URI_TOO_LONG => ErrorKind::UriTooLong,
+        StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => ErrorKind::HeadersTooLarge,
+        _ => ErrorKind::BadRequest,
+    }
+}
+
 /// The answer to a request that failed. HEAD's lack of a body is the caller's to see to, as with any answer.
 pub fn failure(error: &ProxyError, wants_text: bool, id: RequestId) -> Response {
     let row = row_of(error.kind);

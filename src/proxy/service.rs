@@ -276,6 +276,12 @@ fn finish(
     if !trailers {
         parts.headers.remove(http::header::TRAILER);
     }
+    if parts.status == StatusCode::SWITCHING_PROTOCOLS
+        && let Some(pending) = connection.tunnel.take()
+    {
+        connection.tunnel.set(Some(pending.accounted(account)));
+        return http::Response::from_parts(parts, AnswerBody::tunnel(watch));
+    }
     http::Response::from_parts(parts, AnswerBody::new(body, trailers, watch, account))
 }
 

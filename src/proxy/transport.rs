@@ -7,12 +7,17 @@ use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use super::frames::FrameBudget;
+use super::refusal;
 use super::watch::{Wait, Watch};
+
+/// How a head ends.
+const END: &[u8; 4] = b"\r\n\r\n";
 
 /// The socket.
 #[derive(Debug)]
@@ -42,11 +47,15 @@ pub struct Transport {
     frames: Option<FrameBudget>,
     /// Small answers, head and body in one.
     small: Vec<u8>,
+    /// HTTP/1: the last bytes that were read.
+    tail: [u8; 4],
+    /// HTTP/1: the status of an answer that the parser made itself, which was not sent.
+    refused: Option<StatusCode>,
 }
 
 impl Transport {
     pub fn new(wire: Wire, read_ahead: Bytes, watch: Rc<Watch>) -> Self {
-        Self { wire, read_ahead, watch, frames: None, small: Vec::new() }
+        Self { wire, read_ahead, watch, frames: None, small: Vec::new(), tail: *END, refused: None }
     }
 
     pub fn counting_frames(mut self) -> Self {
@@ -56,6 +65,21 @@ impl Transport {
 
     pub fn wire(&self) -> &Wire {
         &self.wire
+    }
+
+    /// Status of the answer that the parser made itself; what is written from now on is ours.
+    pub fn take_refused(&mut self) -> Option<StatusCode> {
+        self.watch.answer_comes();
+        self.refused.take()
+    }
+
+    /// Whether this is the parser's own answer, which is not sent.
+    fn refuses(&mut self, start: &[u8]) -> bool {
+        if self.frames.is_none() && self.watch.is_quiet() {
+            self.refused = self.refused.or_else(|| refusal::status_of(start));
+            return self.refused.is_some();
+        }
+        false
     }
 
     /// Puts bytes in front of those still to be read.
@@ -68,16 +92,21 @@ impl Transport {
     }
 
     fn account(&mut self, read: &[u8]) -> io::Result<()> {
-        match self.watch.read_wait() {
-            Wait::FirstByte | Wait::Idle if !read.is_empty() && self.frames.is_none() => {
-                self.watch.read_waits(Wait::Head);
-            }
-            _ => {}
+        if let Some(frames) = &mut self.frames {
+            return frames.take(read);
         }
-        match &mut self.frames {
-            Some(frames) => frames.take(read),
-            None => Ok(()),
+        if read.is_empty() {
+            return Ok(());
         }
+        if matches!(self.watch.read_wait(), Wait::FirstByte | Wait::Idle) {
+            self.watch.read_waits(Wait::Head);
+        }
+        let new = read.len().min(END.len());
+        self.tail.rotate_left(new);
+        self.tail[END.len() - new..].copy_from_slice(&read[read.len() - new..]);
+        // A bare LF ends a line too.
+        self.watch.read_ended_head(self.tail.ends_with(b"\n\r\n") || self.tail.ends_with(b"\n\n"));
+        Ok(())
     }
 
     fn note_write(&mut self, written: &Poll<io::Result<usize>>) {
@@ -123,6 +152,9 @@ impl AsyncRead for Transport {
 impl AsyncWrite for Transport {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.refuses(bytes) {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         let written = match &mut this.wire {
             Wire::Plain(tcp) => Pin::new(tcp).poll_write(context, bytes),
             Wire::Tls(tls) => Pin::new(tls).poll_write(context, bytes),
@@ -137,6 +169,9 @@ impl AsyncWrite for Transport {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.refuses(slices.first().map_or(&[], |first| first)) {
+            return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
+        }
         let written = match &mut this.wire {
             Wire::Plain(tcp) => {
                 let total: usize = slices.iter().map(|slice| slice.len()).sum();
@@ -168,14 +203,18 @@ impl AsyncWrite for Transport {
             Wire::Plain(tcp) => Pin::new(tcp).poll_flush(context),
             Wire::Tls(tls) => Pin::new(tls).poll_flush(context),
         };
-        if flushed.is_pending() {
-            this.watch.write_blocked();
+        match flushed {
+            Poll::Pending => this.watch.write_blocked(),
+            Poll::Ready(_) => this.watch.flushed(),
         }
         flushed
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        if this.refused.is_some() {
+            return Poll::Ready(Ok(()));
+        }
         let done = match &mut this.wire {
             Wire::Plain(tcp) => Pin::new(tcp).poll_shutdown(context),
             Wire::Tls(tls) => Pin::new(tls).poll_shutdown(context),

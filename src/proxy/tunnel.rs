@@ -1,5 +1,7 @@
 //! What follows a 101: bytes in both directions until one side ends, nothing moves for too long, or the process closes.
 
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
@@ -7,32 +9,70 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
+use super::account::Account;
+use super::observed::Upload;
 use crate::lifecycle::{DrainSignal, Phase};
 
 const BUFFER: usize = 16 << 10;
 
 /// A tunnel whose backend has agreed; it begins when the client has the 101.
-#[derive(Debug)]
 pub struct Pending {
-    pub upstream: OnUpgrade,
-    pub idle: Option<Duration>,
+    upstream: OnUpgrade,
+    idle: Option<Duration>,
+    /// Of the request that asked for it: counted and logged when the tunnel ends.
+    account: Option<Box<Account>>,
+}
+
+impl Pending {
+    pub fn new(upstream: OnUpgrade, idle: Option<Duration>) -> Self {
+        Self { upstream, idle, account: None }
+    }
+
+    pub fn accounted(self, account: Box<Account>) -> Self {
+        Self { account: Some(account), ..self }
+    }
+}
+
+/// What moves in both directions.
+struct Moved {
+    last: Cell<Instant>,
+    upload: Rc<Upload>,
+    download: Cell<u64>,
+    account: RefCell<Option<Box<Account>>>,
+}
+
+/// However the tunnel ends, its request is over.
+impl Drop for Moved {
+    fn drop(&mut self) {
+        if let Some(account) = self.account.get_mut() {
+            account.response_bytes += self.download.get();
+            account.upload = Some(self.upload.clone());
+            account.complete = true;
+        }
+    }
 }
 
 /// Copies until both directions have ended. A side that ends its sending may go on receiving.
 pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, mut drain: DrainSignal) {
+    let moved = Moved {
+        last: Cell::new(Instant::now()),
+        upload: Rc::default(),
+        download: Cell::new(0),
+        account: RefCell::new(pending.account),
+    };
     let Ok(upstream) = pending.upstream.await else { return };
     let (client_read, client_write) = tokio::io::split(client);
     let (upstream_read, upstream_write) = tokio::io::split(TokioIo::new(upstream));
-    let moved = std::cell::Cell::new(Instant::now());
+    moved.last.set(Instant::now());
     let copies = async {
         let _ = tokio::try_join!(
-            copy(client_read, upstream_write, &moved),
-            copy(upstream_read, client_write, &moved)
+            copy(client_read, upstream_write, &moved.last, &moved.upload.bytes),
+            copy(upstream_read, client_write, &moved.last, &moved.download)
         );
     };
     tokio::select! {
         () = copies => {}
-        () = silence(&moved, pending.idle) => {}
+        () = silence(&moved.last, pending.idle) => {}
         () = drain.reached(Phase::Closing) => {}
     }
 }
@@ -40,12 +80,14 @@ pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, 
 async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    moved: &std::cell::Cell<Instant>,
+    moved: &Cell<Instant>,
+    bytes: &Cell<u64>,
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let read = from.read(&mut buffer).await?;
         moved.set(Instant::now());
+        bytes.set(bytes.get() + read as u64);
         if read == 0 {
             return to.shutdown().await;
         }
@@ -56,7 +98,7 @@ async fn copy(
 }
 
 /// Ends when nothing has moved for `limit`.
-async fn silence(moved: &std::cell::Cell<Instant>, limit: Option<Duration>) {
+async fn silence(moved: &Cell<Instant>, limit: Option<Duration>) {
     let Some(limit) = limit else { return std::future::pending().await };
     while moved.get().elapsed() < limit {
         tokio::time::sleep_until(moved.get() + limit).await;

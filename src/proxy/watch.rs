@@ -62,6 +62,12 @@ pub struct Watch {
     answer_idle: Cell<Option<Duration>>,
     /// Connections of HTTP/1: what follows an answer is the wait for another request.
     keeps_alive: Cell<bool>,
+    /// HTTP/1: no answer is on its way, so whatever is written now is the parser's own (see `refusal`).
+    quiet: Cell<bool>,
+    /// HTTP/1: what was read last ended as a head without a body does.
+    ends_head: Cell<bool>,
+    /// The answer was handed over as a whole.
+    answered: Cell<bool>,
     opened: Instant,
     age: Option<Duration>,
     /// HTTP/2, which can say goodbye at any time.
@@ -89,6 +95,9 @@ impl Watch {
             answering: lane(Wait::Nothing),
             answer_idle: Cell::new(None),
             keeps_alive: Cell::new(false),
+            quiet: Cell::new(true),
+            ends_head: Cell::new(true),
+            answered: Cell::new(false),
             opened: now,
             age,
             multiplexed: Cell::new(false),
@@ -157,6 +166,7 @@ impl Watch {
 
     pub fn request_begins(&self) {
         self.read_waits(Wait::Nothing);
+        self.answer_comes();
         self.body_stalled.set(false);
         self.answer_stalled.set(false);
     }
@@ -185,11 +195,38 @@ impl Watch {
         self.answering.wait.set(if self.keeps_alive.get() { Wait::Nothing } else { Wait::Writing });
     }
 
-    pub fn answer_over(&self) {
+    /// The answer's end, `whole` or not. The bytes behind a request without a body, if any, begin another head; behind
+    /// a body nobody knows.
+    pub fn answer_over(&self, whole: bool, had_body: bool) {
         self.answering.wait.set(Wait::Nothing);
+        self.answered.set(whole);
         if self.keeps_alive.get() {
-            self.read_waits(Wait::Idle);
+            self.read_waits(if had_body || self.ends_head.get() { Wait::Idle } else { Wait::Head });
         }
+    }
+
+    /// A stream that ended without its answer, soon after it began.
+    pub fn was_given_up_within(&self, time: Duration) -> bool {
+        !self.answered.get() && self.opened.elapsed() < time
+    }
+
+    pub fn read_ended_head(&self, ended: bool) {
+        self.ends_head.set(ended);
+    }
+
+    /// All that was to be written is.
+    pub fn flushed(&self) {
+        if matches!(self.reading.wait.get(), Wait::FirstByte | Wait::Head | Wait::Idle) {
+            self.quiet.set(true);
+        }
+    }
+
+    pub fn answer_comes(&self) {
+        self.quiet.set(false);
+    }
+
+    pub fn is_quiet(&self) -> bool {
+        self.quiet.get()
     }
 
     /// Connections of HTTP/1.

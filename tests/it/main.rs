@@ -12,6 +12,7 @@ mod harness;
 mod lookup;
 mod mutations;
 mod proxy_change;
+mod proxy_filters;
 mod proxy_limits;
 mod proxy_requests;
 mod proxy_rig;

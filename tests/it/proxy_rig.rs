@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use portcullis::filters::TimeoutsPlan;
+use portcullis::filters::{AnyPlan, Row, TimeoutsPlan};
 use portcullis::lifecycle::{Drain, Phase};
 use portcullis::message::{ErrorKind, Labels};
 use portcullis::proxy::{DataPlane, Limits, Settings};
@@ -36,6 +36,11 @@ impl Gateway {
     }
 
     pub fn with(change: impl FnOnce(&mut Settings)) -> Self {
+        Self::with_members(portcullis::filters::REGISTRY, change)
+    }
+
+    /// With other members of `policy` than those that users can write.
+    pub fn with_members(members: &'static [Row], change: impl FnOnce(&mut Settings)) -> Self {
         let any: SocketAddr = "127.0.0.1:0".parse().expect("address");
         let mut settings = Settings {
             http: vec![any],
@@ -50,7 +55,7 @@ impl Gateway {
         let (drain, signal) = Drain::new();
         let telemetry = Telemetry::new(settings.workers);
         let plane =
-            DataPlane::start(settings, telemetry.clone(), AccessLog::default(), signal).expect("starts");
+            DataPlane::start(settings, members, telemetry.clone(), AccessLog::default(), signal).expect("starts");
         Self { plane, drain, telemetry }
     }
 
@@ -130,14 +135,23 @@ pub fn host(name: &str, tls: Option<HostTls>, action: Action) -> Arc<Host> {
 
 /// A host with a rule a path prefix.
 pub fn host_with(name: &str, tls: Option<HostTls>, rules: Vec<(&str, Action)>) -> Arc<Host> {
-    let entry = |(index, (prefix, action)): (usize, (&str, Action))| {
+    let rules = rules.into_iter().map(|(prefix, action)| (prefix, vec![], action)).collect();
+    host_filtered(name, tls, rules)
+}
+
+/// Rows and plans of filters.
+pub type Filters = Vec<(usize, AnyPlan)>;
+
+/// A host with a rule with these filters a path prefix.
+pub fn host_filtered(name: &str, tls: Option<HostTls>, rules: Vec<(&str, Filters, Action)>) -> Arc<Host> {
+    let entry = |(index, (prefix, filters, action)): (usize, (&str, Filters, Action))| {
         let labels = Labels { namespace: "ns".into(), route: name.into(), rule: format!("r{index}").into() };
         MatchEntry {
             plan: Arc::new(MatchPlan::new(
                 PathPredicate::prefix(prefix).expect(prefix),
                 Predicates::default(),
             )),
-            rule: Arc::new(Rule { labels: Arc::new(labels), filters: vec![], action, policy: vec![] }),
+            rule: Arc::new(Rule { labels: Arc::new(labels), filters, action, policy: vec![] }),
             standing: Standing::new(None, ObjectName::new("ns", name), index, 0),
         }
     };
