@@ -141,16 +141,20 @@ impl<'a> Rule<'a> {
         }
     }
 
-    /// What is unknown in a match costs the rule, not the match: its other predicates keep their requests from rules
-    /// that are less specific.
+    /// What is unknown in a match costs the rule, not the match: its path keeps its requests from rules that are less
+    /// specific. Without a path the unknown word may have been the path, and the match would take the whole host.
     fn one_match(&mut self, mut value: Value, shape: &Shape, at: &FieldPath) -> Option<RouteMatch> {
         let mut findings = Findings::default();
         shape.check(&mut value, Place::At(at), &mut findings);
         let is_wrong = !findings.wrong.is_empty();
+        let takes_all = !findings.unknown.is_empty() && value.get("path").is_none_or(Value::is_null);
         for (path, message) in findings.wrong.into_iter().chain(findings.unknown) {
             self.refuse(path, message);
         }
-        if is_wrong {
+        if takes_all && !is_wrong {
+            self.refuse(at.clone(), "not installed: without a path it would take the whole host");
+        }
+        if is_wrong || takes_all {
             return None;
         }
         let one: RouteMatch = match serde::Deserialize::deserialize(&value) {

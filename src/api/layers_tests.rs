@@ -163,6 +163,8 @@ fn a_rule_without_a_usable_match_is_not_installed() {
         json!([{"method": "get"}]),
         json!([{"method": "CONNECT"}]),
         json!([{"method": "GET", "methods": ["PUT"]}]),
+        json!([{"pth": {"value": "/a"}}]),
+        json!([{"method": "GET", "header": []}]),
     ] {
         let rule = rule(json!({"matches": matches}));
         assert_eq!((rule.matches.len(), rule.failed), (0, Some(Reason::Invalid)), "{matches}");
