@@ -34,6 +34,9 @@ pub struct Run {
     /// Worker threads [default: one a CPU that the process may use, at most 16]
     #[arg(long, value_name = "N", env = "PORTCULLIS_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
+    /// Open connections of clients; further ones wait until one ends
+    #[arg(long, value_name = "N", env = "PORTCULLIS_MAX_CONNECTIONS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections: u32,
     /// One JSON line a request: off, stdout, or a file that is appended to
     #[arg(long, value_name = "off|stdout|FILE", env = "PORTCULLIS_ACCESS_LOG", default_value = "off")]
     access_log: String,
@@ -151,7 +154,10 @@ fn settings(args: Run) -> Settings {
             trusted_hops: args.trusted_hops.into(),
             loopback_backends: files,
             installation: Arc::from(args.class_name.as_str()),
-            limits: proxy::Limits::default(),
+            limits: proxy::Limits {
+                connections: usize::try_from(args.max_connections).unwrap_or(usize::MAX),
+                ..proxy::Limits::default()
+            },
         },
         compile: Options {
             class_name: args.class_name.into(),

@@ -237,6 +237,7 @@ async fn linger(mut transport: impl AsyncRead + AsyncWrite + Unpin) {
 async fn serve_http2(connection: &Rc<Connection>, transport: Transport) {
     let watch = connection.watch.clone();
     watch.multiplexes();
+    let limits = &connection.worker.settings.limits;
     // Boxed: hyper moves it four times before its task begins, and it is large.
     let handler = service_fn(|request| {
         Box::pin(service::answer(connection.clone(), connection.open_stream(), request))
@@ -255,8 +256,8 @@ async fn serve_http2(connection: &Rc<Connection>, transport: Transport) {
             .max_send_buf_size(64 << 10)
             .max_pending_accept_reset_streams(20)
             .max_local_error_reset_streams(1024)
-            .keep_alive_interval(Duration::from_secs(30))
-            .keep_alive_timeout(Duration::from_secs(10))
+            .keep_alive_interval(limits.ping)
+            .keep_alive_timeout(limits.pong)
             .serve_connection(TokioIo::new(transport), handler)
     );
     let (mut ending, mut over) = (false, false);

@@ -1,6 +1,7 @@
 //! Accepting: one `SO_REUSEPORT` socket a worker and address. The kernel shares connections out by hash, which is
 //! uneven for few clients, so a busy worker hands new ones to the one that has fewest.
 
+use std::fmt;
 use std::io;
 use std::net::{SocketAddr, TcpListener as Socket};
 use std::rc::Rc;
@@ -84,9 +85,19 @@ async fn accept_all(worker: &Rc<Worker>, ear: Ear) {
             () = drain.reached(Phase::Draining) => break,
         };
         match accepted {
-            Ok((socket, peer)) => place(worker, socket, peer, ear.tls),
+            Ok((socket, peer)) => {
+                // What is accepted too much waits here, and all others in the kernel's queue.
+                while is_full(worker) {
+                    tokio::select! {
+                        () = pause(&mut logged, &"all are taken; raise --max-connections or add replicas") => {}
+                        () = drain.reached(Phase::Draining) => break,
+                    }
+                }
+                place(worker, socket, peer, ear.tls);
+            }
             Err(error) if exhausted(&error) => {
-                pause(&mut logged, &error).await;
+                pause(&mut logged, &format_args!("{error}; raise the limit of open files or add replicas"))
+                    .await;
             }
             // Gone before it was accepted.
             Err(_) => {}
@@ -155,10 +166,17 @@ fn exhausted(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(24 | 23 | 105 | 12))
 }
 
-async fn pause(logged: &mut Option<Instant>, error: &io::Error) {
+/// Whether all workers together have as many connections as they may.
+fn is_full(worker: &Worker) -> bool {
+    let desks = worker.shared.desks.iter();
+    let open: usize = desks.map(|desk| desk.connections.load(Ordering::Relaxed)).sum();
+    open >= worker.settings.limits.connections
+}
+
+async fn pause(logged: &mut Option<Instant>, why: &dyn fmt::Display) {
     if logged.is_none_or(|logged| logged.elapsed() >= LOG_EVERY) {
         *logged = Some(Instant::now());
-        tracing::warn!(%error, "cannot accept connections; raise the limit of open files or add replicas");
+        tracing::warn!(%why, "cannot accept connections");
     }
     tokio::time::sleep(PAUSE).await;
 }

@@ -67,7 +67,10 @@ mod tests {
 
     #[test]
     fn the_status_stands_after_the_version() {
-        assert_eq!(status_of(b"HTTP/1.1 431 Request Header Fields Too Large\r\n"), StatusCode::from_u16(431).ok());
+        assert_eq!(
+            status_of(b"HTTP/1.1 431 Request Header Fields Too Large\r\n"),
+            StatusCode::from_u16(431).ok()
+        );
         assert_eq!(status_of(b"HTTP/1.0 400 Bad Request\r\n"), Some(StatusCode::BAD_REQUEST));
         for other in [&b"HTTP/1.1"[..], b"HTTP/1.1 4", b"400 Bad Request", b""] {
             assert_eq!(status_of(other), None, "{other:?}");

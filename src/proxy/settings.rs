@@ -22,6 +22,8 @@ pub struct Settings {
 /// Hardening defaults; see docs/limits.md. Everything that a client could hold or fill has its bound here.
 #[derive(Clone, Debug)]
 pub struct Limits {
+    /// Open connections of clients; what comes after them waits in the kernel's queue.
+    pub connections: usize,
     /// A TLS handshake, and the first byte of a connection.
     pub tls_handshake: Duration,
     /// A request's head, from its first byte.
@@ -34,6 +36,9 @@ pub struct Limits {
     pub max_body: u64,
     /// A request's body brings at least 1 KiB in this time while we wait for it, and an answer can be written on.
     pub progress: Duration,
+    /// HTTP/2: so often a client is pinged, and so long it has to answer.
+    pub ping: Duration,
+    pub pong: Duration,
     /// How long an idle kept connection is left open in drain, so that a request on its way is still answered.
     pub drain_idle: Duration,
     /// Request heads: bytes in all (HTTP/1), fields, bytes of one field, of the target and of the method.
@@ -47,12 +52,15 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
+            connections: 10_000,
             tls_handshake: Duration::from_secs(10),
             request_head: Duration::from_secs(10),
             keep_alive_idle: Duration::from_secs(60),
             connection_age: Duration::from_secs(3600),
             max_body: 10 << 20,
             progress: Duration::from_secs(30),
+            ping: Duration::from_secs(30),
+            pong: Duration::from_secs(10),
             drain_idle: Duration::from_secs(1),
             head_bytes: 32 << 10,
             head_fields: 100,

@@ -163,7 +163,10 @@ impl Worker {
 
     pub fn count_panic(&self) {
         self.stats.panic();
-        tracing::error!(worker = self.index, "a request's handler or its detached work panicked; a client that waited got 500");
+        tracing::error!(
+            worker = self.index,
+            "a request's handler or its detached work panicked; a client that waited got 500"
+        );
     }
 
     /// Sweeps the watches and follows the drain. Ends when all is over: drained, or closing.

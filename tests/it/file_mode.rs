@@ -8,6 +8,7 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::harness::{Backend, Gateway, Process, certificate, program, responds, route, text, tls, until};
+use crate::long_lived::LongLived;
 
 #[test]
 fn routes_lead_to_their_backends_and_a_change_is_served() {
@@ -320,19 +321,23 @@ fn a_thousand_changes_under_load_lose_nothing() {
         "load",
         "{hostnames: [load.example], rules: [{name: all, backendRefs: [{kind: GatewayBackend, name: load}]}]}",
     );
-    let gateway = Gateway::start(&[("a.yaml", &(backend.manifest("load") + &all))]);
-    let churn = || {
-        for change in 0..500 {
-            gateway.write("churn.yaml", &responds("churn", "churn.example", &format!("change-{change}")));
-            // Every change is served before the next is made: a thousand installs, not one of the last.
-            gateway.until_answer("churn.example", "/", 200, &format!("change-{change}"));
-        }
-    };
+    let streams = LongLived::backend();
+    let manifests = backend.manifest("load") + &all + &LongLived::manifests(&backend, streams);
+    let gateway = Gateway::start(&[("a.yaml", &manifests)]);
+    let mut held = LongLived::open(gateway.http, 1_000);
     for arguments in [&[][..], &["--fresh"]] {
-        let report = under_load(&gateway, arguments, churn);
+        let report = under_load(&gateway, arguments, || {
+            for change in 0..500 {
+                gateway.write("churn.yaml", &responds("churn", "churn.example", &format!("change-{change}")));
+                // Every change is served before the next is made: a thousand installs, not one of the last.
+                gateway.until_answer("churn.example", "/", 200, &format!("change-{change}"));
+                held.step().expect("what was open before the first change stays open");
+            }
+        });
         assert!(report["ok"].as_u64().is_some_and(|ok| ok > 100), "{report}");
         assert_eq!(lost(&report), 0, "{report}");
     }
+    held.finish().expect("whole, byte by byte");
 }
 
 #[test]

@@ -65,6 +65,14 @@ impl Process {
         self.log.lock().expect("no panic holds it").clone()
     }
 
+    /// Seconds of CPU so far.
+    pub fn cpu(&self) -> f64 {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
+        let ticks = |at: usize| fields[at].parse::<f64>().expect("ticks");
+        (ticks(11) + ticks(12)) / 100.0
+    }
+
     pub fn signal(&self, signal: rustix::process::Signal) {
         let id = i32::try_from(self.child.id()).ok().and_then(rustix::process::Pid::from_raw);
         rustix::process::kill_process(id.expect("a process has an id"), signal).expect("it runs");
@@ -121,7 +129,11 @@ impl Gateway {
 
     /// Over a folder that the test has filled.
     pub fn over(folder: tempfile::TempDir, arguments: &[&str]) -> Self {
-        let mut command = program();
+        Self::launched(program(), folder, arguments)
+    }
+
+    /// By a command that ends in the program.
+    pub fn launched(mut command: Command, folder: tempfile::TempDir, arguments: &[&str]) -> Self {
         command.arg("run").arg("--manifests").arg(folder.path());
         command.args(["--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
         command.args(["--workers", "2"]).args(arguments).stdout(Stdio::null());

@@ -182,7 +182,10 @@ async fn a_filter_asks_another_backend_and_hands_on_what_it_said() {
     }
     assert_eq!(field(&backend.last(), "x-said"), Some("alice"));
     let asked = login.heard();
-    assert!(asked.len() == 3 && asked.iter().all(|one| one.starts_with("GET /ask HTTP/1.1\r\n")), "{asked:?}");
+    assert!(
+        asked.len() == 3 && asked.iter().all(|one| one.starts_with("GET /ask HTTP/1.1\r\n")),
+        "{asked:?}"
+    );
     assert_eq!(field(&asked[0], "host"), Some("question.test"));
     assert_eq!(field(&asked[0], "x-forwarded-for"), None, "nothing of the client's that was not asked for");
 }
@@ -219,7 +222,10 @@ async fn a_filter_reads_a_bounded_body_and_changes_the_answer() {
     let backend = Backend::ok().await;
     let gateway = gateway(Probe::Shout(5), forward("b"), &[("b", backend.address)]);
     let post = |body: &str| {
-        format!("POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n", body.len())
+        format!(
+            "POST / HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n{:x}\r\n{body}\r\n0\r\n\r\n",
+            body.len()
+        )
     };
     let answer = exchange(gateway.http(), &post("hello")).await;
     assert!(status(&answer) == 200 && answer.ends_with("\r\n\r\nOK"), "{answer}");

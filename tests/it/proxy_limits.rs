@@ -9,17 +9,17 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::proxy_rig::*;
 
-const SHORT: Duration = Duration::from_millis(100);
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const SHORT: Duration = Duration::from_millis(100);
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-fn gateway(change: impl FnOnce(&mut Limits)) -> Gateway {
+pub fn gateway(change: impl FnOnce(&mut Limits)) -> Gateway {
     let gateway = Gateway::with(|settings| change(&mut settings.limits));
     gateway.serve(&[("", respond("ok"))], &[]);
     gateway
 }
 
 /// Reads until the connection is closed; it must be, in time.
-async fn closed(socket: &mut TcpStream) -> Vec<u8> {
+pub async fn closed(socket: &mut TcpStream) -> Vec<u8> {
     let mut read = Vec::new();
     let _ = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut read)).await.expect("closed in time");
     read
@@ -52,7 +52,8 @@ async fn a_head_that_drips_is_cut_whatever_it_brings() {
             if socket.write_all(&[*byte]).await.is_err() {
                 return;
             }
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            // Its pace; and others are served meanwhile.
+            assert_eq!(status(&exchange(gateway.http(), "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await), 200);
         }
     };
     tokio::time::timeout(PATIENCE, drip).await.expect("cut in time");
@@ -62,15 +63,46 @@ async fn a_head_that_drips_is_cut_whatever_it_brings() {
 async fn an_idle_kept_connection_is_closed_but_not_as_soon_as_a_slow_head() {
     let gateway = gateway(|limits| {
         limits.request_head = SHORT;
-        limits.keep_alive_idle = SHORT * 6;
+        limits.keep_alive_idle = SHORT * 20;
     });
-    let mut socket = TcpStream::connect(gateway.http()).await.expect("connects");
-    for _ in 0..2 {
-        socket.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("sent");
-        assert_eq!(status(&answer(&mut socket).await), 200);
-        tokio::time::sleep(SHORT * 3).await;
+    let mut idle = TcpStream::connect(gateway.http()).await.expect("connects");
+    idle.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("sent");
+    assert_eq!(status(&answer(&mut idle).await), 200);
+    // The clock: a slow head is cut; and one behind a whole request is one too.
+    for start in ["", "GET / HTTP/1.1\r\nhost: a\r\n\r\n"] {
+        let mut slow = TcpStream::connect(gateway.http()).await.expect("connects");
+        slow.write_all(format!("{start}GET / HT").as_bytes()).await.expect("sent");
+        let before = closed(&mut slow).await;
+        assert_eq!(status(&String::from_utf8_lossy(&before)), if start.is_empty() { 0 } else { 200 });
     }
-    assert_eq!(closed(&mut socket).await, b"");
+    idle.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("sent");
+    assert_eq!(status(&answer(&mut idle).await), 200, "longer than a slow head");
+    assert_eq!(closed(&mut idle).await, b"");
+}
+
+#[tokio::test]
+async fn more_connections_than_allowed_wait_for_a_place() {
+    let gateway = Gateway::with(|settings| settings.limits.connections = 4);
+    gateway.serve(&[("", respond("ok"))], &[]);
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut served = Vec::new();
+    for _ in 0..4 {
+        let mut socket = TcpStream::connect(gateway.http()).await.expect("connects");
+        socket.write_all(GET).await.expect("sent");
+        assert_eq!(status(&answer(&mut socket).await), 200);
+        served.push(socket);
+    }
+    let mut fifth = TcpStream::connect(gateway.http()).await.expect("the kernel takes it");
+    fifth.write_all(GET).await.expect("sent");
+    for turn in 0..100 {
+        let socket = &mut served[turn % 4];
+        socket.write_all(GET).await.expect("those that have a place are served");
+        assert_eq!(status(&answer(socket).await), 200);
+    }
+    assert_eq!(gateway.plane.connections().iter().sum::<usize>(), 4);
+    assert!(fifth.try_read(&mut [0; 1]).is_err(), "nothing came");
+    served.pop();
+    assert_eq!(status(&answer(&mut fifth).await), 200);
 }
 
 #[tokio::test]
@@ -106,7 +138,7 @@ async fn a_backend_that_stalls_is_504_before_the_head_and_a_cut_after_it() {
 }
 
 /// A backend that sends without end until it is left.
-async fn endless() -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
+pub async fn endless() -> (std::net::SocketAddr, tokio::task::JoinHandle<()>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let address = listener.local_addr().expect("bound");
     let task = tokio::spawn(async move {
@@ -128,7 +160,7 @@ async fn a_client_that_takes_nothing_is_cut_and_its_backend_left() {
     tokio::time::timeout(PATIENCE, backend).await.expect("left in time").expect("backend");
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("small").to_be_bytes();
     let mut bytes = vec![length[1], length[2], length[3], kind, flags];
     bytes.extend(stream.to_be_bytes());
@@ -137,7 +169,7 @@ fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// GET / of host "a" in HPACK: indexed method, scheme and path, a literal authority.
-const HEAD: &[u8] = &[0x82, 0x86, 0x84, 0x01, 0x01, b'a'];
+pub const HEAD: &[u8] = &[0x82, 0x86, 0x84, 0x01, 0x01, b'a'];
 
 #[tokio::test]
 async fn a_stream_whose_window_never_opens_is_reset_and_its_backend_left() {
@@ -195,13 +227,17 @@ async fn an_old_connection_is_asked_to_come_back() {
         limits.progress = SHORT;
     });
     let mut socket = TcpStream::connect(gateway.http()).await.expect("connects");
-    let mut answers: Vec<String> = Vec::new();
-    while answers.last().is_none_or(|answer| field(answer, "connection").is_none()) {
+    let mut answers = 0;
+    let last = loop {
         socket.write_all(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n").await.expect("never closed unannounced");
-        answers.push(answer(&mut socket).await);
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
-    assert!(answers.len() > 1 && answers.iter().all(|answer| status(answer) == 200));
-    assert_eq!(field(answers.last().expect("some"), "connection"), Some("close"));
+        let answer = answer(&mut socket).await;
+        assert_eq!(status(&answer), 200);
+        answers += 1;
+        if field(&answer, "connection").is_some() {
+            break answer;
+        }
+    };
+    assert!(answers > 1);
+    assert_eq!(field(&last, "connection"), Some("close"));
     assert_eq!(closed(&mut socket).await, b"");
 }

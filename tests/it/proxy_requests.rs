@@ -280,6 +280,60 @@ async fn backends_that_break_the_rules_are_502_and_a_cut_body_is_cut() {
 }
 
 #[tokio::test]
+async fn a_backend_s_head_without_measure_is_502() {
+    let gateway = Gateway::start();
+    let fields = |count: usize| "x: y\r\n".repeat(count);
+    for (extra, expected) in
+        [(fields(90), 200), (fields(101), 502), (format!("x: {}\r\n", "y".repeat(70_000)), 502)]
+    {
+        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n{extra}\r\nok");
+        let backend = Backend::answering(&answer).await;
+        gateway.serve(&[("", forward("b"))], &[("b", backend.address)]);
+        assert_eq!(status(&exchange(gateway.http(), GET).await), expected, "{} bytes", answer.len());
+    }
+}
+
+#[tokio::test]
+async fn a_length_beside_chunked_is_dropped_and_the_connection_ends() {
+    let backend = Backend::ok().await;
+    let gateway = Gateway::before(backend.address);
+    for fields in
+        ["content-length: 3\r\ntransfer-encoding: chunked", "transfer-encoding: chunked\r\ncontent-length: 3"]
+    {
+        let request = format!("POST / HTTP/1.1\r\nhost: a\r\n{fields}\r\n\r\n5\r\nhello\r\n0\r\n\r\n{GET}");
+        let answer = exchange(gateway.http(), &request).await;
+        assert_eq!((status(&answer), field(&answer, "connection")), (200, Some("close")), "{fields}");
+        let heard = backend.last();
+        assert!(field(&heard, "content-length").is_none() && heard.contains("5\r\nhello\r\n"), "{heard}");
+    }
+    assert_eq!(backend.heard().len(), 2, "what came behind it was never a request");
+}
+
+#[tokio::test]
+async fn words_of_clients_make_no_series() {
+    let gateway = Gateway::start();
+    gateway.serve(&[("a.test", respond("a"))], &[]);
+    let series = || {
+        gateway
+            .telemetry
+            .render()
+            .lines()
+            .filter(|line| line.starts_with("portcullis_requests_total{"))
+            .count()
+    };
+    for n in 0..300 {
+        exchange(
+            gateway.http(),
+            &format!("GET /{n} HTTP/1.1\r\nhost: h{n}.test\r\nuser-agent: u{n}\r\n\r\n"),
+        )
+        .await;
+        exchange(gateway.http(), &format!("M{n} /{n} HTTP/1.1\r\nhost: a.test\r\n\r\n")).await;
+    }
+    until("the counts", || series() == 2).await;
+    assert!(!gateway.telemetry.render().contains("h299"));
+}
+
+#[tokio::test]
 async fn a_request_in_circles_is_stopped_at_the_fifth_pass() {
     let gateway = Gateway::start();
     gateway.serve(&[("", forward("self"))], &[("self", gateway.http())]);

@@ -54,8 +54,8 @@ impl Gateway {
         change(&mut settings);
         let (drain, signal) = Drain::new();
         let telemetry = Telemetry::new(settings.workers);
-        let plane =
-            DataPlane::start(settings, members, telemetry.clone(), AccessLog::default(), signal).expect("starts");
+        let plane = DataPlane::start(settings, members, telemetry.clone(), AccessLog::default(), signal)
+            .expect("starts");
         Self { plane, drain, telemetry }
     }
 
@@ -336,8 +336,9 @@ pub fn field<'m>(message: &'m str, name: &str) -> Option<&'m str> {
 /// Waits until `holds`, at most `PATIENCE`.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
+        let mut looks = tokio::time::interval(Duration::from_millis(5));
         while !holds() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            looks.tick().await;
         }
     };
     tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("not in time: {what}"));

@@ -87,6 +87,15 @@ fn cases() -> Vec<Case> {
             vec![Head { has: &["get /one "], lacks: &[] }, Head { has: &["get /two "], lacks: &[] }],
         ),
     ];
+    // A bare LF ends a line for the parser below us (RFC 9112 section 2.2 lets it); no backend ever sees one.
+    let bare = "GET /bare HTTP/1.1\nHost: gw.test\nX-Own: 1\nConnection: close\n\n";
+    let heads = vec![Head { has: &["get /bare http/1.1\r\n", "x-own: 1\r\n"], lacks: &["1\n"] }];
+    cases.push(Case {
+        name: "line.bare-lf",
+        send: bare.into(),
+        answers: Answers::Exactly(&[200]),
+        backend: heads,
+    });
     for (name, te) in [
         ("te.leading-comma", ",chunked"),
         ("te.trailing-comma", "chunked,"),
@@ -128,6 +137,8 @@ fn cases() -> Vec<Case> {
         refused("chunk.bad-size", &post("Transfer-Encoding: chunked\n", "0x5\nhello\n0\n\n"), &[400]),
         refused("chunk.negative", &post("Transfer-Encoding: chunked\n", "-5\nhello\n0\n\n"), &[400]),
         refused("chunk.overflow", &post("Transfer-Encoding: chunked\n", "10000000000000005\nhello\n0\n\n"), &[400]),
+        refused("chunk.extension-too-long", &post("Transfer-Encoding: chunked\n", &format!("5;x={}\nhello\n0\n\n", "a".repeat(20 << 10))), &[400]),
+        refused("chunk.trailers-too-large", &post("Transfer-Encoding: chunked\n", &format!("5\nhello\n0\nX: {}\n\n", "a".repeat(40 << 10))), &[400, 431]),
         refused("host.none", "GET / HTTP/1.1\nConnection: close\n\n", &[400]),
         refused("host.two", "GET / HTTP/1.1\nHost: gw.test\nHost: gw.test\nConnection: close\n\n", &[400]),
         refused("host.two-differ", "GET / HTTP/1.1\nHost: gw.test\nHost: evil.test\nConnection: close\n\n", &[400]),

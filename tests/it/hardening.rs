@@ -1,0 +1,83 @@
+//! docs/hardening.md names a test for each row: whatever it names must be a test.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// The files that may hold a named test: of the crate, and programs of their own.
+fn tests() -> BTreeSet<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut names = BTreeSet::new();
+    let mut folders = vec![root.join("src"), root.join("tests/it")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(folder).expect("readable").flatten() {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                names.extend(tests_of(&std::fs::read_to_string(path).expect("text")));
+            }
+        }
+    }
+    for part in ["control_plane", "pods", "chart"] {
+        let folder = root.join("e2e/tests").join(part);
+        for file in
+            std::fs::read_dir(folder).expect("readable").flatten().filter(|file| file.path().is_file())
+        {
+            let source = std::fs::read_to_string(file.path()).unwrap_or_default();
+            let defined =
+                source.lines().filter_map(|line| line.trim().strip_prefix("def ")?.split('(').next());
+            names.extend(defined.filter(|name| name.starts_with("test_")).map(str::to_owned));
+        }
+    }
+    names
+}
+
+/// Names of the functions that stand below a test attribute.
+fn tests_of(source: &str) -> Vec<String> {
+    let mut lines = source.lines().map(str::trim);
+    let mut names = Vec::new();
+    while let Some(line) = lines.next() {
+        if !line.starts_with("#[test]") && !line.starts_with("#[tokio::test") {
+            continue;
+        }
+        let function = lines.by_ref().find(|line| line.contains("fn "));
+        let name = function.and_then(|line| line.split("fn ").nth(1)?.split('(').next());
+        names.extend(name.map(str::to_owned));
+    }
+    names
+}
+
+/// What the last column of the tables names: tests in backquotes, or files below the repository.
+fn named(table: &str) -> Vec<String> {
+    let rows = table.lines().filter(|line| line.starts_with("| ") && !line.starts_with("| ---"));
+    let last = rows.filter_map(|row| row.trim_end_matches('|').rsplit('|').next());
+    last.flat_map(|cell| cell.split('`').skip(1).step_by(2).map(str::to_owned)).collect()
+}
+
+fn missing(table: &str) -> Vec<String> {
+    let (tests, root) = (tests(), Path::new(env!("CARGO_MANIFEST_DIR")));
+    let is_there = |name: &String| {
+        if name.contains('/') { root.join(name).is_file() } else { tests.contains(name) }
+    };
+    named(table).into_iter().filter(|name| !is_there(name)).collect()
+}
+
+#[test]
+fn every_test_that_the_table_of_hardening_names_is_there() {
+    let table = include_str!("../../docs/hardening.md");
+    assert!(named(table).len() > 60, "the table is read");
+    assert_eq!(missing(table), Vec::<String>::new());
+}
+
+#[test]
+fn a_row_without_a_test_or_with_a_made_up_one_is_seen() {
+    let table = include_str!("../../docs/hardening.md");
+    assert_eq!(missing("| a | b | `no_such_test_anywhere` |"), ["no_such_test_anywhere"]);
+    assert_eq!(missing("| a | b | `tests/no/such/file` |"), ["tests/no/such/file"]);
+    let bare: Vec<_> = table
+        .lines()
+        .filter(|line| line.starts_with("| ") && !line.starts_with("| ---") && !line.starts_with("| what"))
+        .filter(|row| named(row).is_empty() && !row.contains("| not here:"))
+        .collect();
+    assert_eq!(bare, Vec::<&str>::new(), "each row names a test, or says whose it is");
+}
