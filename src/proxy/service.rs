@@ -129,6 +129,7 @@ async fn serve(
         return Err(ErrorKind::NoRouteMatch.into());
     };
     let rule = host.rule(index);
+    rule.touch(worker.index);
     account.matched(rule);
 
     let host_label = exact_name(host, &name);

@@ -30,6 +30,11 @@ impl<T> Spread<T> {
         Self { shares, total, stride: stride(total), next: AtomicU64::new(start) }
     }
 
+    /// Asks for what [`Self::choose`] reads.
+    pub fn touch(&self) -> u64 {
+        self.shares.first().map_or(0, |(end, _)| *end)
+    }
+
     /// The next request's target; none when there is none at all.
     pub fn choose(&self) -> Option<&T> {
         if self.shares.len() <= 1 {
