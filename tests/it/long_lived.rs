@@ -211,10 +211,9 @@ fn long_lived_streams_see_a_gateway_that_is_killed_and_bytes_that_differ() {
     let mut held = LongLived::open(gateway.http, 3);
     held.step().expect("open");
     gateway.process.signal(rustix::process::Signal::KILL);
-    let cut = crate::harness::until("the cut", || {
+    crate::harness::until("the cut", || {
         held.runtime.block_on(async { cut(&mut held.http1).await }).then_some(())
     });
-    assert_eq!(cut, ());
     assert!(held.step().is_err());
     assert!(
         same("x", b"ab", b"ac").is_err()

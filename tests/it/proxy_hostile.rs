@@ -58,6 +58,9 @@ async fn flood(gateway: SocketAddr, first: &[u8], next: impl Fn(u32) -> Vec<u8>)
     sent
 }
 
+/// The n-th frames of a flood.
+type Frames = Box<dyn Fn(u32) -> Vec<u8>>;
+
 /// A backend that takes connections and never answers.
 async fn silent() -> (SocketAddr, TcpListener) {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
@@ -71,7 +74,7 @@ async fn http2_floods_of_resets_continuations_and_tiny_data_end_the_connection()
     let stream = |n: u32| 2 * n + 1;
     let open = frame(HEADERS, END_HEADERS, 1, POST);
     let begun = frame(HEADERS, 0, 1, POST);
-    let floods: [(&str, &[u8], Box<dyn Fn(u32) -> Vec<u8>>); 5] = [
+    let floods: [(&str, &[u8], Frames); 5] = [
         (
             "rapid reset",
             &[],
