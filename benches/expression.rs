@@ -100,6 +100,8 @@ fn exchange() -> Exchange {
         },
         identity: Identity::new(Arc::new(identity)),
         ruling: None,
+        origin: None,
+        body_failure: None,
         host: "shop.example".into(),
         labels: Arc::new(Labels { namespace: "shop".into(), route: "web".into(), rule: "orders".into() }),
         captures: Captures(vec![("id".into(), "7".into())]),

@@ -22,8 +22,8 @@ use crate::values::{
 /// Where in the onion a filter works; requests pass the rings in this order, answers in the opposite one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ring {
-    Cors,
     SecurityHeaders,
+    Cors,
     IpAccess,
     Authentication,
     ExternalAuthorization,

@@ -89,6 +89,8 @@ pub fn exchange(uri: &str, matched: usize, outbound: Rc<dyn Outbound>) -> Exchan
         },
         identity: Identity::ANONYMOUS,
         ruling: None,
+        origin: None,
+        body_failure: None,
         host: "shop.example".into(),
         labels: Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "a".into() }),
         captures: Captures::default(),

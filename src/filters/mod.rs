@@ -10,11 +10,15 @@ mod header_edits;
 mod query_edits;
 mod registry;
 
+mod cors;
+mod ip_access;
 mod request;
 mod response;
+mod security_headers;
 mod timeouts;
 #[cfg(test)]
 mod transform_tests;
+mod validation;
 
 pub use authorization::{Action as AuthorizationAction, Authorization, Plan as AuthorizationPlan};
 pub use chain::run;
@@ -24,6 +28,7 @@ pub use contract::{
 };
 #[cfg(test)]
 pub use contract_tests::NoScope;
+pub use cors::Cors;
 pub use registry::REGISTRY;
 pub use request::Request;
 pub use response::Response;

@@ -1,12 +1,16 @@
 //! The table of all members of `policy`. A new member is one new file and one row here.
 
 use super::contract::{Row, filter, setting};
-use super::{authorization, request, response, timeouts};
+use super::{authorization, cors, ip_access, request, response, security_headers, timeouts, validation};
 
 /// Rows of one ring work in the order in which they stand here.
 pub static REGISTRY: &[Row] = &[
     filter::<authorization::Authorization>(),
+    filter::<cors::Cors>(),
+    filter::<ip_access::IpAccess>(),
     filter::<request::Request>(),
     filter::<response::Response>(),
+    filter::<security_headers::SecurityHeaders>(),
     setting::<timeouts::Timeouts>(),
+    filter::<validation::Validation>(),
 ];

@@ -26,6 +26,8 @@ pub enum ErrorKind {
     HeadersTooLarge,
     ClientGone,
     LoopDetected,
+    /// By the client's address.
+    IpNotAllowed,
     // Who may pass: nothing says which part of a credential was wrong.
     ApiKeyMissing,
     ApiKeyInvalid,
@@ -49,6 +51,10 @@ pub enum ErrorKind {
     Starting,
     /// What tokens are checked with was never fetched yet, or its issuer cannot be asked.
     KeysUnavailable,
+    /// A body of a type that the rule does not take.
+    UnsupportedMediaType,
+    /// A parameter or field is missing or of the wrong form.
+    ValidationFailed,
     // The backend's.
     NoHealthyEndpoints,
     ConnectFailure,
@@ -76,6 +82,7 @@ impl ErrorKind {
         Self::HeadersTooLarge,
         Self::ClientGone,
         Self::LoopDetected,
+        Self::IpNotAllowed,
         Self::ApiKeyMissing,
         Self::ApiKeyInvalid,
         Self::TokenMissing,
@@ -93,6 +100,8 @@ impl ErrorKind {
         Self::Draining,
         Self::Starting,
         Self::KeysUnavailable,
+        Self::UnsupportedMediaType,
+        Self::ValidationFailed,
         Self::NoHealthyEndpoints,
         Self::ConnectFailure,
         Self::ConnectTimeout,
@@ -116,6 +125,7 @@ impl ErrorKind {
             Self::HeadersTooLarge => "HeadersTooLarge",
             Self::ClientGone => "ClientGone",
             Self::LoopDetected => "LoopDetected",
+            Self::IpNotAllowed => "IpNotAllowed",
             Self::ApiKeyMissing => "ApiKeyMissing",
             Self::ApiKeyInvalid => "ApiKeyInvalid",
             Self::TokenMissing => "TokenMissing",
@@ -133,6 +143,8 @@ impl ErrorKind {
             Self::Draining => "Draining",
             Self::Starting => "Starting",
             Self::KeysUnavailable => "KeysUnavailable",
+            Self::UnsupportedMediaType => "UnsupportedMediaType",
+            Self::ValidationFailed => "ValidationFailed",
             Self::NoHealthyEndpoints => "NoHealthyEndpoints",
             Self::ConnectFailure => "ConnectFailure",
             Self::ConnectTimeout => "ConnectTimeout",
@@ -157,6 +169,9 @@ impl ErrorKind {
             | Self::HeadersTooLarge
             | Self::ClientGone
             | Self::LoopDetected
+            | Self::IpNotAllowed
+            | Self::UnsupportedMediaType
+            | Self::ValidationFailed
             | Self::ApiKeyMissing
             | Self::ApiKeyInvalid
             | Self::TokenMissing
@@ -179,6 +194,13 @@ impl ErrorKind {
     }
 }
 
+/// One thing that is wrong with a request: where, by JSON Pointer (RFC 6901), and what; never the wrong value itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    pub pointer: String,
+    pub message: String,
+}
+
 /// A failed request: its kind, a detail that a client may read, and the cause for the log alone.
 #[derive(Debug, thiserror::Error)]
 #[error("{}", kind.as_str())]
@@ -188,21 +210,27 @@ pub struct ProxyError {
     pub detail: Option<&'static str>,
     /// Fields that the answer carries, like `WWW-Authenticate`.
     pub headers: Vec<(HeaderName, HeaderValue)>,
+    /// What exactly is wrong with the request, for the client.
+    pub violations: Vec<Violation>,
     #[source]
     pub cause: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl ProxyError {
     pub const fn new(kind: ErrorKind) -> Self {
-        Self { kind, detail: None, headers: Vec::new(), cause: None }
+        Self { kind, detail: None, headers: Vec::new(), violations: Vec::new(), cause: None }
     }
 
     pub const fn with_detail(kind: ErrorKind, detail: &'static str) -> Self {
-        Self { kind, detail: Some(detail), headers: Vec::new(), cause: None }
+        Self { kind, detail: Some(detail), headers: Vec::new(), violations: Vec::new(), cause: None }
     }
 
     pub fn caused(kind: ErrorKind, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { kind, detail: None, headers: Vec::new(), cause: Some(cause.into()) }
+        Self { kind, detail: None, headers: Vec::new(), violations: Vec::new(), cause: Some(cause.into()) }
+    }
+
+    pub const fn violated(kind: ErrorKind, violations: Vec<Violation>) -> Self {
+        Self { kind, detail: None, headers: Vec::new(), violations, cause: None }
     }
 
     /// The same, with a field that its answer carries.

@@ -1,12 +1,13 @@
 //! One request's context, from its match to its answer.
 
+use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
-use crate::message::{Client, Identity, Outbound, Request};
+use crate::message::{Client, ErrorKind, Identity, Outbound, Request};
 use crate::telemetry::Ruling;
 
 /// Sixteen random bytes that name a request in answers and logs.
@@ -45,6 +46,8 @@ pub struct Exchange {
     pub identity: Identity,
     /// What the last authorization said that was asked.
     pub ruling: Option<Ruling>,
+    /// The site whose script asks, where `cors` allows it; kept, as a transform may take the field away.
+    pub origin: Option<http::HeaderValue>,
     /// Host that the request is for, lower case, without port.
     pub host: Arc<str>,
     pub labels: Arc<Labels>,
@@ -59,6 +62,8 @@ pub struct Exchange {
     pub started: Instant,
     /// When the whole request must be answered (head), if at all.
     pub deadline: Option<Instant>,
+    /// Why the request's body was cut, where a filter counts what passes of it.
+    pub body_failure: Option<Rc<Cell<Option<ErrorKind>>>>,
     pub outbound: Rc<dyn Outbound>,
 }
 

@@ -11,7 +11,7 @@ mod outbound;
 
 pub use body::{Body, BodyError, TooLarge};
 pub use client::{Client, Protocol, Scheme};
-pub use error::{ErrorKind, ProxyError, Side};
+pub use error::{ErrorKind, ProxyError, Side, Violation};
 pub use exchange::{Captures, Exchange, Labels, RequestId};
 pub use identity::{Identity, IdentityKind, KnownIdentity};
 pub use outbound::{FixedHost, LocalFuture, Outbound};

@@ -14,7 +14,7 @@ use http::{HeaderMap, HeaderName};
 use super::certificates::LiveCertificate;
 use super::keep::Kept;
 use super::spread::Spread;
-use crate::filters::{Filter, Row};
+use crate::filters::{AnyPlan, Filter, Row};
 use crate::message::ErrorKind;
 use crate::route_map::{Action, BackendPlan, EndpointSet, Host, HostIndex, RouteMap, Rule, WeightedTarget};
 use crate::telemetry::{RuleStats, Telemetry};
@@ -31,7 +31,13 @@ pub struct Live {
     by_id: Table<BackendId, Linked>,
     /// Certificates by Secret, as they are served now.
     served: Table<ObjectName, Arc<LiveCertificate>>,
+    /// For requests that no rule matches.
+    pub unmatched: LiveFilters,
 }
+
+/// Linked filters in the order of work.
+#[derive(Default)]
+pub struct LiveFilters(pub Vec<Arc<dyn Filter>>);
 
 type Table<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
@@ -95,6 +101,7 @@ impl Live {
             backends: Vec::new(),
             by_id: Table::default(),
             served: Table::default(),
+            unmatched: LiveFilters::default(),
         }
     }
 
@@ -212,6 +219,7 @@ impl Linker {
         let hosts: Vec<_> = map.hosts.iter().map(|(name, host)| (name.clone(), link(host))).collect();
         let catch_all = map.catch_all.as_ref().map(link);
         live.hosts = HostIndex::new(hosts, catch_all);
+        live.unmatched = LiveFilters(linked(&map.unmatched, self.members, keep));
         live
     }
 
@@ -258,8 +266,6 @@ impl Linker {
     }
 
     fn link_rule(&mut self, rule: &Arc<Rule>, telemetry: &Telemetry, keep: &Kept) -> LiveRule {
-        let members = self.members;
-        let link = |(row, plan): &(usize, _)| members.get(*row)?.link.map(|link| link(plan, keep));
         let weighted = match &rule.action {
             Action::Forward(plan) => plan.backends.as_slice(),
             _ => &[],
@@ -274,7 +280,7 @@ impl Linker {
         let targets: Vec<_> = targets.collect();
         let labels = &rule.labels;
         LiveRule {
-            filters: rule.filters.iter().filter_map(link).collect(),
+            filters: linked(&rule.filters, self.members, keep),
             stats: telemetry.rule(&labels.namespace, &labels.route, &labels.rule),
             targets: Spread::new(targets, self.random.hash_one(labels) >> 32),
             rule: rule.clone(),
@@ -302,9 +308,20 @@ fn plain(sign: char) -> char {
     if sign.is_ascii_alphanumeric() { sign } else { '-' }
 }
 
+fn linked(filters: &[(usize, AnyPlan)], members: &[Row], keep: &Kept) -> Vec<Arc<dyn Filter>> {
+    let link = |(row, plan): &(usize, AnyPlan)| Some((members.get(*row)?.link?)(plan, keep));
+    filters.iter().filter_map(link).collect()
+}
+
 impl Drop for Slot {
     fn drop(&mut self) {
         self.free.lock().unwrap_or_else(PoisonError::into_inner).push(self.index);
+    }
+}
+
+impl fmt::Debug for LiveFilters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} filters", self.0.len())
     }
 }
 

@@ -4,6 +4,7 @@
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
+use serde_json::json;
 
 use crate::message::{Body, ErrorKind, ProxyError, RequestId, Response};
 
@@ -44,6 +45,9 @@ pub static TABLE: &[Row] = &[
     closing(ErrorKind::HeadersTooLarge, 431, "The request's header fields are too large"),
     closing(ErrorKind::ClientGone, 499, "The client has gone"),
     row(ErrorKind::LoopDetected, 508, "The request goes in circles"),
+    row(ErrorKind::UnsupportedMediaType, 415, "The body is of a type that is not taken here"),
+    row(ErrorKind::ValidationFailed, 400, "The request is not of the form that is asked for"),
+    row(ErrorKind::IpNotAllowed, 403, "This address may not ask"),
     row(ErrorKind::ApiKeyMissing, 401, "An API key is needed"),
     row(ErrorKind::ApiKeyInvalid, 401, "The API key is not valid"),
     row(ErrorKind::TokenMissing, 401, "A token is needed"),
@@ -144,20 +148,33 @@ fn problem(row: &Row, error: &ProxyError, id: RequestId) -> (&'static str, Strin
         body += r#","detail":"#;
         body += &serde_json::Value::from(detail).to_string();
     }
+    if !error.violations.is_empty() {
+        let violations = error.violations.iter();
+        let violations = violations.map(|one| json!({"pointer": one.pointer, "message": one.message}));
+        body += r#","violations":"#;
+        body += &serde_json::Value::from_iter(violations).to_string();
+    }
     body += "}\n";
     ("application/problem+json", body)
 }
 
 fn text(row: &Row, error: &ProxyError, id: RequestId) -> (&'static str, String) {
     let detail = error.detail.map(|detail| format!(": {detail}")).unwrap_or_default();
-    let body =
-        format!("{} {}{detail}\nreason: {}\nrequest id: {id}\n", row.status, row.title, row.kind.as_str());
+    let violations: String =
+        error.violations.iter().map(|one| format!("{} {}\n", one.pointer, one.message)).collect();
+    let body = format!(
+        "{} {}{detail}\n{violations}reason: {}\nrequest id: {id}\n",
+        row.status,
+        row.title,
+        row.kind.as_str()
+    );
     ("text/plain; charset=utf-8", body)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Violation;
 
     fn body(response: Response) -> String {
         match response.into_body() {
@@ -195,6 +212,21 @@ mod tests {
                 "request_id": "07070707070707070707070707070707", "detail": "two \"Host\" fields",
             })
         );
+    }
+
+    #[test]
+    fn violations_are_told_one_by_one() {
+        let violation = Violation { pointer: "/query/page".into(), message: "is not an integer".into() };
+        let error = ProxyError::violated(ErrorKind::ValidationFailed, vec![violation]);
+        let response = failure(&error, false, RequestId([0; 16]));
+        assert_eq!(response.status(), 400);
+        let problem: serde_json::Value = serde_json::from_str(&body(response)).expect("JSON");
+        assert_eq!(
+            problem["violations"],
+            json!([{"pointer": "/query/page", "message": "is not an integer"}])
+        );
+        let text = body(failure(&error, true, RequestId([0; 16])));
+        assert!(text.contains("\n/query/page is not an integer\nreason: ValidationFailed\n"), "{text}");
     }
 
     #[test]

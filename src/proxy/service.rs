@@ -26,7 +26,8 @@ use super::{forward, forwarded, redirect, respond, respond_with};
 use crate::filters;
 use crate::lifecycle::Phase;
 use crate::message::{
-    Body, Client, ErrorKind, Exchange, Identity, Protocol, ProxyError, Request, Response, Scheme,
+    Body, Captures, Client, ErrorKind, Exchange, Identity, Labels, Outbound, Protocol, ProxyError, Request,
+    RequestId, Response, Scheme,
 };
 use crate::route_map::{Action, Found, RequestView};
 
@@ -111,7 +112,24 @@ async fn serve(
     }
 
     let live = worker.live();
-    let host = find_host(connection, &live, &name)?;
+    let refusing = Refusing { accept: told.accept.as_ref(), id: account.request_id };
+    let client = || Client {
+        peer: connection.peer,
+        ip: seen.ip,
+        scheme: seen.scheme,
+        protocol,
+        server_name: connection.server_name.clone(),
+    };
+    let host = match find_host(connection, &live, &name) {
+        Err(error) if error.kind == ErrorKind::NoRouteMatch && !live.unmatched.0.is_empty() => {
+            let (client, host) = (client(), Arc::from(&*name));
+            let request = Request::from_parts(parts, Body::Empty);
+            let answer = unmatched(&live, request, client, host, account, worker.outbound(), &refusing);
+            // Rare, and its state need not be in that of every request.
+            return Ok(Box::pin(answer).await);
+        }
+        found => found?,
+    };
     let view = RequestView {
         method: &parts.method,
         path: parts.uri.path(),
@@ -126,7 +144,13 @@ async fn serve(
         return redirect::to_https(&name, &parts.uri);
     }
     let Some(Found { index, matched_prefix, captures, .. }) = found else {
-        return Err(ErrorKind::NoRouteMatch.into());
+        if live.unmatched.0.is_empty() {
+            return Err(ErrorKind::NoRouteMatch.into());
+        }
+        let (client, host) = (client(), exact_name(host, &name));
+        let request = Request::from_parts(parts, Body::Empty);
+        let answer = unmatched(&live, request, client, host, account, worker.outbound(), &refusing);
+        return Ok(Box::pin(answer).await);
     };
     let rule = host.rule(index);
     rule.touch(worker.index);
@@ -143,15 +167,11 @@ async fn serve(
     };
     let mut exchange = Exchange {
         request: Request::from_parts(parts, body),
-        client: Client {
-            peer: connection.peer,
-            ip: seen.ip,
-            scheme: seen.scheme,
-            protocol,
-            server_name: connection.server_name.clone(),
-        },
+        client: client(),
         identity: Identity::ANONYMOUS,
         ruling: None,
+        origin: None,
+        body_failure: None,
         host: host_label,
         labels: rule.rule.labels.clone(),
         captures,
@@ -168,17 +188,62 @@ async fn serve(
         return act(&way, watch, &mut exchange).await;
     }
     let response = {
-        let (account, accept) = (&*account, told.accept.as_ref());
-        let refuse =
-            |error: &ProxyError| respond::failure(error, respond::wants_text(accept), account.request_id);
+        let account = &*account;
         let action = async |exchange: &mut Exchange| match act(&way, watch, exchange).await {
             Ok(response) => response,
-            Err(error) => refuse(&blame(error, account)),
+            Err(error) => {
+                let cut = exchange.body_failure.as_ref().and_then(|failure| failure.get());
+                refusing.answer(&cut.map_or_else(|| blame(error, account), ProxyError::from))
+            }
         };
-        filters::run(&rule.filters, &mut exchange, refuse, action).await
+        filters::run(&rule.filters, &mut exchange, |error| refusing.answer(error), action).await
     };
     account.ruling = exchange.ruling;
     Ok(response)
+}
+
+/// How failures are told to this client.
+struct Refusing<'a> {
+    accept: Option<&'a HeaderValue>,
+    id: RequestId,
+}
+
+impl Refusing<'_> {
+    fn answer(&self, error: &ProxyError) -> Response {
+        respond::failure(error, respond::wants_text(self.accept), self.id)
+    }
+}
+
+/// Answers a request that no rule matches, through the filters that policies on the installation have for it.
+async fn unmatched(
+    live: &Live,
+    request: Request,
+    client: Client,
+    host: Arc<str>,
+    account: &Account,
+    outbound: Rc<dyn Outbound>,
+    refusing: &Refusing<'_>,
+) -> Response {
+    let nowhere = || Arc::<str>::from("");
+    let mut exchange = Exchange {
+        request,
+        client,
+        identity: Identity::ANONYMOUS,
+        ruling: None,
+        origin: None,
+        body_failure: None,
+        host,
+        labels: Arc::new(Labels { namespace: nowhere(), route: nowhere(), rule: nowhere() }),
+        captures: Captures::default(),
+        host_override: None,
+        matched_prefix: 0,
+        request_id: account.request_id,
+        started: account.started,
+        deadline: None,
+        outbound,
+    };
+    let action = async |_: &mut Exchange| refusing.answer(&ErrorKind::NoRouteMatch.into());
+    filters::run(&live.unmatched.0, &mut exchange, |error| refusing.answer(error), action).await
 }
 
 async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Response, ProxyError> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use crate::filters::AnyPlan;
+use crate::filters::{AnyPlan, Cors, Member as _, REGISTRY};
 use crate::message::Labels;
 use crate::route_map::{Action, BackendPlan, HostTls, MatchTable};
 use crate::values::{BackendId, Hostname, ObjectName};
@@ -42,6 +42,13 @@ pub struct Rule {
     /// Where each effective member of the policy comes from, in the order of the registry; of one row as often as it
     /// works, in the order of the filters. For people only.
     pub policy: Vec<PolicyMember>,
+}
+
+impl Rule {
+    /// Whether it has `cors`, which answers preflights.
+    pub fn answers_preflights(&self) -> bool {
+        self.filters.iter().any(|(row, _)| REGISTRY.get(*row).is_some_and(|row| row.name == Cors::NAME))
+    }
 }
 
 /// A member of a rule's effective policy.

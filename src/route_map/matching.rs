@@ -177,15 +177,21 @@ impl MatchTable {
     }
 
     /// The entry of highest precedence that matches. No lock; allocates only for captures.
+    ///
+    /// A preflight is for the rule that the request after it will meet, as far as that can be told: by path and the
+    /// requested method, among rules that answer preflights. Where there is none it is an OPTIONS like any other.
     pub fn find(&self, request: &RequestView<'_>) -> Option<Found<'_>> {
-        let accepts = |rank: usize| {
-            self.facts[rank].by_path_alone || self.entries[rank].plan.predicates.matches(request)
-        };
-        let index = match &self.index {
-            Some(index) => index.find(request.path, accepts)?,
-            None => (0..self.entries.len())
-                .find(|rank| self.entries[*rank].plan.path.matches(request.path) && accepts(*rank))?,
-        };
+        let preflight = request.preflighted().and_then(|method| {
+            self.winner(request.path, |rank| {
+                let entry = &self.entries[rank];
+                entry.plan.predicates.takes_method(method) && entry.rule.answers_preflights()
+            })
+        });
+        let index = preflight.or_else(|| {
+            self.winner(request.path, |rank| {
+                self.facts[rank].by_path_alone || self.entries[rank].plan.predicates.matches(request)
+            })
+        })?;
         let entry = &self.entries[index];
         let Facts { matched_prefix, captures, .. } = self.facts[index];
         // Asked in this order: the plan lies elsewhere.
@@ -195,6 +201,14 @@ impl MatchTable {
         };
         let (matched_prefix, captures) = (matched_prefix as usize, captures.unwrap_or_default());
         Some(Found { index, rule: &entry.rule, matched_prefix, captures })
+    }
+
+    fn winner(&self, path: &str, accepts: impl Fn(usize) -> bool) -> Option<usize> {
+        match &self.index {
+            Some(index) => index.find(path, accepts),
+            None => (0..self.entries.len())
+                .find(|rank| self.entries[*rank].plan.path.matches(path) && accepts(*rank)),
+        }
     }
 
     /// For each entry that can never win because an equal one stands before it: (its place, the winner's place), in

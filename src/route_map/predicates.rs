@@ -4,8 +4,8 @@ use std::borrow::Cow;
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
-use http::header::COOKIE;
-use http::{HeaderMap, HeaderName, Method};
+use http::header::{ACCESS_CONTROL_REQUEST_METHOD, COOKIE, ORIGIN};
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
 
 use super::path::triplet;
 
@@ -66,7 +66,21 @@ pub enum Miss<'a> {
     QueryParam(&'a NamedPredicate),
 }
 
+impl<'a> RequestView<'a> {
+    /// The method that a preflight asks about (the Fetch standard, "CORS-preflight request").
+    pub fn preflighted(&self) -> Option<&'a [u8]> {
+        if *self.method != Method::OPTIONS || !self.headers.contains_key(ORIGIN) {
+            return None;
+        }
+        self.headers.get(ACCESS_CONTROL_REQUEST_METHOD).map(HeaderValue::as_bytes)
+    }
+}
+
 impl Predicates {
+    pub fn takes_method(&self, method: &[u8]) -> bool {
+        self.methods.is_empty() || self.methods.iter().any(|one| one.as_str().as_bytes() == method)
+    }
+
     /// Of several with one name the first counts (Gateway API); the order means nothing.
     pub(super) fn canonical(mut self) -> Self {
         self.methods.sort_by(|a, b| a.as_str().cmp(b.as_str()));

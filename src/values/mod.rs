@@ -1,5 +1,6 @@
 //! The small words of the configuration language, each parsed once at the border and unable to hold a wrong value.
 
+mod byte_size;
 mod duration;
 mod hostname;
 mod names;
@@ -8,6 +9,7 @@ mod problem;
 mod redacted;
 mod secret;
 
+pub use byte_size::{ByteSize, InvalidByteSize};
 pub use duration::{Duration, InvalidDuration};
 pub use hostname::{Hostname, InvalidHostname};
 pub use names::{BackendId, ConfigMapKeyRef, LabelSelector, ObjectName, SecretKeyRef, SecretRef};

@@ -14,6 +14,7 @@ mod long_lived;
 mod lookup;
 mod mutations;
 mod out_of_descriptors;
+mod policies;
 mod proxy_change;
 mod proxy_filters;
 mod proxy_hostile;

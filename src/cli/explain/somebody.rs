@@ -126,6 +126,8 @@ fn exchange(question: &Question, somebody: &Somebody, path: &str, found: &Found<
         },
         identity: somebody.0.clone().map_or(Identity::ANONYMOUS, Identity::new),
         ruling: None,
+        origin: None,
+        body_failure: None,
         host: question.host.as_str().into(),
         labels: found.rule.labels.clone(),
         captures: found.captures.clone(),

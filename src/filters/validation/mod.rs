@@ -1,0 +1,274 @@
+//! `validation`: what a request must look like before it may go on: size and type of its body, header fields, and
+//! parameters of query and path.
+//!
+//! Invariants: a body is never held: its size is counted as it passes; nothing of a wrong value is said back.
+
+mod parameter;
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use http::header::{ACCEPT, CONTENT_TYPE};
+use http::{HeaderMap, HeaderName, HeaderValue};
+use http_body::{Body as _, Frame, SizeHint};
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+
+use self::parameter::{Parameter, ParameterSpec};
+use super::contract::{Combine, Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
+use crate::message::{Body, BodyError, ErrorKind, Exchange, ProxyError, Violation};
+use crate::values::{ByteSize, FieldPath, Problem, Reason};
+
+pub struct Validation;
+
+/// What requests must look like.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spec {
+    /// Larger bodies are refused, announced or not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_body_size: Option<ByteSize>,
+    /// Media types of bodies, like application/json or image/*.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16), inner(length(min = 3, max = 255), regex(pattern = MEDIA_TYPE)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub content_types: Vec<String>,
+    /// Header fields.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub headers: Vec<ParameterSpec>,
+    /// Parameters of the query; each occurrence counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub query_params: Vec<ParameterSpec>,
+    /// Captures of the path template.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub path_params: Vec<ParameterSpec>,
+}
+
+/// Tokens (RFC 9110 section 8.3.1); a star for every subtype.
+const MEDIA_TYPE: &str = "^[-A-Za-z0-9!#$%&'+.^_`|~]+/([*]|[-A-Za-z0-9!#$%&'+.^_`|~]+)$";
+/// So many violations are told.
+const TOLD: usize = 20;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    max_body: Option<u64>,
+    media: Box<[Media]>,
+    /// The media types as a client may read them.
+    accept: Option<HeaderValue>,
+    headers: Box<[(HeaderName, Parameter)]>,
+    query: Box<[Parameter]>,
+    path: Box<[Parameter]>,
+}
+
+/// `image` and `png`, in lower case; no subtype: every one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Media {
+    main: Box<str>,
+    sub: Option<Box<str>>,
+}
+
+impl Member for Validation {
+    const NAME: &'static str = "validation";
+    const COMBINE: Combine = Combine::Both;
+    type Spec = Spec;
+    type Plan = Plan;
+
+    fn compile(spec: Spec, _: &mut dyn Scope) -> Result<Plan, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let media = spec.content_types.iter().filter_map(|text| {
+            let (main, sub) = text.split_once('/')?;
+            let sub = (sub != "*").then(|| sub.to_ascii_lowercase().into());
+            Some(Media { main: main.to_ascii_lowercase().into(), sub })
+        });
+        let media: Box<[Media]> = media.collect();
+        let accept = HeaderValue::from_str(&spec.content_types.join(", ")).ok();
+        let mut list = |field: &str, specs: Vec<ParameterSpec>| -> Vec<Parameter> {
+            let at = FieldPath::new(field);
+            let specs = specs.into_iter().enumerate();
+            specs.filter_map(|(index, spec)| Parameter::new(spec, &at.index(index), &mut problems)).collect()
+        };
+        let headers = list("headers", spec.headers);
+        let (query, path) = (list("queryParams", spec.query_params), list("pathParams", spec.path_params));
+        let headers: Vec<_> = headers
+            .into_iter()
+            .enumerate()
+            .filter_map(|(index, parameter)| match parameter.name.parse() {
+                Ok(name) => Some((name, parameter)),
+                Err(_) => {
+                    let path = FieldPath::new("headers").index(index).field("name");
+                    let message = format!("{:?} is not the name of a header field", parameter.name);
+                    problems.push(Problem::error(path, Reason::PolicyInvalid, message));
+                    None
+                }
+            })
+            .collect();
+        if media.len() < spec.content_types.len() {
+            let message = "write media types like application/json or image/*";
+            problems.push(Problem::error(FieldPath::new("contentTypes"), Reason::PolicyInvalid, message));
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        Ok(Plan {
+            max_body: spec.max_body_size.map(ByteSize::bytes),
+            accept: accept.filter(|_| !media.is_empty()),
+            media,
+            headers: headers.into(),
+            query: query.into(),
+            path: path.into(),
+        })
+    }
+}
+
+impl FilterKind for Validation {
+    const RING: Ring = Ring::Validation;
+
+    fn link(plan: &Plan, _: &dyn Keep) -> Arc<dyn Filter> {
+        Arc::new(plan.clone())
+    }
+}
+
+impl Filter for Plan {
+    fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
+        let has_body = !exchange.request.body().is_end_stream();
+        if has_body && !self.media.is_empty() && !self.takes(exchange.request.headers()) {
+            let mut error = ProxyError::new(ErrorKind::UnsupportedMediaType);
+            if let Some(accept) = &self.accept {
+                error = error.with_header(ACCEPT, accept.clone());
+            }
+            return error.into();
+        }
+        let violations = self.violations(exchange);
+        if !violations.is_empty() {
+            return ProxyError::violated(ErrorKind::ValidationFailed, violations).into();
+        }
+        match self.max_body.filter(|_| has_body) {
+            Some(most) if exchange.request.body().size_hint().lower() > most => {
+                ErrorKind::BodyTooLarge.into()
+            }
+            Some(most) => {
+                let failure = exchange.body_failure.get_or_insert_default().clone();
+                let inner = std::mem::take(exchange.request.body_mut());
+                *exchange.request.body_mut() = Body::stream(Counted { inner, most, left: most, failure });
+                Decision::Continue
+            }
+            None => Decision::Continue,
+        }
+    }
+}
+
+impl Plan {
+    /// Whether the body is said to be of one of the types, and said once.
+    fn takes(&self, headers: &HeaderMap) -> bool {
+        let mut said = headers.get_all(CONTENT_TYPE).iter();
+        let (Some(one), None) = (said.next().and_then(|value| value.to_str().ok()), said.next()) else {
+            return false;
+        };
+        let essence = one.split(';').next().unwrap_or_default().trim();
+        let Some((main, sub)) = essence.split_once('/') else { return false };
+        self.media.iter().any(|media| {
+            media.main.eq_ignore_ascii_case(main)
+                && media.sub.as_ref().is_none_or(|known| known.eq_ignore_ascii_case(sub))
+        })
+    }
+
+    fn violations(&self, exchange: &Exchange) -> Vec<Violation> {
+        let mut violations = Vec::new();
+        for parameter in &self.path {
+            let found = exchange.captures.get(&parameter.name).map(|value| decoded(value, Plus::Is));
+            parameter.check("path", found.into_iter(), &mut violations);
+        }
+        if !self.query.is_empty() {
+            let query = exchange.request.uri().query().unwrap_or_default();
+            let pairs: Vec<(Option<String>, &str)> = query
+                .split('&')
+                .filter(|pair| !pair.is_empty())
+                .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
+                .map(|(name, value)| (decoded(name, Plus::IsSpace), value))
+                .collect();
+            for parameter in &self.query {
+                let values = pairs
+                    .iter()
+                    .filter(|(name, _)| name.as_deref() == Some(&parameter.name))
+                    .map(|(_, value)| decoded(value, Plus::IsSpace));
+                parameter.check("query", values, &mut violations);
+            }
+        }
+        for (name, parameter) in &self.headers {
+            let values = exchange.request.headers().get_all(name).iter();
+            let values = values.map(|value| std::str::from_utf8(value.as_bytes()).ok().map(str::to_owned));
+            parameter.check("headers", values, &mut violations);
+        }
+        violations.truncate(TOLD);
+        violations
+    }
+}
+
+/// What a `+` means: a space in forms, itself in paths.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Plus {
+    Is,
+    IsSpace,
+}
+
+/// `None`: no UTF-8.
+fn decoded(text: &str, plus: Plus) -> Option<String> {
+    let spaced =
+        if plus == Plus::IsSpace && text.contains('+') { text.replace('+', " ") } else { text.to_owned() };
+    percent_encoding::percent_decode_str(&spaced).decode_utf8().ok().map(std::borrow::Cow::into_owned)
+}
+
+/// A body that ends with an error where it passes its limit.
+struct Counted {
+    inner: Body,
+    most: u64,
+    left: u64,
+    /// Why the request failed, for whoever makes the answer.
+    failure: Rc<Cell<Option<ErrorKind>>>,
+}
+
+impl http_body::Body for Counted {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = self.get_mut();
+        let polled = Pin::new(&mut this.inner).poll_frame(context);
+        let Poll::Ready(Some(Ok(frame))) = &polled else { return polled };
+        let length = frame.data_ref().map_or(0, |data| data.len() as u64);
+        match this.left.checked_sub(length) {
+            Some(left) => {
+                this.left = left;
+                polled
+            }
+            None => {
+                this.failure.set(Some(ErrorKind::BodyTooLarge));
+                Poll::Ready(Some(Err(BodyError::TooLarge { limit: this.most })))
+            }
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests;

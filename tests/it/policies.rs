@@ -1,0 +1,68 @@
+//! Policies of a GatewayPolicy at work: imposed, shared, broken; and the filters that browsers and addresses meet.
+
+use crate::harness::{Backend, Gateway, route};
+
+fn policy(namespace: &str, name: &str, spec: &str) -> String {
+    format!(
+        "---\napiVersion: portcullis.dev/v1alpha1\nkind: GatewayPolicy\nmetadata: {{namespace: {namespace}, name: {name}}}\nspec: {spec}\n"
+    )
+}
+
+#[test]
+fn what_is_imposed_is_in_force_and_denies_when_it_breaks() {
+    let shop = route(
+        "shop",
+        "{hostnames: [shop.example], rules: [{name: all, policy: {disable: [securityHeaders]}, respond: {status: 200, text: served}}]}",
+    );
+    let imposed = |members: &str| {
+        policy(
+            "default",
+            "imposed",
+            &format!("{{precedence: Override, targetRefs: [{{kind: Installation}}], policy: {{{members}}}}}"),
+        )
+    };
+    let gateway = Gateway::start(&[("shop.yaml", &shop), ("policy.yaml", &imposed("securityHeaders: {}"))]);
+    let answer = gateway.get("shop.example", "/");
+    assert_eq!((answer.status, answer.field("x-frame-options")), (200, Some("DENY")), "{answer:?}");
+    let nowhere = gateway.get("nowhere.example", "/");
+    assert_eq!((nowhere.status, nowhere.field("x-frame-options")), (404, Some("DENY")), "{nowhere:?}");
+
+    gateway.write("policy.yaml", &imposed("securityHeader: {}"));
+    gateway.until_answer("shop.example", "/", 503, "PolicyInvalid");
+    gateway.write("policy.yaml", &imposed("ipAccess: {deny: [127.0.0.0/8]}"));
+    gateway.until_answer("shop.example", "/", 403, "IpNotAllowed");
+    gateway.until_answer("nowhere.example", "/", 403, "IpNotAllowed");
+    std::fs::remove_file(gateway.path("policy.yaml")).expect("removed");
+    gateway.until_answer("shop.example", "/", 200, "served");
+    assert_eq!(gateway.get("nowhere.example", "/").status, 404);
+}
+
+#[test]
+fn a_preflight_finds_the_rule_of_the_request_after_it() {
+    let backend = Backend::start("api");
+    let shop = route(
+        "shop",
+        "{hostnames: [shop.example], rules: [
+          {name: write, matches: [{path: {value: /api}, method: PUT, headers: [{name: x-tenant, value: a}]}], policy: {cors: {allowOrigins: ['https://a.example'], allowMethods: [PUT]}}, backendRefs: [{kind: GatewayBackend, name: api}]},
+          {name: read, matches: [{path: {value: /api}, method: GET}], policy: {cors: {allowOrigins: ['*']}}, backendRefs: [{kind: GatewayBackend, name: api}]},
+          {name: rest, policy: {response: {headers: {set: [{name: x-rule, value: rest}]}}}, backendRefs: [{kind: GatewayBackend, name: api}]}]}",
+    );
+    let gateway = Gateway::start(&[("backend.yaml", &backend.manifest("api")), ("shop.yaml", &shop)]);
+    let preflight = |path: &str, method: &str| {
+        let fields = ["Origin: https://a.example", &format!("Access-Control-Request-Method: {method}")];
+        gateway.request("OPTIONS", "shop.example", path, &fields, "")
+    };
+    let write = preflight("/api/x", "PUT");
+    assert_eq!((write.status, write.field("access-control-allow-origin")), (204, Some("https://a.example")));
+    let read = preflight("/api/x", "GET");
+    assert_eq!((read.status, read.field("access-control-allow-origin")), (204, Some("*")));
+    for (path, method) in [("/other", "GET"), ("/api", "DELETE")] {
+        let ordinary = preflight(path, method);
+        assert_eq!((ordinary.status, ordinary.field("x-rule")), (200, Some("rest")), "{path} {method}");
+        assert_eq!(ordinary.json()["method"], "OPTIONS");
+    }
+    // An answer that the gateway makes of a failure can be read as well.
+    drop(backend);
+    let failed = gateway.request("GET", "shop.example", "/api", &["Origin: https://b.example"], "");
+    assert_eq!((failed.status, failed.field("access-control-allow-origin")), (502, Some("*")), "{failed:?}");
+}
