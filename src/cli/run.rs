@@ -153,6 +153,7 @@ fn settings(args: Run) -> Settings {
             workers: args.workers.map_or_else(app::default_workers, usize::from),
             trusted_hops: args.trusted_hops.into(),
             loopback_backends: files,
+            own_ports: files,
             installation: Arc::from(args.class_name.as_str()),
             limits: proxy::Limits {
                 connections: usize::try_from(args.max_connections).unwrap_or(usize::MAX),

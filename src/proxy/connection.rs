@@ -81,7 +81,6 @@ impl Drop for Place {
 }
 
 async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bool) {
-    let Ok(local) = socket.local_addr() else { return };
     let watched = worker.sweep.watch(Wait::FirstByte, Some(age(worker)));
     let watch = watched.share();
     let (wire, read_ahead, http2, server_name) = if tls {
@@ -105,7 +104,7 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
         peer,
         scheme,
         server_name,
-        introduction: Introduction::new(peer, local.port(), scheme, worker.settings.installation.clone()),
+        introduction: Introduction::new(peer, scheme, worker.settings.installation.clone()),
         tunnel: Cell::new(None),
         reading: RefCell::default(),
         watch: watch.clone(),

@@ -54,7 +54,6 @@ pub struct Introduction {
     peer: IpAddr,
     scheme: Scheme,
     address: HeaderValue,
-    port: HeaderValue,
     /// The last lines with the host that they were made for; clients seldom change it.
     lines: RefCell<Option<(HeaderValue, Bytes)>>,
     installation: Arc<str>,
@@ -69,16 +68,9 @@ pub struct Seen {
 }
 
 impl Introduction {
-    pub fn new(peer: SocketAddr, local_port: u16, scheme: Scheme, installation: Arc<str>) -> Self {
+    pub fn new(peer: SocketAddr, scheme: Scheme, installation: Arc<str>) -> Self {
         let ip = peer.ip().to_canonical();
-        Self {
-            peer: ip,
-            scheme,
-            address: text(&ip.to_string()),
-            port: HeaderValue::from(local_port),
-            lines: RefCell::default(),
-            installation,
-        }
+        Self { peer: ip, scheme, address: text(&ip.to_string()), lines: RefCell::default(), installation }
     }
 
     /// Who the client is behind the trusted hops.
@@ -139,7 +131,7 @@ impl Introduction {
         let forwarded = element(self.address.to_str().unwrap_or_default(), self.scheme, host);
         lines.add(&header::FORWARDED, &text(&forwarded));
         lines.add(&X_FORWARDED_HOST, host);
-        lines.add(&X_FORWARDED_PORT, &self.port);
+        lines.add(&X_FORWARDED_PORT, &asked_port(host, self.scheme));
         lines.add(&X_FORWARDED_PROTO, &HeaderValue::from_static(self.scheme.as_str()));
         lines.add(&PASSES, &pass_value(&self.installation, 1));
         let lines = lines.freeze();
@@ -164,13 +156,19 @@ impl Introduction {
             said(&X_FORWARDED_HOST).filter(|value| value.to_str().ok().and_then(split_host).is_some());
         lines.add(&X_FORWARDED_HOST, asked.unwrap_or(&host));
         let port = said(&X_FORWARDED_PORT).and_then(|value| value.to_str().ok()?.parse::<u16>().ok());
-        lines.add(&X_FORWARDED_PORT, &port.map_or_else(|| self.port.clone(), HeaderValue::from));
+        lines.add(&X_FORWARDED_PORT, &port.map_or_else(|| asked_port(&host, seen.scheme), HeaderValue::from));
         lines.add(&X_FORWARDED_PROTO, &HeaderValue::from_static(seen.scheme.as_str()));
         for value in count_pass(headers, &self.installation)? {
             lines.add(&PASSES, &value);
         }
         Ok(lines.freeze())
     }
+}
+
+/// The port that the client asked for, which is seldom the one that we listen on.
+fn asked_port(host: &HeaderValue, scheme: Scheme) -> HeaderValue {
+    let port = host.to_str().ok().and_then(split_host).and_then(|(_, port)| port);
+    HeaderValue::from(port.unwrap_or_else(|| scheme.default_port()))
 }
 
 /// Takes off what nobody but a filter of ours may say.
@@ -260,7 +258,7 @@ mod tests {
     const ID: RequestId = RequestId([0xab; 16]);
 
     fn introduction() -> Introduction {
-        Introduction::new("192.0.2.7:4000".parse().expect("address"), 8443, Scheme::Https, "edge".into())
+        Introduction::new("192.0.2.7:4000".parse().expect("address"), Scheme::Https, "edge".into())
     }
 
     fn headers(fields: &[(&'static str, &'static str)]) -> HeaderMap {

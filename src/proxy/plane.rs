@@ -64,8 +64,10 @@ impl DataPlane {
         }
         let live = Arc::new(ArcSwap::from_pointee(Live::empty()));
         let (desks, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| desk()).unzip();
+        let https_port = addresses.https.first().filter(|_| settings.own_ports).map(|address| address.port());
         let shared = Arc::new(Shared {
             settings: Arc::new(settings),
+            https_port,
             telemetry,
             log,
             drain,

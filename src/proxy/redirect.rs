@@ -28,12 +28,12 @@ pub fn answer(plan: &RedirectPlan, exchange: &Exchange) -> Result<Response, Prox
     location(plan.status, scheme, host, port, &path, uri.query())
 }
 
-/// 308 to the same place over HTTPS, on its own port.
+/// 308 to the same place over HTTPS; no port is 443.
 ///
 /// # Errors
 /// The target is no valid field value.
-pub fn to_https(host: &str, uri: &http::Uri) -> Result<Response, ProxyError> {
-    location(308, Scheme::Https, host, None, uri.path(), uri.query())
+pub fn to_https(host: &str, port: Option<u16>, uri: &http::Uri) -> Result<Response, ProxyError> {
+    location(308, Scheme::Https, host, port, uri.path(), uri.query())
 }
 
 fn asked(exchange: &Exchange) -> (&str, Option<u16>) {

@@ -141,7 +141,7 @@ async fn serve(
         && host.host.tls.as_ref().is_some_and(|tls| tls.redirect)
         && !(found.is_some() && is_acme_challenge(parts.uri.path()))
     {
-        return redirect::to_https(&name, &parts.uri);
+        return redirect::to_https(&name, worker.shared.https_port, &parts.uri);
     }
     let Some(Found { index, matched_prefix, captures, .. }) = found else {
         if live.unmatched.0.is_empty() {

@@ -14,6 +14,9 @@ pub struct Settings {
     pub trusted_hops: usize,
     /// Egress guard: loopback addresses may be backends (file mode).
     pub loopback_backends: bool,
+    /// Clients reach the listeners under their own ports (file mode). Otherwise a Service stands before them, and HTTPS
+    /// is on 443.
+    pub own_ports: bool,
     /// Names this installation in `Via`-like loop detection (four passes: 508).
     pub installation: Arc<str>,
     pub limits: Limits,

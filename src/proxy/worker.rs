@@ -26,6 +26,8 @@ const KEPT_SWEEP: std::time::Duration = std::time::Duration::from_secs(10);
 /// What all workers and the control side share.
 pub struct Shared {
     pub settings: Arc<Settings>,
+    /// Where plain HTTP is redirected to; none: 443.
+    pub https_port: Option<u16>,
     pub telemetry: Telemetry,
     pub log: AccessLog,
     pub drain: DrainSignal,

@@ -48,6 +48,7 @@ impl Gateway {
             workers: 2,
             trusted_hops: 0,
             loopback_backends: true,
+            own_ports: false,
             installation: "test".into(),
             limits: Limits::default(),
         };
