@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 
 use k8s_openapi::NamespaceResourceScope;
-use k8s_openapi::api::core::v1::{Namespace, Secret, Service};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret, Service};
 use k8s_openapi::api::discovery::v1::EndpointSlice;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::{Api, Client, Resource};
@@ -20,8 +20,8 @@ use serde_json::Value;
 
 use crate::api;
 use crate::snapshot::{
-    EndpointSliceData, Failure, Grant, Kind, Manifest, NamespaceData, Object, RawObject, SecretData,
-    ServiceData,
+    ConfigMapData, EndpointSliceData, Failure, Grant, Kind, Manifest, NamespaceData, Object, RawObject,
+    SecretData, ServiceData,
 };
 use crate::values::ObjectName;
 
@@ -84,6 +84,11 @@ pub struct Backends;
 pub struct Policies;
 #[derive(Debug)]
 pub struct Secrets;
+/// Secrets that are named, or found by labels that are; of any type.
+#[derive(Debug)]
+pub struct NamedSecrets;
+#[derive(Debug)]
+pub struct ConfigMaps;
 #[derive(Debug)]
 pub struct Services;
 #[derive(Debug)]
@@ -144,6 +149,32 @@ impl Watch for Secrets {
 
     fn convert(raw: Secret) -> Result<Option<Object>, String> {
         SecretData::new(raw).map(|secret| Some(Object::Secret(secret)))
+    }
+}
+
+impl Watch for NamedSecrets {
+    const KIND: Kind = Kind::Secret;
+    const GROUP: &'static str = "";
+    const VERSION: &'static str = "v1";
+    const NAME: &'static str = "Secret";
+    const PLURAL: &'static str = "secrets";
+    type Raw = Secret;
+
+    fn convert(raw: Secret) -> Result<Option<Object>, String> {
+        SecretData::new(raw).map(|secret| Some(Object::Secret(secret)))
+    }
+}
+
+impl Watch for ConfigMaps {
+    const KIND: Kind = Kind::ConfigMap;
+    const GROUP: &'static str = "";
+    const VERSION: &'static str = "v1";
+    const NAME: &'static str = "ConfigMap";
+    const PLURAL: &'static str = "configmaps";
+    type Raw = ConfigMap;
+
+    fn convert(raw: ConfigMap) -> Result<Option<Object>, String> {
+        ConfigMapData::new(raw).map(|map| Some(Object::ConfigMap(map)))
     }
 }
 

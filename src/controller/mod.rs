@@ -8,6 +8,7 @@
 //! happens and the process stays unready; when it goes away later, everything that is known stays, the watches go on
 //! trying, and the data path notices nothing.
 
+mod gather;
 mod kinds;
 mod lease;
 mod once;
@@ -16,6 +17,7 @@ mod pulse;
 mod replicas;
 mod served;
 mod status;
+mod wanted;
 mod watch;
 mod writer;
 

@@ -106,6 +106,83 @@ async fn lists_then_synced_then_what_happens() {
     here.until("a went", |here| here.routes() == ["b"]).await;
 }
 
+fn secret(name: &str, kind: &str, label: &str) -> Value {
+    json!({"apiVersion": "v1", "kind": "Secret", "type": kind,
+        "metadata": {"name": name, "namespace": "shop", "labels": {"keys": label}}, "data": {"key": "YQ=="}})
+}
+
+fn naming(name: &str, entry: Value) -> Value {
+    let mut route = route(name, 1);
+    route["spec"]["policy"] = json!({"authentication": {"anyOf": [entry]}});
+    route
+}
+
+impl Listener {
+    fn secrets(&self) -> Vec<&str> {
+        self.world.secrets.keys().map(|name| &*name.name).collect()
+    }
+}
+
+#[tokio::test]
+async fn only_secrets_that_are_named_are_read_and_a_route_comes_with_them() {
+    let fake = FakeApi::start().await;
+    for (name, kind, label) in [
+        ("cert", "kubernetes.io/tls", "none"),
+        ("one", "Opaque", "none"),
+        ("two", "Opaque", "shop"),
+        ("three", "Opaque", "shop"),
+        ("stranger", "Opaque", "other"),
+    ] {
+        fake.put("secrets", secret(name, kind, label));
+    }
+    fake.put("gatewayroutes", naming("a", json!({"apiKey": {"secretRef": {"name": "one"}}})));
+    let mut here = Listener::start(&fake, &[]);
+    here.until("synced", |here| here.synced).await;
+    assert_eq!((here.routes(), here.secrets()), (vec!["a"], vec!["cert", "one"]));
+
+    // With the route that names them, not after it.
+    fake.put(
+        "gatewayroutes",
+        naming("b", json!({"apiKey": {"secretSelector": {"matchLabels": {"keys": "shop"}}}})),
+    );
+    here.until("b came", |here| here.routes() == ["a", "b"]).await;
+    assert_eq!(here.secrets(), ["cert", "one", "three", "two"]);
+
+    // Out of the selection and into it.
+    fake.put("secrets", secret("two", "Opaque", "other"));
+    fake.put("secrets", secret("stranger", "Opaque", "shop"));
+    here.until("the selection is another", |here| here.secrets() == ["cert", "one", "stranger", "three"])
+        .await;
+    fake.delete("secrets", "shop", "three");
+    here.until("three went", |here| here.secrets() == ["cert", "one", "stranger"]).await;
+
+    // Nobody names them any more: they are forgotten. The certificate is held by its type.
+    fake.put("gatewayroutes", naming("b", json!({"apiKey": {"secretRef": {"name": "cert"}}})));
+    here.until("b names another", |here| here.secrets() == ["cert", "one"]).await;
+    fake.delete("gatewayroutes", "shop", "b");
+    fake.delete("gatewayroutes", "shop", "a");
+    here.until("all is forgotten", |here| here.secrets() == ["cert"]).await;
+}
+
+#[tokio::test]
+async fn a_config_map_that_may_not_be_read_holds_nobody_up() {
+    let fake = FakeApi::start().await;
+    let by_map = json!({"jwt": {"jwks": {"configMapRef": {"name": "keys"}}}});
+    fake.put("gatewayroutes", naming("a", by_map));
+    fake.refuse("configmaps", Some(403));
+    let began = Instant::now();
+    let mut here = Listener::start(&fake, &[]);
+    here.until("synced", |here| here.synced).await;
+    assert!(began.elapsed() < Duration::from_secs(2), "it waited for what is refused");
+    assert_eq!((here.routes(), here.world.config_maps.len()), (vec!["a"], 0));
+    fake.put(
+        "configmaps",
+        json!({"metadata": {"name": "keys", "namespace": "shop"}, "data": {"jwks.json": "{}"}}),
+    );
+    fake.refuse("configmaps", None);
+    here.until("it may be read", |here| here.world.config_maps.len() == 1).await;
+}
+
 #[tokio::test]
 async fn named_namespaces_are_watched_one_by_one_and_namespaces_not_at_all() {
     let fake = FakeApi::start().await;

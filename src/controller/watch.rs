@@ -1,9 +1,10 @@
-//! The API server's watches → [`Update`]s. One watch a kind, or a kind and namespace; one task gathers what they hear.
+//! The API server's watches. One watch a kind, or a kind and namespace, or a Secret or ConfigMap that is named; one task
+//! gathers what they hear ([`super::gather`]).
 //!
 //! Invariants: a list takes effect as a whole and only when it is complete, so that an error never empties anything;
 //! `Synced` is told once, after every first list; a watch that fails is tried again for ever and stops no other.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,16 +16,15 @@ use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::kinds::{Each, Watch, Watched, api, each};
+use super::gather::{Heard, gather};
+use super::kinds::{ConfigMaps, Each, NamedSecrets, Watch, Watched, api, each};
 use super::pulse::Pulse;
-use crate::snapshot::{Change, Failure, Kind, Object, Update};
+use super::wanted::{Only, Source};
+use crate::snapshot::{Kind, Update};
 use crate::telemetry::Telemetry;
-use crate::values::ObjectName;
 
 /// What the watches have heard and nobody has gathered yet; then they wait.
 const WAITING: usize = 1_024;
-/// Changes that are passed on at once.
-const BATCH: usize = 1_000;
 /// After the first failure; doubled with each, to a bound that keeps the time to be in step again under 5 s.
 const FIRST_DELAY: Duration = Duration::from_millis(200);
 const LONGEST_DELAY: Duration = Duration::from_secs(3);
@@ -37,18 +37,8 @@ const WATCH_SECONDS: u32 = 90;
 /// A watch that goes on failing is logged so often.
 const LOG_EVERY: Duration = Duration::from_secs(30);
 
-/// One watch.
-type Source = (Kind, Option<Arc<str>>);
-
 /// A watch, or the gatherer, to be spawned.
 pub type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
-
-enum Heard {
-    Put(Object),
-    Gone(ObjectName),
-    Failed(Failure),
-    Listed { objects: Vec<Object>, failures: Vec<Failure> },
-}
 
 /// All watches and the gatherer, as futures to be spawned. They end when nobody takes the updates any more.
 pub fn watches(
@@ -59,33 +49,55 @@ pub fn watches(
     updates: mpsc::Sender<Update>,
 ) -> Vec<Task> {
     let (heard, receiver) = mpsc::channel(WAITING);
-    let mut start = Start { client, telemetry, pulse, heard, tasks: Vec::new(), sources: BTreeSet::new() };
-    each(namespaces, &mut start);
-    let Start { mut tasks, sources, .. } = start;
-    tasks.push(Box::pin(gather(receiver, sources, pulse.clone(), updates)));
+    let start = Start { client: client.clone(), telemetry: telemetry.clone(), pulse: pulse.clone(), heard };
+    let mut every = Every { start: &start, tasks: Vec::new(), sources: BTreeSet::new() };
+    each(namespaces, &mut every);
+    let Every { mut tasks, sources, .. } = every;
+    tasks.push(Box::pin(gather(start, receiver, sources, pulse.clone(), updates)));
     tasks
 }
 
-struct Start<'a> {
-    client: &'a Client,
-    telemetry: &'a Telemetry,
-    pulse: &'a Pulse,
+/// What every watch is begun with.
+pub struct Start {
+    client: Client,
+    telemetry: Telemetry,
+    pulse: Pulse,
     heard: mpsc::Sender<(Source, Heard)>,
+}
+
+/// Begins the watch of every kind.
+struct Every<'a> {
+    start: &'a Start,
     tasks: Vec<Task>,
     sources: BTreeSet<Source>,
 }
 
-impl Each for Start<'_> {
+impl Each for Every<'_> {
     fn kind<W: Watch>(&mut self, namespace: Option<&Arc<str>>) {
-        let source = (W::KIND, namespace.cloned());
+        let source = Source::all(W::KIND, namespace.cloned());
         self.sources.insert(source.clone());
+        self.tasks.push(self.start.watch::<W>(source));
+    }
+}
+
+impl Start {
+    /// The watch of a Secret or ConfigMap that is named, or of Secrets by label.
+    pub fn named(&self, source: &Source) -> Task {
+        match source.kind {
+            Kind::ConfigMap => self.watch::<ConfigMaps>(source.clone()),
+            _ => self.watch::<NamedSecrets>(source.clone()),
+        }
+    }
+
+    fn watch<W: Watch>(&self, source: Source) -> Task {
+        let api = api::<W>(&self.client, source.namespace.as_ref());
         let watch = One {
             source,
             telemetry: self.telemetry.clone(),
             pulse: self.pulse.clone(),
             heard: self.heard.clone(),
         };
-        self.tasks.push(Box::pin(watch.run(api::<W>(self.client, namespace))));
+        Box::pin(watch.run(api))
     }
 }
 
@@ -122,7 +134,8 @@ impl One {
 
     async fn follow<W: Watch>(&self, api: &Api<Watched<W>>) -> End {
         let mut config = watcher::Config::default().timeout(WATCH_SECONDS);
-        config.field_selector = W::FIELDS.map(str::to_owned);
+        config.field_selector = self.source.fields().or_else(|| W::FIELDS.map(str::to_owned));
+        config.label_selector = self.source.labels();
         let mut stream = pin!(watcher::watcher(api.clone(), config));
         let mut list = (Vec::new(), Vec::new());
         let mut trouble = Trouble::default();
@@ -164,7 +177,7 @@ impl One {
                     self.pulse.trouble();
                     let delay = trouble.next(Instant::now());
                     if trouble.is_worth_a_line(Instant::now()) {
-                        let namespace = self.source.1.as_deref();
+                        let namespace = self.source.namespace.as_deref();
                         tracing::warn!(
                             kind = W::PLURAL,
                             namespace,
@@ -172,6 +185,14 @@ impl One {
                             hint = hint(&error),
                             "a watch failed; it is tried again, what is known stays"
                         );
+                    }
+                    // What may not be read is not there, for the one who names it; nobody else waits for it.
+                    if code(&error) == Some(403) && self.source.only != Only::Everything && !trouble.told {
+                        trouble.told = true;
+                        let nothing = Heard::Listed { objects: Vec::new(), failures: Vec::new() };
+                        if self.tell(nothing).await.is_err() {
+                            return End::Closed;
+                        }
                     }
                     tokio::time::sleep(delay).await;
                     continue;
@@ -196,6 +217,8 @@ struct Trouble {
     delay: Option<Duration>,
     last: Option<Instant>,
     logged: Option<Instant>,
+    /// That it may not be read.
+    told: bool,
 }
 
 impl Trouble {
@@ -223,6 +246,7 @@ impl Trouble {
             tracing::info!(kind, "the watch is back");
         }
         self.delay = None;
+        self.told = false;
     }
 }
 
@@ -253,96 +277,5 @@ fn hint(error: &watcher::Error) -> Option<&'static str> {
         403 => Some("the service account may not list and watch this kind; see the chart's rbac"),
         404 => Some("the kind is not installed; apply the CRDs"),
         _ => None,
-    }
-}
-
-/// Puts together what was heard at once, and keeps the failures of all watches.
-async fn gather(
-    mut heard: mpsc::Receiver<(Source, Heard)>,
-    mut unlisted: BTreeSet<Source>,
-    pulse: Pulse,
-    updates: mpsc::Sender<Update>,
-) {
-    let mut failures = Failures::default();
-    let mut synced = false;
-    let mut batch = Vec::new();
-    while heard.recv_many(&mut batch, BATCH).await > 0 {
-        let before = failures.clone();
-        let mut changes = Vec::with_capacity(batch.len());
-        for (source, heard) in batch.drain(..) {
-            if matches!(heard, Heard::Listed { .. }) {
-                unlisted.remove(&source);
-            }
-            failures.hear(&source, &heard);
-            changes.extend(change(&source, heard));
-        }
-        if failures != before {
-            changes.push(Change::Failures(failures.all()));
-        }
-        if updates.send(Update::Changes(changes)).await.is_err() {
-            return;
-        }
-        if !synced && unlisted.is_empty() {
-            synced = true;
-            pulse.listed();
-            if updates.send(Update::Synced).await.is_err() {
-                return;
-            }
-        }
-    }
-}
-
-fn change((kind, namespace): &Source, heard: Heard) -> Option<Change> {
-    match heard {
-        Heard::Put(object) => Some(Change::Put(object)),
-        Heard::Gone(name) => Some(Change::Gone(*kind, name)),
-        Heard::Failed(_) => None,
-        Heard::Listed { objects, .. } => {
-            Some(Change::Listed { kind: *kind, namespace: namespace.clone(), objects })
-        }
-    }
-}
-
-/// Objects that cannot be read, by watch and name. What was read of one before stays.
-#[derive(Clone, Default, PartialEq)]
-struct Failures(BTreeMap<Source, BTreeMap<Option<ObjectName>, Failure>>);
-
-impl Failures {
-    fn hear(&mut self, source: &Source, heard: &Heard) {
-        let of_source = self.0.entry(source.clone()).or_default();
-        match heard {
-            Heard::Put(object) => {
-                if !of_source.is_empty() {
-                    of_source.remove(&Some(name(object)));
-                }
-            }
-            Heard::Gone(name) => {
-                of_source.remove(&Some(name.clone()));
-            }
-            Heard::Failed(failure) => {
-                of_source.insert(failure.name.clone(), failure.clone());
-            }
-            Heard::Listed { failures, .. } => {
-                *of_source = failures.iter().map(|failure| (failure.name.clone(), failure.clone())).collect();
-            }
-        }
-    }
-
-    fn all(&self) -> Vec<Failure> {
-        self.0.values().flat_map(BTreeMap::values).cloned().collect()
-    }
-}
-
-fn name(object: &Object) -> ObjectName {
-    match object {
-        Object::GatewayRoute(manifest)
-        | Object::GatewayBackend(manifest)
-        | Object::GatewayPolicy(manifest) => manifest.name.clone(),
-        Object::Secret(secret) => secret.name.clone(),
-        Object::ConfigMap(map) => map.name.clone(),
-        Object::Service(service) => service.name.clone(),
-        Object::EndpointSlice(slice) => slice.name.clone(),
-        Object::Namespace(namespace) => ObjectName::new("", &*namespace.name),
-        Object::ReferenceGrant(grant) => grant.name.clone(),
     }
 }

@@ -61,7 +61,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   resources: [gatewayroutes/status, gatewaybackends/status, gatewaypolicies/status]
   verbs: [patch, update]
 - apiGroups: [""]
-  resources: [secrets, services]
+  resources: [configmaps, secrets, services]
   verbs: [get, list, watch]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]

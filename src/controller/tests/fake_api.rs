@@ -199,6 +199,7 @@ impl FakeApi {
                 items.retain(|item| {
                     namespace.is_none_or(|namespace| item["metadata"]["namespace"] == namespace)
                 });
+                items.retain(|item| selects(&query, item));
                 items.retain(|item| {
                     of_service.is_none_or(|of| item["metadata"]["labels"]["kubernetes.io/service-name"] == of)
                 });
@@ -215,7 +216,7 @@ impl FakeApi {
             }
             "WATCH" => {
                 let from = query.split_once("resourceVersion=").unwrap().1.split('&').next().unwrap();
-                self.watch(plural, from.parse().unwrap())
+                self.watch(plural, from.parse().unwrap(), namespace.map(str::to_owned), query.clone())
             }
             "GET" => match self.get(plural, namespace.unwrap_or_default(), name.unwrap()) {
                 Some(object) => json_answer(200, &object),
@@ -226,12 +227,13 @@ impl FakeApi {
         }
     }
 
-    fn watch(&self, plural: &str, from: u64) -> Response<Body> {
+    fn watch(&self, plural: &str, from: u64, namespace: Option<String>, query: String) -> Response<Body> {
         let mut changes = self.changed.subscribe();
         let began = *changes.borrow_and_update();
         let (fake, plural) = (self.clone(), plural.to_owned());
         let events = stream::unfold((from, changes), move |(mut from, mut changes)| {
             let (fake, plural) = (fake.clone(), plural.clone());
+            let (namespace, query) = (namespace.clone(), query.clone());
             async move {
                 loop {
                     {
@@ -241,11 +243,18 @@ impl FakeApi {
                         }
                         let store = state.kinds.get(&plural)?;
                         let lost = from < store.compacted;
-                        let next = store.history.iter().find(|(version, ..)| *version > from);
+                        let here = |object: &Value| {
+                            namespace.as_ref().is_none_or(|only| object["metadata"]["namespace"] == **only)
+                        };
+                        let next = store.history.iter().find(|(version, _, object)| {
+                            *version > from && here(object) && is_about(&query, object)
+                        });
                         let event = if lost {
                             Some((u64::MAX, json!({"type": "ERROR", "object": status(410, "too old")})))
                         } else {
                             next.map(|(version, kind, object)| {
+                                // What does not match any more is deleted, for those who watch what matches.
+                                let kind = if selects(&query, object) { *kind } else { "DELETED" };
                                 (*version, json!({"type": kind, "object": object}))
                             })
                         };
@@ -317,6 +326,33 @@ fn key(object: &Value) -> (String, String) {
         metadata["namespace"].as_str().unwrap_or_default().into(),
         metadata["name"].as_str().unwrap_or_default().into(),
     )
+}
+
+/// The value of a selector `name=value` in a query.
+fn selected<'q>(query: &'q str, kind: &str) -> Vec<(String, &'q str)> {
+    let of_kind = query.split('&').filter_map(|pair| pair.strip_prefix(kind)?.strip_prefix('='));
+    let terms = of_kind.flat_map(|terms| terms.split("%2C"));
+    terms
+        .filter_map(|term| term.split_once("%3D"))
+        .map(|(name, value)| (name.replace("%2F", "/"), value))
+        .collect()
+}
+
+/// Whether the field selector by name means the object.
+fn is_about(query: &str, object: &Value) -> bool {
+    let fields = selected(query, "fieldSelector");
+    fields.iter().all(|(field, value)| field != "metadata.name" || object["metadata"]["name"] == **value)
+}
+
+fn selects(query: &str, object: &Value) -> bool {
+    let fields = selected(query, "fieldSelector");
+    let of_type = fields.iter().all(|(field, value)| {
+        let kind = object["type"].as_str().unwrap_or("Opaque");
+        field != "type" || kind == value.replace("%2F", "/")
+    });
+    let labels = selected(query, "labelSelector");
+    let by_label = labels.iter().all(|(name, value)| object["metadata"]["labels"][name] == **value);
+    of_type && by_label && is_about(query, object)
 }
 
 fn status(code: u16, message: &str) -> Value {
