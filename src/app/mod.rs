@@ -18,11 +18,13 @@ use tokio::time::Instant;
 
 pub use settings::{Settings, Source, default_workers};
 
+use crate::background;
 use crate::controller;
 use crate::filters::REGISTRY;
 use crate::lifecycle::{Drain, DrainSignal, Phase, Readiness, terminated};
 use crate::proxy::DataPlane;
 use crate::telemetry::{AccessLog, Telemetry};
+use crate::upstream::{Guard, Loopback};
 
 /// Updates of the source that wait for reconcile; then the source waits.
 const WAITING_UPDATES: usize = 64;
@@ -122,6 +124,11 @@ impl Bound {
             let _context = control.enter();
             terminated().context("cannot listen to signals")?
         };
+        if let Some(fetches) = plane.fetches() {
+            let loopback =
+                if settings.proxy.loopback_backends { Loopback::Allowed } else { Loopback::Refused };
+            control.spawn(background::keep_fetching(fetches, Guard::new(loopback), telemetry.clone()));
+        }
         let readiness = Readiness::default();
         let (updates, receiver) = mpsc::channel(WAITING_UPDATES);
         let (published, publications) = watch::channel(None);

@@ -38,7 +38,7 @@ use self::gateway_route::RouteUnit;
 use self::hosts::HostUnit;
 use self::policies::{Layer, Stack};
 use self::question::{Asked, Asker, Backends, Gathered, Known, Policies};
-use crate::filters::{AnyPlan, REGISTRY, Unmatched};
+use crate::filters::{AnyPlan, OwnHost, REGISTRY, Unmatched};
 use crate::route_map::{BackendPlan, CertificatePlan, EndpointSet, RouteMap};
 use crate::snapshot::{Kind, Manifest, SecretData, Snapshot};
 use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem};
@@ -62,11 +62,20 @@ pub enum HostnameClaims {
     Listed,
 }
 
-/// Whether a GatewayBackend may name a loopback address (file mode).
+/// Whether a GatewayBackend or a URL may name a loopback address (file mode).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LoopbackHosts {
     Allowed,
     Refused,
+}
+
+impl LoopbackHosts {
+    const fn own_host(self) -> OwnHost {
+        match self {
+            Self::Allowed => OwnHost::Allowed,
+            Self::Refused => OwnHost::Refused,
+        }
+    }
 }
 
 /// What is carried from one compile to the next. An empty one gives the same result, later.
@@ -125,8 +134,15 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
 
     let (none, no_policies, no_index) = (Backends::new(), Policies::new(), Index::default());
     let gathered = std::mem::take(&mut memo.gathered).next();
-    let known =
-        Known { world, backends: &none, policies: &no_policies, index: &no_index, gathered: &gathered };
+    let own_host = options.loopback.own_host();
+    let known = Known {
+        world,
+        backends: &none,
+        policies: &no_policies,
+        index: &no_index,
+        gathered: &gathered,
+        own_host,
+    };
     let backends = backend_units(known, options, &mut memo);
     let known = Known { backends: &backends, ..known };
     let policies = policy_units(known, options, &mut memo);

@@ -14,7 +14,7 @@ use super::gateway_route::not_permitted;
 use super::question::Asker;
 use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
 use crate::expression::{Environment, Expression, Kind};
-use crate::filters::{AnyPlan, Applies, Combine, Derive, REGISTRY, Scope, Selection, TimeoutsPlan};
+use crate::filters::{AnyPlan, Applies, Combine, Derive, OwnHost, REGISTRY, Scope, Selection, TimeoutsPlan};
 use crate::route_map::{PolicyBy, PolicyMember, PolicyOrigin};
 use crate::values::{
     ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Problem, Reason, Redacted, SecretData,
@@ -436,6 +436,10 @@ impl Scope for Asking<'_, '_> {
                 None
             }
         }
+    }
+
+    fn own_host(&self) -> OwnHost {
+        self.asker.own_host()
     }
 
     fn warn(&mut self, problem: Problem) {

@@ -10,7 +10,7 @@ use super::attachment::{Applied, Index};
 use super::gateway_backend::LoweredBackend;
 use super::gateway_policy::LoweredPolicy;
 use super::grants;
-use crate::filters::{Derive, Selection};
+use crate::filters::{Derive, OwnHost, Selection};
 use crate::snapshot::{ConfigMapData, Kind, SecretData, ServiceData, Snapshot};
 use crate::values::{LabelSelector, ObjectName};
 
@@ -22,6 +22,7 @@ pub(super) struct Known<'w> {
     pub policies: &'w Policies,
     pub index: &'w Index,
     pub gathered: &'w Gathered,
+    pub own_host: OwnHost,
 }
 
 /// What is found by label, and what is made of it, once for all who ask.
@@ -213,6 +214,10 @@ impl<'w> Asker<'w> {
             Answer::ConfigMap(map) => map,
             _ => None,
         }
+    }
+
+    pub fn own_host(&self) -> OwnHost {
+        self.known.own_host
     }
 
     pub fn gathered(&self) -> &'w Gathered {

@@ -13,6 +13,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 
+use super::fetched::{FetchPlan, Fetched, OwnHost};
 use crate::expression::{Environment, Expression, Kind};
 use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError, Response};
 use crate::values::{
@@ -164,6 +165,11 @@ pub trait Scope {
         wanted: Kind,
     ) -> Option<Expression>;
 
+    /// Whether what is fetched may be on the gateway's own host.
+    fn own_host(&self) -> OwnHost {
+        OwnHost::Refused
+    }
+
     /// Something to be said although the member compiles.
     fn warn(&mut self, problem: Problem);
 
@@ -186,6 +192,13 @@ pub trait Keep {
         key: &str,
         make: &mut dyn FnMut() -> Arc<dyn Any + Send + Sync>,
     ) -> Arc<dyn Any + Send + Sync>;
+
+    /// What is fetched beside the requests for as long as this, or another that wants the same, is held.
+    fn fetched(&self, plan: &FetchPlan) -> Arc<Fetched> {
+        let made =
+            self.state(&format!("fetched {}", plan.name()), &mut || Arc::new(Fetched::new(plan.clone())));
+        made.downcast().expect("only what is fetched is kept under this name")
+    }
 }
 
 /// A plan of any member: comparable, printable, shared.

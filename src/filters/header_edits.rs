@@ -123,7 +123,7 @@ impl HeaderEdits {
 }
 
 /// Whether a transform may not touch the field: it belongs to the connection or to the framing of the message.
-fn is_forbidden(name: &HeaderName) -> bool {
+pub(super) fn is_forbidden(name: &HeaderName) -> bool {
     const FORBIDDEN: [&str; 8] = [
         "host",
         "content-length",

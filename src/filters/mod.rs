@@ -1,11 +1,13 @@
 //! The members of `policy`: one file each, one row each in [`REGISTRY`]. CRD, docs and the order of work follow from
 //! the rows.
 
+mod authentication;
 mod authorization;
 mod chain;
 mod contract;
 #[cfg(test)]
 mod contract_tests;
+mod fetched;
 mod header_edits;
 mod query_edits;
 mod registry;
@@ -29,6 +31,7 @@ pub use contract::{
 #[cfg(test)]
 pub use contract_tests::NoScope;
 pub use cors::Cors;
+pub use fetched::{FetchPlan, Fetched, OwnHost, Reader, Step, Transport, Url};
 pub use registry::REGISTRY;
 pub use request::Request;
 pub use response::Response;

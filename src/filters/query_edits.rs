@@ -127,7 +127,7 @@ impl QueryEdits {
 
 /// Whether `encoded`, in any spelling, means `name`. A `+` is a space in forms and a plus elsewhere: both are taken, so
 /// that nothing that a backend may read as `name` stays.
-fn is_spelling_of(encoded: &str, name: &str) -> bool {
+pub(super) fn is_spelling_of(encoded: &str, name: &str) -> bool {
     if encoded == name {
         return true;
     }

@@ -1,10 +1,13 @@
 //! The table of all members of `policy`. A new member is one new file and one row here.
 
 use super::contract::{Row, filter, setting};
-use super::{authorization, cors, ip_access, request, response, security_headers, timeouts, validation};
+use super::{
+    authentication, authorization, cors, ip_access, request, response, security_headers, timeouts, validation,
+};
 
 /// Rows of one ring work in the order in which they stand here.
 pub static REGISTRY: &[Row] = &[
+    filter::<authentication::Authentication>(),
     filter::<authorization::Authorization>(),
     filter::<cors::Cors>(),
     filter::<ip_access::IpAccess>(),

@@ -4,18 +4,35 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
-use crate::filters::Keep;
+use tokio::sync::mpsc;
+
+use crate::filters::{FetchPlan, Fetched, Keep};
 
 type State = Arc<dyn Any + Send + Sync>;
 
 const FORGET_AFTER: Duration = Duration::from_secs(60);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Kept {
     states: Mutex<HashMap<String, Entry>>,
+    /// What is wanted, told once to who fetches.
+    wanted: mpsc::UnboundedSender<Weak<Fetched>>,
+    /// Until who fetches takes it.
+    fetches: Mutex<Option<Fetches>>,
+}
+
+/// What filters want fetched, as they begin to want it: as many as route maps name, for what nobody wants any more is
+/// not asked for again.
+pub type Fetches = mpsc::UnboundedReceiver<Weak<Fetched>>;
+
+impl Default for Kept {
+    fn default() -> Self {
+        let (wanted, fetches) = mpsc::unbounded_channel();
+        Self { states: Mutex::default(), wanted, fetches: Mutex::new(Some(fetches)) }
+    }
 }
 
 #[derive(Debug)]
@@ -26,6 +43,11 @@ struct Entry {
 }
 
 impl Kept {
+    /// For who fetches; once.
+    pub fn fetches(&self) -> Option<Fetches> {
+        self.fetches.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
     /// Forgets what nobody has held for a minute. Called with each install and now and then between.
     pub fn sweep(&self, now: Instant) {
         self.states.lock().unwrap_or_else(PoisonError::into_inner).retain(|_, entry| {
@@ -47,6 +69,20 @@ impl Keep for Kept {
         let state = make();
         states.insert(key.to_owned(), Entry { state: state.clone(), lonely_since: None });
         state
+    }
+
+    fn fetched(&self, plan: &FetchPlan) -> Arc<Fetched> {
+        let mut is_new = false;
+        let made = self.state(&format!("fetched {}", plan.name()), &mut || {
+            is_new = true;
+            Arc::new(Fetched::new(plan.clone()))
+        });
+        let fetched: Arc<Fetched> = made.downcast().expect("only what is fetched is kept under this name");
+        if is_new {
+            // Without a listener, as in a test of something else, it is never fetched.
+            let _ = self.wanted.send(fetched.weak());
+        }
+        fetched
     }
 }
 

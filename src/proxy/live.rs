@@ -125,12 +125,13 @@ impl LiveHost {
         &self.rules[self.rule_of_entry[entry]]
     }
 
+    pub fn has_own_headers(&self) -> bool {
+        !self.own_headers.is_empty()
+    }
+
     /// Takes away the fields that a client must not set, whichever rule it meets: many backends read `_` as `-`, and
     /// some every other sign.
     pub fn take_own_headers(&self, headers: &mut HeaderMap) {
-        if self.own_headers.is_empty() {
-            return;
-        }
         let is_own = |name: &HeaderName| {
             let name = name.as_str();
             self.own_headers

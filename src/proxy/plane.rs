@@ -11,9 +11,10 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
+use super::keep::{Fetches, Kept};
 use super::live::{Linker, Live};
 use super::worker::{Desk, Ear, Shared};
-use super::{Addresses, Settings, keep::Kept, listener, tls, worker};
+use super::{Addresses, Settings, listener, tls, worker};
 use crate::filters::Row;
 use crate::lifecycle::DrainSignal;
 use crate::route_map::{EndpointSet, RouteMap};
@@ -84,6 +85,11 @@ impl DataPlane {
         });
         let threads = Mutex::new(threads.collect::<io::Result<_>>()?);
         Ok(Self(Arc::new(Running { addresses, shared, linker: Mutex::new(Linker::new(members)), threads })))
+    }
+
+    /// What filters want fetched beside the requests; for the one who fetches it, once.
+    pub fn fetches(&self) -> Option<Fetches> {
+        self.0.shared.keep.fetches()
     }
 
     pub fn addresses(&self) -> &Addresses {

@@ -3,6 +3,7 @@
 //! [`answer`] is the outer function: it always answers, and writes down what happened. [`serve`] is the inner one, which
 //! uses `?`: normal form → host → rule → redirect to HTTPS → filters around the action.
 
+use std::borrow::Cow;
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -105,7 +106,7 @@ async fn serve(
     if intake.introduced {
         forwarded::strip_aliases(&mut parts.headers);
     }
-    let name = intake.host(&parts.headers);
+    let mut name = intake.host(&parts.headers);
     account.note(&parts, &name, seen.ip);
     if let Some(id) = seen.request_id {
         account.request_id = id;
@@ -130,6 +131,11 @@ async fn serve(
         }
         found => found?,
     };
+    if host.has_own_headers() {
+        // Before any rule is looked for by them.
+        name = Cow::Owned(name.into_owned());
+        host.take_own_headers(&mut parts.headers);
+    }
     let view = RequestView {
         method: &parts.method,
         path: parts.uri.path(),
@@ -157,7 +163,6 @@ async fn serve(
     account.matched(rule);
 
     let host_label = exact_name(host, &name);
-    host.take_own_headers(&mut parts.headers);
     let body = match &account.upload {
         None => Body::Empty,
         Some(upload) => {

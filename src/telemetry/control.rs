@@ -32,11 +32,19 @@ pub struct CertificateExpiry {
 #[derive(Debug, Default)]
 pub struct ControlStats(Mutex<State>);
 
+/// What was fetched from a host.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Fetches {
+    pub good: u64,
+    pub failed: u64,
+}
+
 #[derive(Debug)]
 struct State {
     compile: Histogram<{ STEPS.len() }>,
     propagation: Histogram<{ STEPS.len() }>,
     watch_errors: BTreeMap<&'static str, u64>,
+    fetches: BTreeMap<String, Fetches>,
     programmed: Programmed,
     certificates: Vec<CertificateExpiry>,
     synced: Option<Instant>,
@@ -49,6 +57,7 @@ pub(super) struct ControlTotals {
     pub compile: Total,
     pub propagation: Total,
     pub watch_errors: BTreeMap<&'static str, u64>,
+    pub fetches: BTreeMap<String, Fetches>,
     pub programmed: Programmed,
     pub certificates: Vec<CertificateExpiry>,
     /// Since the source was last known to be in step; none before the first time.
@@ -80,6 +89,16 @@ impl ControlStats {
         *self.state().watch_errors.entry(kind).or_default() += 1;
     }
 
+    /// Something that a policy names was fetched from a host.
+    pub fn fetched(&self, host: &str) {
+        self.state().fetches.entry(host.to_owned()).or_default().good += 1;
+    }
+
+    /// It could not be fetched, or not be read.
+    pub fn fetch_failed(&self, host: &str) {
+        self.state().fetches.entry(host.to_owned()).or_default().failed += 1;
+    }
+
     /// The source of configuration was heard just now and nothing is missing.
     pub fn synced(&self) {
         self.state().synced = Some(Instant::now());
@@ -99,6 +118,7 @@ impl ControlStats {
             compile,
             propagation,
             watch_errors: state.watch_errors.clone(),
+            fetches: state.fetches.clone(),
             programmed: state.programmed,
             certificates: state.certificates.clone(),
             sync_age: state.synced.map(|at| at.elapsed()),
@@ -118,6 +138,7 @@ impl Default for State {
             compile: Histogram::new(&STEPS),
             propagation: Histogram::new(&STEPS),
             watch_errors: BTreeMap::new(),
+            fetches: BTreeMap::new(),
             programmed: Programmed::default(),
             certificates: Vec::new(),
             synced: None,

@@ -138,6 +138,8 @@ mod tests {
         control.compiled(Duration::from_millis(4));
         control.propagated(Duration::from_millis(40));
         control.watch_error("secrets");
+        control.fetched("login.example");
+        control.fetch_failed("login.example");
         control.synced();
         let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
         let certificate = CertificateExpiry { namespace: "shop".into(), secret: "tls".into(), not_after };

@@ -298,6 +298,18 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_fetches_total",
+        kind: Kind::Counter,
+        labels: &["host", "result"],
+        help: "Keys and the like that policies name, fetched from their host: good or failed",
+        read: |scrape, emit| {
+            for (host, count) in &scrape.control.fetches {
+                emit(&[host, "good"], number(count.good));
+                emit(&[host, "failed"], number(count.failed));
+            }
+        },
+    },
+    Metric {
         name: "portcullis_leader",
         kind: Kind::Gauge,
         labels: &[],

@@ -1,6 +1,7 @@
 //! The one integration-test binary; each room of tests is a module.
 
 mod architecture;
+mod authentication;
 mod authorization;
 mod commands;
 mod compile_golden;
@@ -24,3 +25,4 @@ mod proxy_rig;
 mod proxy_streams;
 mod proxy_tls;
 mod raw_requests;
+mod tokens;

@@ -1,0 +1,253 @@
+//! What authentication costs: CPU time of this thread a request, and of a change among 100,000 keys.
+//! `cargo bench --bench authentication`.
+//!
+//! Exits with 1 when a goal is missed: 3 µs for an API key or a token that is known, 200 µs for an ES256 token that is
+//! not, 250 ms until one more key among 100,000 is compiled.
+
+use std::any::Any;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::process::ExitCode;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use http::HeaderValue;
+use portcullis::compile::{HostnameClaims, LoopbackHosts, Memo, Options, compile};
+use portcullis::filters::{Decision, Filter, Keep, REGISTRY};
+use portcullis::message::{
+    Captures, Client, ErrorKind, Exchange, Identity, Labels, LocalFuture, Outbound, Protocol, ProxyError,
+    Request, RequestId, Response, Scheme,
+};
+use portcullis::snapshot::{Manifest, SecretData, Snapshot};
+use portcullis::values::{BackendId, ObjectName, Redacted};
+use serde_json::{Value, json};
+
+const KEYS: usize = 100_000;
+const ROUNDS: usize = 50_000;
+const TOKENS: usize = 500;
+
+fn main() -> ExitCode {
+    let mut missed = 0;
+    println!("{:<52} {:>12} {:>12}", "", "measured", "goal");
+    let mut row = |what: &str, measured: f64, unit: &str, goal: f64| {
+        let mark = if measured > goal { " MISSED" } else { "" };
+        missed += usize::from(measured > goal);
+        println!("{what:<52} {:>12} {:>12}{mark}", format!("{measured:.2} {unit}"), format!("{goal} {unit}"));
+    };
+    let signer = Signer::new();
+    let mut world = world(&signer);
+    let (first, (compiled, mut memo)) = timed(|| compile(&world, &options(), Memo::default()));
+    row(&format!("compile with {KEYS} keys, for the first time"), millis(first), "ms", 2_000.0);
+    // As the proxy holds it.
+    let mut serving = compiled.map.clone();
+    let mut spent: Vec<_> = (0..9)
+        .map(|round| {
+            let secret = secret(KEYS + round);
+            world.secrets.insert(secret.name.clone(), secret);
+            let (spent, (compiled, next)) = timed(|| compile(&world, &options(), std::mem::take(&mut memo)));
+            (serving, memo) = (compiled.map, next);
+            millis(spent)
+        })
+        .collect();
+    spent.sort_by(f64::total_cmp);
+    row("  one more key among them, median of 9", spent[4], "ms", 250.0);
+
+    let host = serving.host("shop.example").expect("served");
+    let (place, plan) = &host.table.entries()[0].rule.filters[0];
+    let filter = REGISTRY[*place].link.expect("a filter")(plan, &Forgetful);
+    let key = field("x-api-key", &key(KEYS / 2));
+    row("an API key", each(&*filter, ROUNDS, |_| key.clone(), true), "µs", 3.0);
+    let wrong = field("x-api-key", "wrong");
+    row("a wrong API key", each(&*filter, ROUNDS, |_| wrong.clone(), false), "µs", 3.0);
+    let tokens: Vec<_> =
+        (0..TOKENS).map(|place| field("authorization", &format!("Bearer {}", signer.token(place)))).collect();
+    row(
+        "an ES256 token, for the first time",
+        each(&*filter, TOKENS, |place| tokens[place].clone(), true),
+        "µs",
+        200.0,
+    );
+    row("  known", each(&*filter, ROUNDS, |_| tokens[0].clone(), true), "µs", 3.0);
+    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+type Field = (&'static str, HeaderValue);
+
+fn field(name: &'static str, value: &str) -> Field {
+    (name, HeaderValue::from_str(value).expect("a value"))
+}
+
+/// Microseconds a request, those of making the exchange taken off.
+fn each(filter: &dyn Filter, rounds: usize, shown: impl Fn(usize) -> Field, passes: bool) -> f64 {
+    let exchanges = |rounds: usize| -> Vec<Exchange> {
+        let with = |place| {
+            let (name, value) = shown(place);
+            let mut exchange = exchange();
+            exchange.request.headers_mut().insert(name, value);
+            exchange
+        };
+        (0..rounds).map(with).collect()
+    };
+    let mut waiting = exchanges(rounds);
+    let (spent, passed) = timed(|| {
+        let judge = |exchange: &mut Exchange| matches!(filter.request(exchange), Decision::Continue);
+        waiting.iter_mut().map(judge).filter(|passed| *passed).count()
+    });
+    assert_eq!(passed, if passes { rounds } else { 0 });
+    spent.as_secs_f64() * 1e6 / rounds as f64
+}
+
+struct Forgetful;
+
+impl Keep for Forgetful {
+    fn state(
+        &self,
+        _: &str,
+        make: &mut dyn FnMut() -> Arc<dyn Any + Send + Sync>,
+    ) -> Arc<dyn Any + Send + Sync> {
+        make()
+    }
+}
+
+struct Nowhere;
+
+impl Outbound for Nowhere {
+    fn call<'a>(&'a self, _: &'a BackendId, _: Request) -> LocalFuture<'a, Result<Response, ProxyError>> {
+        Box::pin(async { Err(ErrorKind::BackendNotFound.into()) })
+    }
+
+    fn detach(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>> {
+        Err(work)
+    }
+}
+
+fn exchange() -> Exchange {
+    let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    Exchange {
+        request: Request::default(),
+        client: Client {
+            peer: SocketAddr::new(ip, 1),
+            ip,
+            scheme: Scheme::Https,
+            protocol: Protocol::Http11,
+            server_name: None,
+        },
+        identity: Identity::ANONYMOUS,
+        ruling: None,
+        origin: None,
+        body_failure: None,
+        host: "shop.example".into(),
+        labels: Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "a".into() }),
+        captures: Captures::default(),
+        host_override: None,
+        matched_prefix: 0,
+        request_id: RequestId([0; 16]),
+        started: tokio::time::Instant::now(),
+        deadline: None,
+        outbound: Rc::new(Nowhere),
+    }
+}
+
+struct Signer(EcdsaKeyPair);
+
+impl Signer {
+    fn new() -> Self {
+        Self(EcdsaKeyPair::generate(&ECDSA_P256_SHA256_FIXED_SIGNING).expect("a key"))
+    }
+
+    fn jwks(&self) -> String {
+        let (x, y) = self.0.public_key().as_ref()[1..].split_at(32);
+        json!({"keys": [{"kty": "EC", "crv": "P-256", "kid": "k", "x": encode(x), "y": encode(y)}]})
+            .to_string()
+    }
+
+    /// Of the usual size, with the usual claims.
+    fn token(&self, place: usize) -> String {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after the epoch").as_secs();
+        let claims = json!({
+            "iss": "https://login.shop.example", "aud": ["shop-api", "other"], "sub": "248289761001", "exp": now + 3_600,
+            "iat": now, "jti": place.to_string(), "scope": "openid profile orders:read orders:write",
+            "email": "jane.doe@shop.example", "roles": ["buyer", "reviewer"], "tenant": "acme",
+        });
+        let header = json!({"alg": "ES256", "kid": "k", "typ": "at+jwt"});
+        let signed = format!("{}.{}", encode(header.to_string()), encode(claims.to_string()));
+        let signature = self.0.sign(&SystemRandom::new(), signed.as_bytes()).expect("signed");
+        format!("{signed}.{}", encode(signature))
+    }
+}
+
+fn encode(bytes: impl AsRef<[u8]>) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+fn key(place: usize) -> String {
+    let mixed = (place as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    format!("{mixed:016x}{:016x}", mixed.rotate_left(23).wrapping_mul(0xbf58_476d_1ce4_e5b9))
+}
+
+fn secret(place: usize) -> Arc<SecretData> {
+    let annotations =
+        [("portcullis.dev/consumer", format!("consumer-{place}")), ("portcullis.dev/tier", "gold".into())];
+    Arc::new(SecretData {
+        name: ObjectName::new("shop", format!("key-{place:06}")),
+        kind: "Opaque".into(),
+        labels: [("portcullis.dev/api-keys".to_owned(), "shop".to_owned())].into_iter().collect(),
+        annotations: annotations.into_iter().map(|(name, value)| (name.to_owned(), value)).collect(),
+        data: Arc::new([("key".to_owned(), Redacted::new(key(place).into_bytes()))].into()),
+    })
+}
+
+fn world(signer: &Signer) -> Snapshot {
+    let spec: Value = json!({
+        "hostnames": ["shop.example"],
+        "policy": {"authentication": {"anyOf": [
+            {"name": "partners", "apiKey": {"secretSelector": {"matchLabels": {"portcullis.dev/api-keys": "shop"}}}},
+            {"name": "users", "jwt": {"issuer": "https://login.shop.example", "audiences": ["shop-api"], "jwks": {"inline": signer.jwks()}}},
+        ]}},
+        "rules": [{"name": "all", "respond": {"status": 200}}],
+    });
+    let manifest = Manifest {
+        name: ObjectName::new("shop", "shop"),
+        uid: "u".into(),
+        generation: 1,
+        created: Some(1_700_000_000),
+        spec: spec.to_string().into(),
+        status: None,
+        origin: None,
+    };
+    Snapshot {
+        routes: [(manifest.name.clone(), Arc::new(manifest))].into(),
+        secrets: (0..KEYS).map(secret).map(|secret| (secret.name.clone(), secret)).collect(),
+        ..Snapshot::default()
+    }
+}
+
+fn options() -> Options {
+    Options {
+        class_name: "portcullis".into(),
+        namespace: "platform".into(),
+        hostnames: HostnameClaims::FirstCome,
+        loopback: LoopbackHosts::Refused,
+    }
+}
+
+fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
+    let before = thread_time();
+    let result = work();
+    (thread_time() - before, result)
+}
+
+/// CPU time of this thread, so that other work on the machine does not count (proc(5), schedstat).
+fn thread_time() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("this bench runs on Linux");
+    let nanos = text.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
+    Duration::from_nanos(nanos.expect("nanoseconds first"))
+}
+
+fn millis(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}

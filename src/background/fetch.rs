@@ -1,0 +1,353 @@
+//! Whatever filters want fetched, kept fresh: a task each, which ends when no installed route map wants it any more.
+//!
+//! Invariants: every address passes the egress guard when it is dialled; redirects are not followed; time and size are
+//! bounded; what was good last stays when a try fails, however often.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::header::{ACCEPT, HOST, USER_AGENT};
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+
+use crate::filters::{Fetched, Step, Transport, Url};
+use crate::telemetry::Telemetry;
+use crate::upstream::Guard;
+
+/// How often what was fetched is fetched again.
+const FRESH: Duration = Duration::from_secs(300);
+/// After a failure; doubled with each.
+const FIRST_DELAY: Duration = Duration::from_millis(500);
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+/// Nothing is wanted sooner than this by those who never had it.
+const LONGEST_FIRST_DELAY: Duration = Duration::from_secs(10);
+/// How often a task looks whether anybody wants it still.
+const LOOK: Duration = Duration::from_secs(10);
+/// One request, from the look-up of the name to the end of the body.
+const PATIENCE: Duration = Duration::from_secs(10);
+const MAX_BODY: usize = 512 << 10;
+const MAX_STEPS: usize = 3;
+
+/// Fetches what is wanted until the channel is closed.
+pub async fn keep_fetching(
+    mut wanted: mpsc::UnboundedReceiver<Weak<Fetched>>,
+    guard: Guard,
+    telemetry: Telemetry,
+) {
+    let client = Client { guard, tls: TlsConnector::from(Arc::new(tls())) };
+    let mut tasks = JoinSet::new();
+    loop {
+        tokio::select! {
+            next = wanted.recv() => match next {
+                Some(fetched) => drop(tasks.spawn(keep_fresh(fetched, client.clone(), telemetry.clone()))),
+                None => return,
+            },
+            Some(_) = tasks.join_next() => {}
+        }
+    }
+}
+
+async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry) {
+    let (mut failures, mut had_any) = (0_u32, false);
+    loop {
+        let Some(wanted) = fetched.upgrade() else { return };
+        let host = Arc::clone(&wanted.plan.url.host);
+        let delay = match client.run(&wanted).await {
+            Ok(value) => {
+                if failures > 0 || !had_any {
+                    tracing::info!(url = %wanted.plan.url, "fetched");
+                }
+                (failures, had_any) = (0, true);
+                telemetry.control().fetched(&host);
+                wanted.tried(Some(value));
+                FRESH
+            }
+            Err(error) => {
+                if failures == 0 {
+                    tracing::warn!(url = %wanted.plan.url, error, "cannot be fetched; it is tried again, what is known stays");
+                }
+                telemetry.control().fetch_failed(&host);
+                wanted.tried(None);
+                let longest = if had_any { LONGEST_DELAY } else { LONGEST_FIRST_DELAY };
+                let delay = FIRST_DELAY.saturating_mul(1 << failures.min(10)).min(longest);
+                failures += 1;
+                delay
+            }
+        };
+        let asked = wanted.wanted();
+        drop(wanted);
+        let until = tokio::time::Instant::now() + delay;
+        loop {
+            let next_look = (tokio::time::Instant::now() + LOOK).min(until);
+            tokio::select! {
+                () = tokio::time::sleep_until(next_look) => {}
+                () = asked.notified() => break,
+            }
+            if fetched.strong_count() == 0 {
+                return;
+            }
+            if tokio::time::Instant::now() >= until {
+                break;
+            }
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Client {
+    guard: Guard,
+    tls: TlsConnector,
+}
+
+impl Client {
+    async fn run(&self, fetched: &Fetched) -> Result<Arc<dyn std::any::Any + Send + Sync>, String> {
+        let (mut url, reader) = (fetched.plan.url.clone(), &fetched.plan.reader);
+        for step in 0..MAX_STEPS {
+            let body = tokio::time::timeout(PATIENCE, self.get(&url));
+            let body = body.await.map_err(|_| format!("{url} did not answer within {PATIENCE:?}"))?;
+            let body = body.map_err(|error| format!("{url}: {error}"))?;
+            match reader.read(step, &body).map_err(|error| format!("{url}: {error}"))? {
+                Step::Done(value) => return Ok(value),
+                Step::Next(next) => url = next,
+            }
+        }
+        Err("it leads on and on".into())
+    }
+
+    async fn get(&self, url: &Url) -> Result<Bytes, String> {
+        let stream = self.dial(url).await?;
+        match url.transport {
+            Transport::Plain => exchange(stream, url).await,
+            Transport::Tls => {
+                let name =
+                    ServerName::try_from(url.host.to_string()).map_err(|_| "it has no name for TLS")?;
+                let stream = self.tls.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))?;
+                exchange(stream, url).await
+            }
+        }
+    }
+
+    async fn dial(&self, url: &Url) -> Result<TcpStream, String> {
+        let found = tokio::net::lookup_host((&*url.host, url.port)).await;
+        let addresses: Vec<SocketAddr> = found.map_err(|error| format!("no address: {error}"))?.collect();
+        let mut why = "no address".to_owned();
+        for address in addresses {
+            if !self.guard.permits(address.ip()) {
+                why = format!("the egress guard refuses {address}");
+                continue;
+            }
+            match TcpStream::connect(address).await {
+                Ok(stream) => return Ok(stream),
+                Err(error) => why = format!("cannot connect to {address}: {error}"),
+            }
+        }
+        Err(why)
+    }
+}
+
+async fn exchange(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    url: &Url,
+) -> Result<Bytes, String> {
+    let connected = http1::Builder::new().max_headers(100).handshake(TokioIo::new(stream)).await;
+    let (mut sender, connection) = connected.map_err(|error| error.to_string())?;
+    let request = Request::get(&*url.target)
+        .header(HOST, url.authority())
+        .header(ACCEPT, "application/json")
+        .header(USER_AGENT, "portcullis")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| error.to_string())?;
+    let asking = async {
+        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        if response.status() != StatusCode::OK {
+            return Err(format!("it answered {}; redirects are not followed", response.status()));
+        }
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
+        body.map(http_body_util::Collected::to_bytes).map_err(|error| error.to_string())
+    };
+    let mut asking = std::pin::pin!(asking);
+    tokio::select! {
+        answer = &mut asking => answer,
+        // It may end first and have said all.
+        _ = connection => asking.await,
+    }
+}
+
+/// The roots of the system.
+fn tls() -> rustls::ClientConfig {
+    let mut roots = rustls::RootCertStore::empty();
+    let found = rustls_native_certs::load_native_certs();
+    let (added, _) = roots.add_parsable_certificates(found.certs);
+    if added == 0 {
+        tracing::warn!("the system has no root certificates; nothing can be fetched by https");
+    }
+    let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::filters::{FetchPlan, OwnHost, Reader};
+    use crate::upstream::Loopback;
+
+    #[derive(Debug)]
+    struct Text;
+
+    impl Reader for Text {
+        fn name(&self) -> String {
+            "text".into()
+        }
+
+        fn read(&self, step: usize, body: &[u8]) -> Result<Step, String> {
+            let text = String::from_utf8_lossy(body).into_owned();
+            match text.strip_prefix("next ") {
+                Some(next) => Url::new(next, OwnHost::Allowed).map(Step::Next),
+                None if text == "bad" => Err("bad".into()),
+                None => Ok(Step::Done(Arc::new(format!("{step}: {text}")))),
+            }
+        }
+    }
+
+    /// Answers with what the test says at the time, and counts.
+    struct Issuer {
+        address: SocketAddr,
+        answer: Arc<std::sync::Mutex<String>>,
+        asked: Arc<AtomicUsize>,
+    }
+
+    impl Issuer {
+        async fn start(answer: &str) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+            let address = listener.local_addr().expect("an address");
+            let answer = Arc::new(std::sync::Mutex::new(ok(answer)));
+            let asked = Arc::<AtomicUsize>::default();
+            let (said, count) = (Arc::clone(&answer), Arc::clone(&asked));
+            tokio::spawn(async move {
+                while let Ok((mut stream, _)) = listener.accept().await {
+                    let mut head = vec![0; 4096];
+                    let _ = stream.read(&mut head).await;
+                    count.fetch_add(1, Ordering::SeqCst);
+                    let answer = said.lock().expect("not poisoned").clone();
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                }
+            });
+            Self { address, answer, asked }
+        }
+
+        fn say(&self, answer: String) {
+            *self.answer.lock().expect("not poisoned") = answer;
+        }
+
+        fn fetched(&self) -> Arc<Fetched> {
+            let url = Url::new(&format!("http://{}/keys", self.address), OwnHost::Allowed).expect("a URL");
+            Arc::new(Fetched::new(FetchPlan { url, reader: Arc::new(Text) }))
+        }
+    }
+
+    fn ok(body: &str) -> String {
+        format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+    }
+
+    fn start(loopback: Loopback) -> mpsc::UnboundedSender<Weak<Fetched>> {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let (sender, receiver) = mpsc::unbounded_channel();
+        tokio::spawn(keep_fetching(receiver, Guard::new(loopback), Telemetry::new(1)));
+        sender
+    }
+
+    async fn until(what: &str, holds: impl Fn() -> bool) {
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(20);
+        while !holds() {
+            assert!(tokio::time::Instant::now() < deadline, "waited in vain until {what}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    fn value(fetched: &Fetched) -> Option<String> {
+        fetched.value::<String>().map(|text| (*text).clone())
+    }
+
+    #[tokio::test]
+    async fn it_is_fetched_again_when_asked_for_and_the_last_good_one_stays() {
+        let issuer = Issuer::start("one").await;
+        let (sender, fetched) = (start(Loopback::Allowed), issuer.fetched());
+        sender.send(fetched.weak()).expect("it runs");
+        until("it came", || value(&fetched).as_deref() == Some("0: one")).await;
+        issuer.say(ok("two"));
+        fetched.ask().expect("not asked before").await;
+        assert_eq!(value(&fetched).as_deref(), Some("0: two"));
+        assert!(fetched.ask().is_none() && issuer.asked.load(Ordering::SeqCst) == 2);
+    }
+
+    #[tokio::test]
+    async fn what_fails_is_tried_again_and_never_kept() {
+        let large = ok(&"x".repeat(MAX_BODY + 1));
+        for wrong in [
+            "HTTP/1.1 302 Found\r\nLocation: /other\r\nContent-Length: 0\r\n\r\n",
+            "HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",
+            "",
+            "nonsense\r\n\r\n",
+            &large,
+            &ok("bad"),
+        ] {
+            let issuer = Issuer::start("").await;
+            issuer.say(wrong.to_owned());
+            let (sender, fetched) = (start(Loopback::Allowed), issuer.fetched());
+            sender.send(fetched.weak()).expect("it runs");
+            until("it was tried", || issuer.asked.load(Ordering::SeqCst) > 0).await;
+            assert_eq!(value(&fetched), None, "{:.40}", wrong);
+            issuer.say(ok("good"));
+            until("it got well", || value(&fetched).is_some()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn it_goes_where_it_is_led_but_not_in_circles() {
+        let (first, second) = (Issuer::start("").await, Issuer::start("there").await);
+        first.say(ok(&format!("next http://{}/", second.address)));
+        let (sender, fetched) = (start(Loopback::Allowed), first.fetched());
+        sender.send(fetched.weak()).expect("it runs");
+        until("it came", || value(&fetched).as_deref() == Some("1: there")).await;
+        let circle = Issuer::start("").await;
+        circle.say(ok(&format!("next http://{}/", circle.address)));
+        let round = circle.fetched();
+        sender.send(round.weak()).expect("it runs");
+        until("it was tried", || circle.asked.load(Ordering::SeqCst) >= MAX_STEPS).await;
+        assert_eq!(value(&round), None);
+    }
+
+    #[tokio::test]
+    async fn the_guard_is_asked_and_what_nobody_wants_is_not_fetched() {
+        let issuer = Issuer::start("one").await;
+        let (sender, fetched) = (start(Loopback::Refused), issuer.fetched());
+        sender.send(fetched.weak()).expect("it runs");
+        let waiting = fetched.ask().expect("not asked before");
+        waiting.await;
+        assert_eq!((value(&fetched), issuer.asked.load(Ordering::SeqCst)), (None, 0));
+        let (open, gone) = (start(Loopback::Allowed), issuer.fetched());
+        let weak = gone.weak();
+        drop(gone);
+        open.send(weak).expect("it runs");
+        let here = issuer.fetched();
+        open.send(here.weak()).expect("it runs");
+        until("the other came", || value(&here).is_some()).await;
+        assert_eq!(issuer.asked.load(Ordering::SeqCst), 1);
+    }
+}

@@ -1,0 +1,154 @@
+//! `claimsToHeaders`: who the client is, told to the backend in fields that only the gateway may set.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use kube::KubeSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::filters::header_edits::is_forbidden;
+use crate::message::KnownIdentity;
+use crate::values::{FieldPath, Problem, Reason};
+
+/// What a claim may bring into a field.
+const MAX_VALUE: usize = 4 << 10;
+
+/// A claim, and the field that tells it.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClaimToHeader {
+    /// Name of the claim or of a piece of metadata; id and scopes are always there.
+    #[schemars(length(min = 1, max = 256))]
+    pub claim: String,
+    /// Name of the field; clients cannot set it themselves.
+    #[schemars(length(min = 1, max = 256), regex(pattern = "^[-A-Za-z0-9!#$%&'*+.^_`|~]+$"))]
+    pub header: String,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClaimHeaders(Box<[(Box<str>, HeaderName)]>);
+
+impl ClaimHeaders {
+    pub fn new(specs: &[ClaimToHeader], problems: &mut Vec<Problem>) -> Self {
+        let mut proven: Vec<(Box<str>, HeaderName)> = Vec::new();
+        for (index, spec) in specs.iter().enumerate() {
+            let at = FieldPath::new("claimsToHeaders").index(index).field("header");
+            let header = spec.header.as_str();
+            let message = match HeaderName::try_from(header) {
+                Ok(name) if is_forbidden(&name) => {
+                    format!("{header} is not a claim's to set; take another name")
+                }
+                Ok(name) if proven.iter().any(|(_, known)| *known == name) => {
+                    format!("{header} is set here already; leave one out")
+                }
+                Ok(name) => {
+                    proven.push((spec.claim.as_str().into(), name));
+                    continue;
+                }
+                Err(_) => format!("found {header:?}, expected the name of a header field"),
+            };
+            problems.push(Problem::error(at, Reason::PolicyInvalid, message));
+        }
+        Self(proven.into())
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = HeaderName> {
+        self.0.iter().map(|(_, name)| name.clone())
+    }
+
+    /// A claim that is not there, or that no field can hold, leaves its field out.
+    pub fn tell(&self, identity: &KnownIdentity, headers: &mut HeaderMap) {
+        for (claim, name) in &self.0 {
+            match text(identity, claim).and_then(|text| value(&text)) {
+                Some(value) => drop(headers.insert(name, value)),
+                None => drop(headers.remove(name)),
+            }
+        }
+    }
+}
+
+fn text(identity: &KnownIdentity, claim: &str) -> Option<String> {
+    match (identity.claims.get(claim), claim) {
+        (Some(Value::Null), _) => None,
+        (Some(Value::String(text)), _) => Some(text.clone()),
+        (Some(Value::Array(items)), _) if items.iter().all(Value::is_string) => {
+            Some(items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","))
+        }
+        (Some(other), _) => Some(other.to_string()),
+        (None, "id") => Some(identity.id.as_ref().to_owned()),
+        (None, "scopes") => Some(identity.scopes.join(" ")),
+        (None, _) => None,
+    }
+}
+
+fn value(text: &str) -> Option<HeaderValue> {
+    let is_plain = text.trim() == text && text.len() <= MAX_VALUE;
+    HeaderValue::from_str(text)
+        .or_else(|_| HeaderValue::from_bytes(text.as_bytes()))
+        .ok()
+        .filter(|_| is_plain)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::message::IdentityKind;
+
+    fn told(claims: Value) -> Vec<String> {
+        let Value::Object(claims) = claims else { panic!("no claims") };
+        let identity = KnownIdentity {
+            kind: IdentityKind::Jwt,
+            entry: "users".into(),
+            issuer: "".into(),
+            id: "alice".into(),
+            scopes: Arc::new(["a".into(), "b".into()]),
+            claims: Arc::new(claims),
+        };
+        let spec = ["id", "scopes", "x"]
+            .map(|claim| ClaimToHeader { claim: claim.into(), header: format!("x-{claim}") });
+        let mut headers = HeaderMap::new();
+        let mut problems = Vec::new();
+        ClaimHeaders::new(&spec, &mut problems).tell(&identity, &mut headers);
+        assert_eq!(problems, []);
+        headers
+            .iter()
+            .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
+            .collect()
+    }
+
+    #[test]
+    fn claims_become_fields_as_far_as_a_field_can_hold_them() {
+        for (claims, last) in [
+            (json!({"x": "text"}), Some("x-x: text")),
+            (json!({"x": ["a", "b"]}), Some("x-x: a,b")),
+            (json!({"x": 7}), Some("x-x: 7")),
+            (json!({"x": {"a": true}}), Some("x-x: {\"a\":true}")),
+            (json!({"x": "ä"}), Some("x-x: ä")),
+            (json!({"x": null}), None),
+            (json!({"x": "a\r\nx-admin: 1"}), None),
+            (json!({"x": " a"}), None),
+            (json!({"x": "a".repeat(5_000)}), None),
+            (json!({}), None),
+        ] {
+            let mut expected = vec!["x-id: alice".to_owned(), "x-scopes: a b".to_owned()];
+            expected.extend(last.map(str::to_owned));
+            assert_eq!(told(claims), expected);
+        }
+    }
+
+    #[test]
+    fn fields_of_the_connection_are_no_place_for_claims() {
+        let spec = ["Host", "X-A", "x-a", "Transfer-Encoding"]
+            .map(|header| ClaimToHeader { claim: "a".into(), header: header.into() });
+        let mut problems = Vec::new();
+        ClaimHeaders::new(&spec, &mut problems);
+        let paths: Vec<_> = problems.iter().map(|problem| problem.path.as_str()).collect();
+        assert_eq!(
+            paths,
+            ["claimsToHeaders[0].header", "claimsToHeaders[2].header", "claimsToHeaders[3].header"]
+        );
+    }
+}

@@ -1,0 +1,116 @@
+//! What a token must say to count: `iss`, `aud`, `exp`, `nbf`, `typ` and the claims that are required (RFC 7519, RFC
+//! 8725).
+
+use std::sync::Arc;
+
+use serde_json::{Map, Value};
+
+use super::compact::Compact;
+use super::key_set::Algorithm;
+use crate::message::{IdentityKind, KnownIdentity};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rules {
+    pub entry: Arc<str>,
+    pub issuer: Arc<str>,
+    pub audiences: Box<[Box<str>]>,
+    pub algorithms: Box<[Algorithm]>,
+    /// `None`: a token of access or of no kind.
+    pub kind: Option<Box<str>>,
+    pub required: Box<[Box<str>]>,
+    /// Seconds by which clocks may differ.
+    pub skew: i64,
+}
+
+/// A token that counts, until then (seconds since the epoch, skew included).
+pub struct Counted {
+    pub identity: KnownIdentity,
+    pub until: i64,
+}
+
+impl Rules {
+    /// What is known before a signature is looked at: the algorithm is one that is taken.
+    pub fn takes(&self, token: &Compact<'_>) -> bool {
+        self.algorithms.contains(&token.algorithm) && self.is_of_kind(token.kind())
+    }
+
+    /// A token for something else that the same issuer signs (a logout, an event, a proof) is none of access (RFC 8725
+    /// section 3.11).
+    fn is_of_kind(&self, kind: Option<&str>) -> bool {
+        match (&self.kind, kind) {
+            (Some(wanted), Some(kind)) => wanted.eq_ignore_ascii_case(kind),
+            (Some(_), None) => false,
+            (None, None) => true,
+            (None, Some(kind)) => kind.eq_ignore_ascii_case("JWT") || kind.eq_ignore_ascii_case("at+jwt"),
+        }
+    }
+
+    /// Judges the claims of a token whose signature is good. `None`: it does not count.
+    pub fn count(&self, claims: Map<String, Value>, now: i64) -> Option<Counted> {
+        let text = |name: &str| match claims.get(name) {
+            None => Some(None),
+            Some(Value::String(text)) => Some(Some(text.as_str())),
+            Some(_) => None,
+        };
+        let date = |name: &str| match claims.get(name) {
+            None => Some(None),
+            // A time may have a fraction (RFC 7519 section 2).
+            Some(Value::Number(number)) => Some(Some(number.as_f64()?)),
+            Some(_) => None,
+        };
+        let audience_is_ours = match claims.get("aud")? {
+            Value::String(one) => self.is_audience(one),
+            Value::Array(several) => {
+                let texts: Vec<_> = several.iter().map(Value::as_str).collect::<Option<_>>()?;
+                texts.into_iter().any(|one| self.is_audience(one))
+            }
+            _ => false,
+        };
+        let ends = date("exp")??;
+        let begins = date("nbf")?;
+        date("iat")?;
+        text("jti")?;
+        let (now, skew) = (to_f64(now), to_f64(self.skew));
+        let is_in_time = now < ends + skew && begins.is_none_or(|begins| begins - skew <= now);
+        let has_required =
+            self.required.iter().all(|name| claims.get(&**name).is_some_and(|value| !value.is_null()));
+        if text("iss")?? != &*self.issuer || !audience_is_ours || !is_in_time || !has_required {
+            return None;
+        }
+        let id: Arc<str> = text("sub")?.unwrap_or_default().into();
+        let scopes = scopes(&claims)?;
+        let identity = KnownIdentity {
+            kind: IdentityKind::Jwt,
+            entry: self.entry.clone(),
+            issuer: self.issuer.clone(),
+            id,
+            scopes,
+            claims: Arc::new(claims),
+        };
+        Some(Counted { identity, until: to_seconds(ends + skew) })
+    }
+
+    fn is_audience(&self, audience: &str) -> bool {
+        self.audiences.iter().any(|ours| **ours == *audience)
+    }
+}
+
+/// `scope` (RFC 8693) or `scp`, as text or list.
+fn scopes(claims: &Map<String, Value>) -> Option<Arc<[Box<str>]>> {
+    match claims.get("scope").or_else(|| claims.get("scp")) {
+        None | Some(Value::Null) => Some(Arc::default()),
+        Some(Value::String(text)) => Some(text.split_ascii_whitespace().map(Into::into).collect()),
+        Some(Value::Array(list)) => list.iter().map(|one| Some(one.as_str()?.into())).collect(),
+        Some(_) => None,
+    }
+}
+
+#[expect(clippy::cast_precision_loss, reason = "times of the next 285 million years are exact")]
+fn to_f64(seconds: i64) -> f64 {
+    seconds as f64
+}
+
+#[expect(clippy::cast_possible_truncation, reason = "what is out of range becomes its end")]
+fn to_seconds(time: f64) -> i64 {
+    time.floor() as i64
+}

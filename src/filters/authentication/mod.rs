@@ -1,0 +1,336 @@
+//! `authentication`: who the client is. The entries of `anyOf` are a table of their own, a file each; the first that
+//! finds a credential of its kind decides.
+//!
+//! Invariants: what is not recognised is never let on as somebody; a credential that decided goes to the backend only
+//! where its entry says so, others never; nothing that is answered tells which part of a credential was wrong.
+
+mod api_key;
+mod bearer;
+mod brake;
+mod claim_headers;
+mod entry;
+mod jwt;
+mod key_table;
+mod places;
+#[cfg(test)]
+mod tests;
+
+use std::cell::OnceCell;
+use std::sync::Arc;
+
+use http::header::WWW_AUTHENTICATE;
+use http::{HeaderName, HeaderValue};
+use kube::KubeSchema;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use self::bearer::Bearer;
+use self::brake::{Brake, Recent};
+use self::entry::{Checked, Entry, EntryKind, Gate, Scheme};
+use crate::filters::contract::{Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
+use crate::message::{ErrorKind, Exchange, ProxyError};
+use crate::values::{Duration, FieldPath, Problem, Reason};
+
+pub struct Authentication;
+
+/// Who the client is.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = (
+        "(has(self.mode) && self.mode == 'Disabled') != (has(self.anyOf) && size(self.anyOf) > 0)",
+        "anyOf is needed, unless mode is Disabled"
+    )
+)]
+pub struct Spec {
+    /// Required (default), Optional (none is fine, a wrong one is not) or Disabled.
+    #[serde(default)]
+    pub mode: Mode,
+    /// Kinds of credentials; the first entry that finds one of its kind decides.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub any_of: Vec<EntrySpec>,
+    /// Stops addresses whose credentials keep failing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failures: Option<FailuresSpec>,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    #[default]
+    Required,
+    Optional,
+    Disabled,
+}
+
+/// A kind of credential.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = ("[has(self.apiKey), has(self.jwt)].exists_one(x, x)", ONE_KIND))]
+pub struct EntrySpec {
+    /// Name of the entry, as identity.entry tells it.
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Keys in Secrets.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub api_key: Option<api_key::Spec>,
+    /// Tokens that an issuer signs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub jwt: Option<jwt::Spec>,
+}
+
+const ONE_KIND: &str = "give exactly one kind of credential: apiKey or jwt";
+
+/// So many failures within such a time.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FailuresSpec {
+    /// Failures of one address; 30 by default, 0 stops nobody.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000))]
+    pub requests: Option<i32>,
+    /// Time within which they count; 1m by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub per: Option<Duration>,
+}
+
+#[derive(Debug, PartialEq)]
+pub struct Plan {
+    mode: Mode,
+    entries: Vec<EntryPlan>,
+    /// `None`: nobody is stopped.
+    failures: Option<(u32, std::time::Duration)>,
+}
+
+/// The table of entries.
+#[derive(Debug, PartialEq)]
+enum EntryPlan {
+    ApiKey(api_key::Plan),
+    Jwt(jwt::Plan),
+}
+
+impl EntryPlan {
+    fn compile(spec: EntrySpec, at: &FieldPath, scope: &mut dyn Scope) -> Result<Self, Vec<Problem>> {
+        let name: Arc<str> = spec.name.as_str().into();
+        match (spec.api_key, spec.jwt) {
+            (Some(spec), None) => {
+                let at = at.field("apiKey");
+                let plan = api_key::ApiKeys::compile(&name, spec, &at, scope);
+                plan.map(Self::ApiKey).map_err(|own| under(&at, own))
+            }
+            (None, Some(spec)) => {
+                let at = at.field("jwt");
+                jwt::Jwt::compile(&name, spec, &at, scope).map(Self::Jwt).map_err(|own| under(&at, own))
+            }
+            _ => Err(vec![Problem::error(at.clone(), Reason::PolicyInvalid, ONE_KIND)]),
+        }
+    }
+
+    fn link(&self, keep: &dyn Keep) -> Box<dyn Entry> {
+        match self {
+            Self::ApiKey(plan) => api_key::ApiKeys::link(plan, keep),
+            Self::Jwt(plan) => jwt::Jwt::link(plan, keep),
+        }
+    }
+
+    fn own_headers(&self) -> Vec<HeaderName> {
+        match self {
+            Self::ApiKey(plan) => plan.own_headers().collect(),
+            Self::Jwt(plan) => plan.own_headers().collect(),
+        }
+    }
+}
+
+fn under(at: &FieldPath, problems: Vec<Problem>) -> Vec<Problem> {
+    problems.into_iter().map(|problem| problem.under(at)).collect()
+}
+
+const FAILURES: u32 = 30;
+const FAILURES_PER: std::time::Duration = std::time::Duration::from_secs(60);
+
+impl Member for Authentication {
+    const NAME: &'static str = "authentication";
+    type Spec = Spec;
+    type Plan = Plan;
+
+    fn compile(spec: Spec, scope: &mut dyn Scope) -> Result<Plan, Vec<Problem>> {
+        let mut problems = Vec::new();
+        if (spec.mode == Mode::Disabled) != spec.any_of.is_empty() {
+            let message = match spec.mode {
+                Mode::Disabled => "anyOf means nothing where mode is Disabled; leave one of them out",
+                _ => "anyOf is missing: say which credentials are taken, or set mode: Disabled",
+            };
+            problems.push(Problem::error(FieldPath::new("anyOf"), Reason::PolicyInvalid, message));
+        }
+        let mut names: Vec<&str> = spec.any_of.iter().map(|entry| entry.name.as_str()).collect();
+        names.sort_unstable();
+        if let Some(twice) = names.windows(2).find(|pair| pair[0] == pair[1]) {
+            let message = format!("two entries are called {}; give one another name", twice[0]);
+            problems.push(Problem::error(FieldPath::new("anyOf"), Reason::PolicyInvalid, message));
+        }
+        let failures = spec.failures.unwrap_or_default();
+        let requests = failures.requests.map_or(FAILURES, |requests| u32::try_from(requests).unwrap_or(0));
+        let per = failures.per.map_or(FAILURES_PER, Duration::std);
+        if per.is_zero() && requests > 0 {
+            let message = "no time is too short to count in; write requests: 0 to stop nobody";
+            problems.push(Problem::error(FieldPath::new("failures.per"), Reason::PolicyInvalid, message));
+        }
+        let (mut entries, mut is_usable) = (Vec::new(), true);
+        for (index, entry) in spec.any_of.into_iter().enumerate() {
+            let at = FieldPath::new("anyOf").index(index);
+            match EntryPlan::compile(entry, &at, scope) {
+                Ok(plan) => entries.push(plan),
+                // Nothing here: what it refers to is told already.
+                Err(own) => {
+                    is_usable = false;
+                    problems.extend(own);
+                }
+            }
+        }
+        let failures = (requests > 0).then_some((requests, per));
+        if is_usable && problems.is_empty() {
+            Ok(Plan { mode: spec.mode, entries, failures })
+        } else {
+            Err(problems)
+        }
+    }
+
+    fn own_headers(plan: &Plan) -> Vec<HeaderName> {
+        plan.entries.iter().flat_map(EntryPlan::own_headers).collect()
+    }
+}
+
+impl FilterKind for Authentication {
+    const RING: Ring = Ring::Authentication;
+
+    fn link(plan: &Plan, keep: &dyn Keep) -> Arc<dyn Filter> {
+        let state =
+            |key: &str, make: &mut dyn FnMut() -> Arc<dyn std::any::Any + Send + Sync>| keep.state(key, make);
+        let brake = plan.failures.map(|(requests, per)| {
+            let key = format!("authentication.failures {requests} {}", per.as_millis());
+            let made = state(&key, &mut || Arc::new(Brake::new(requests, per)));
+            made.downcast().expect("only a brake is kept under this name")
+        });
+        let recent = state("authentication.recent", &mut || Arc::new(Recent::default()));
+        let recent = recent.downcast().expect("only this is kept under this name");
+        let entries: Vec<_> = plan.entries.iter().map(|entry| entry.link(keep)).collect();
+        Arc::new(Authenticator::new(plan.mode, entries, brake, recent))
+    }
+}
+
+/// The linked member.
+struct Authenticator {
+    mode: Mode,
+    entries: Vec<Box<dyn Entry>>,
+    brake: Option<Arc<Brake>>,
+    recent: Arc<Recent>,
+    /// What is asked for when nothing is shown.
+    missing: ErrorKind,
+    challenges: Vec<HeaderValue>,
+}
+
+impl Authenticator {
+    fn new(mode: Mode, entries: Vec<Box<dyn Entry>>, brake: Option<Arc<Brake>>, recent: Arc<Recent>) -> Self {
+        let mut schemes: Vec<Scheme> = Vec::new();
+        for entry in &entries {
+            if !schemes.contains(&entry.scheme()) {
+                schemes.push(entry.scheme());
+            }
+        }
+        let missing = match schemes.as_slice() {
+            [one] => one.missing(),
+            _ => ErrorKind::CredentialsMissing,
+        };
+        let challenges = schemes.iter().map(|scheme| scheme.challenge()).collect();
+        Self { mode, entries, brake, recent, missing, challenges }
+    }
+
+    fn gate(&self, exchange: &Exchange) -> Gate<'_> {
+        let brake = self.brake.as_deref();
+        let (who, now) = brake.map_or((0, 0), |brake| {
+            let labels = &exchange.labels;
+            (
+                brake.who(&labels.namespace, &labels.route, exchange.client.ip),
+                brake.millis_at(exchange.started),
+            )
+        });
+        Gate { brake, recent: &self.recent, who, now, token: OnceCell::new() }
+    }
+
+    fn settle(
+        &self,
+        index: usize,
+        checked: Checked,
+        gate: &Gate<'_>,
+        exchange: &mut Exchange,
+    ) -> Decision<'static> {
+        let entry = &self.entries[index];
+        match checked {
+            Checked::Known(identity, credential) => {
+                if gate.brake.is_some() {
+                    self.recent.note(&credential, gate.now);
+                }
+                for (place, other) in self.entries.iter().enumerate() {
+                    if place != index || !other.forwards() {
+                        other.strip(&mut exchange.request);
+                    }
+                }
+                if let Some(known) = identity.known() {
+                    entry.tell(known, exchange.request.headers_mut());
+                }
+                exchange.identity = identity;
+                Decision::Continue
+            }
+            Checked::Refused => {
+                if let Some(brake) = gate.brake {
+                    brake.failed(gate.who, gate.now);
+                }
+                let scheme = entry.scheme();
+                let error = ProxyError::new(scheme.invalid());
+                error.with_header(WWW_AUTHENTICATE, scheme.challenge_after_failure()).into()
+            }
+            Checked::Stopped => ErrorKind::TooManyFailures.into(),
+            Checked::Unavailable => ErrorKind::KeysUnavailable.into(),
+            // Neither is a verdict: what was found is judged, and what was waited for has come.
+            Checked::Absent | Checked::Later(_) => ErrorKind::Internal.into(),
+        }
+    }
+}
+
+impl Filter for Authenticator {
+    fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
+        if self.mode == Mode::Disabled {
+            return Decision::Continue;
+        }
+        let gate = self.gate(exchange);
+        for (index, entry) in self.entries.iter().enumerate() {
+            match entry.check(exchange, &gate) {
+                Checked::Absent => {}
+                Checked::Later(waiting) => {
+                    return Decision::Wait(Box::pin(async move {
+                        let checked = waiting.await;
+                        let gate = self.gate(exchange);
+                        self.settle(index, checked, &gate, exchange)
+                    }));
+                }
+                checked => return self.settle(index, checked, &gate, exchange),
+            }
+        }
+        // A token that no issuer of ours made is wrong, not missing.
+        let of_tokens = self.entries.iter().position(|entry| entry.scheme() == Scheme::Bearer);
+        if let Some(index) = of_tokens
+            && bearer::find(exchange.request.headers()) != Bearer::Nothing
+        {
+            return self.settle(index, Checked::Refused, &gate, exchange);
+        }
+        if self.mode == Mode::Optional {
+            return Decision::Continue;
+        }
+        let mut error = ProxyError::new(self.missing);
+        for challenge in &self.challenges {
+            error = error.with_header(WWW_AUTHENTICATE, challenge.clone());
+        }
+        error.into()
+    }
+}

@@ -1,0 +1,112 @@
+//! Authentication in the whole program: who gets in, and what the backend sees of it.
+
+use std::time::Instant;
+
+use crate::harness::{Backend, Gateway, route, until};
+
+const ACME: &str = "6d0f7c1e5b9a4d3f8e2c1b0a9f8e7d6c";
+const OTHER: &str = "1f2e3d4c5b6a79880716253443526170";
+
+fn secret(name: &str, key: &str, annotations: &str) -> String {
+    format!(
+        "---\napiVersion: v1\nkind: Secret\nmetadata: {{namespace: test, name: {name}, labels: {{keys: shop}}, annotations: {{{annotations}}}}}\nstringData: {{key: {key}}}\n"
+    )
+}
+
+/// The answer's status with a key.
+fn status(gateway: &Gateway, key: &str) -> u16 {
+    gateway.request("GET", "shop.example", "/", &[&format!("X-Api-Key: {key}")], "").status
+}
+
+fn shop(authentication: &str) -> String {
+    route(
+        "shop",
+        &format!(
+            "{{hostnames: [shop.example], policy: {{authentication: {authentication}}}, rules: [{{name: all, backendRefs: [{{kind: GatewayBackend, name: one}}]}}]}}"
+        ),
+    )
+}
+
+const KEYS: &str = "{anyOf: [{name: partners, apiKey: {secretSelector: {matchLabels: {keys: shop}}, claimsToHeaders: [{claim: id, header: X-Consumer}]}}]}";
+
+#[test]
+fn a_key_gets_in_while_its_secret_is_there_and_the_backend_never_sees_it() {
+    let backend = Backend::start("one");
+    let gateway = Gateway::start(&[
+        ("backend.yaml", &backend.manifest("one")),
+        ("route.yaml", &shop(KEYS)),
+        ("acme.yaml", &secret("acme", ACME, "portcullis.dev/consumer: acme-inc")),
+    ]);
+    let missing = gateway.get("shop.example", "/");
+    assert_eq!((missing.status, missing.field("www-authenticate")), (401, Some("ApiKey realm=\"api\"")));
+    assert_eq!(missing.json()["reason"], "ApiKeyMissing");
+    assert_eq!(status(&gateway, OTHER), 401);
+    let answer = gateway.request(
+        "GET",
+        "shop.example",
+        "/",
+        &[&format!("X-Api-Key: {ACME}"), "X-CONSUMER: root", "X_Consumer: root", "X-Mine: 1"],
+        "",
+    );
+    let seen = answer.json();
+    assert_eq!((answer.status, &seen["headers"]["x-consumer"]), (200, &"acme-inc".into()), "{seen}");
+    let fields = seen["headers"].as_object().expect("headers");
+    assert_eq!(
+        (fields.get("x-api-key"), fields.get("x_consumer"), &fields["x-mine"]),
+        (None, None, &"1".into())
+    );
+
+    let began = Instant::now();
+    gateway.write("other.yaml", &secret("other", OTHER, ""));
+    until("the new key to be valid", || (status(&gateway, OTHER) == 200).then_some(()));
+    std::fs::remove_file(gateway.path("acme.yaml")).expect("removed");
+    until("the old key to be revoked", || (status(&gateway, ACME) == 401).then_some(()));
+    println!("added and revoked in {:?}", began.elapsed());
+    assert_eq!(status(&gateway, OTHER), 200);
+    let log = gateway.process.log();
+    assert!(!log.contains(ACME) && !log.contains(OTHER), "{log}");
+}
+
+#[test]
+fn a_route_whose_secret_is_missing_or_broken_is_never_served_without_it() {
+    let backend = Backend::start("one");
+    let by_name = "{anyOf: [{name: partners, apiKey: {secretRef: {name: acme}}}]}";
+    let gateway =
+        Gateway::start(&[("backend.yaml", &backend.manifest("one")), ("route.yaml", &shop(by_name))]);
+    for (what, secret) in [
+        ("none", None),
+        (
+            "another namespace's",
+            Some(secret("acme", ACME, "").replace("namespace: test", "namespace: other")),
+        ),
+        ("one without a key", Some(secret("acme", ACME, "").replace("key:", "token:"))),
+        ("one that cannot be read", Some(secret("acme", ACME, "portcullis.dev/expires: soon"))),
+    ] {
+        if let Some(secret) = &secret {
+            gateway.write("acme.yaml", secret);
+        }
+        gateway.until_answer("shop.example", "/", 503, "PolicyInvalid");
+        assert_eq!(status(&gateway, ACME), 503, "{what}");
+        // It gets well, so that the next is seen to take effect.
+        gateway.write("acme.yaml", &self::secret("acme", ACME, ""));
+        until("the key to be valid", || (status(&gateway, ACME) == 200).then_some(()));
+        std::fs::remove_file(gateway.path("acme.yaml")).expect("removed");
+        gateway.until_answer("shop.example", "/", 503, "PolicyInvalid");
+    }
+}
+
+#[test]
+fn guessing_is_stopped_and_a_known_key_goes_on() {
+    let backend = Backend::start("one");
+    let brake = KEYS.replace("{anyOf", "{failures: {requests: 5, per: 1h}, anyOf");
+    let gateway = Gateway::start(&[
+        ("backend.yaml", &backend.manifest("one")),
+        ("route.yaml", &shop(&brake)),
+        ("acme.yaml", &secret("acme", ACME, "")),
+        ("other.yaml", &secret("other", OTHER, "")),
+    ]);
+    assert_eq!(status(&gateway, ACME), 200);
+    let guesses: Vec<_> = (0..8).map(|guess| status(&gateway, &guess.to_string())).collect();
+    assert_eq!(guesses, [401, 401, 401, 401, 401, 429, 429, 429]);
+    assert_eq!((status(&gateway, OTHER), status(&gateway, ACME)), (429, 200));
+}
