@@ -456,7 +456,7 @@ mod tests {
             secret("a", &[("key", STRONG)], &[]),
             secret("b", &[("key", "0123456789abcdef0123456789abcdef")], &[]),
         );
-        let first = table(&[one.clone()]);
+        let first = table(std::slice::from_ref(&one));
         let second = KeyTable::new(&"partners".into(), &[one, two], Some(&first));
         assert!(Arc::ptr_eq(&first.secrets[0], &second.secrets[0]));
         assert_eq!(second.keys.len(), 2);

@@ -146,7 +146,10 @@ pub async fn ask(filter: &Arc<dyn Filter>, exchange: &mut Exchange) -> Result<()
     })
     .await;
     match answer.extensions().get::<ErrorKind>() {
-        None => Ok(assert!(acted)),
+        None => {
+            assert!(acted);
+            Ok(())
+        }
         Some(kind) => {
             let challenges = answer.headers().get_all(WWW_AUTHENTICATE).iter();
             Err((*kind, challenges.map(|value| value.to_str().expect("ASCII").to_owned()).collect()))

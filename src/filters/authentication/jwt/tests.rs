@@ -347,7 +347,7 @@ async fn keys_are_waited_for_followed_and_forgotten() {
     let of_new = sign_with(&KEYS.stranger, r#"{"alg":"ES256","kid":"new"}"#, &text);
     let of_none = sign_with(&KEYS.stranger, r#"{"alg":"ES256","kid":"none"}"#, &text);
     assert_eq!(verdict(&filter, &of_old).await, Err(ErrorKind::KeysUnavailable));
-    fetched.tried(set(&[old.clone()]));
+    fetched.tried(set(std::slice::from_ref(&old)));
     assert_eq!(verdict(&filter, &of_old).await, Ok(()));
 
     let fetching = async {
