@@ -61,8 +61,6 @@ fn main() -> ExitCode {
     let filter = REGISTRY[*place].link.expect("a filter")(plan, &Forgetful);
     let key = field("x-api-key", &key(KEYS / 2));
     row("an API key", each(&*filter, ROUNDS, |_| key.clone(), true), "µs", 3.0);
-    let wrong = field("x-api-key", "wrong");
-    row("a wrong API key", each(&*filter, ROUNDS, |_| wrong.clone(), false), "µs", 3.0);
     let tokens: Vec<_> =
         (0..TOKENS).map(|place| field("authorization", &format!("Bearer {}", signer.token(place)))).collect();
     row(
@@ -72,6 +70,9 @@ fn main() -> ExitCode {
         200.0,
     );
     row("  known", each(&*filter, ROUNDS, |_| tokens[0].clone(), true), "µs", 3.0);
+    // Last: from then on the address is stopped.
+    let wrong = field("x-api-key", "wrong");
+    row("a wrong API key", each(&*filter, ROUNDS, |_| wrong.clone(), false), "µs", 3.0);
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
