@@ -120,6 +120,13 @@ impl Live {
 }
 
 impl LiveHost {
+    /// As [`LiveRule::touch`], for a host.
+    pub fn touch(&self) {
+        let rules = self.rules.first().map_or(0, |rule| rule.filters.len());
+        let entries = self.rule_of_entry.first().copied().unwrap_or_default();
+        std::hint::black_box(self.host.table.touch() ^ (rules ^ entries) as u64);
+    }
+
     /// The linked rule of an entry of this host's match table.
     pub fn rule(&self, entry: usize) -> &LiveRule {
         &self.rules[self.rule_of_entry[entry]]

@@ -131,6 +131,7 @@ async fn serve(
         }
         found => found?,
     };
+    host.touch();
     if host.has_own_headers() {
         // Before any rule is looked for by them.
         name = Cow::Owned(name.into_owned());

@@ -176,6 +176,12 @@ impl MatchTable {
         &self.entries
     }
 
+    /// Asks for the places that a look-up begins with.
+    pub fn touch(&self) -> u64 {
+        let facts = self.facts.first().map_or(0, |facts| u64::from(facts.matched_prefix));
+        facts ^ self.index.as_ref().map_or(0, PathIndex::touch)
+    }
+
     /// The entry of highest precedence that matches. No lock; allocates only for captures.
     ///
     /// A preflight is for the rule that the request after it will meet, as far as that can be told: by path and the

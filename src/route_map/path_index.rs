@@ -69,6 +69,11 @@ impl PathIndex {
         index
     }
 
+    /// Reads the root.
+    pub(super) fn touch(&self) -> u64 {
+        self.nodes.first().and_then(|root| root.capture).map_or(0, u64::from)
+    }
+
     /// The smallest rank whose path matches `path` (in normal form) and that `accepts` takes.
     pub(super) fn find(&self, path: &str, mut accepts: impl FnMut(usize) -> bool) -> Option<usize> {
         // Every exact path stands before all others.

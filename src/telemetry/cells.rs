@@ -47,9 +47,9 @@ impl<const N: usize> Histogram<N> {
         self.sum.add(value);
     }
 
-    /// Reads where the usual values count.
+    /// Reads where the usual values count: beside the sum.
     pub fn touch(&self) -> u64 {
-        self.sum.value() ^ self.cells[N / 2].value()
+        self.sum.value()
     }
 
     /// Adds what is in here to a sum over all workers.
