@@ -1,5 +1,6 @@
 //! The layer of policy members: a broken one costs the rules on which it would be effective, no others.
 
+use http::HeaderName;
 use serde_json::Value;
 
 use super::PolicyRef;
@@ -18,6 +19,8 @@ pub struct PolicyLayer {
     pub disabled: Vec<usize>,
     /// It holds a member that nobody knows, or is no object: what it asks for cannot be told.
     pub broken: bool,
+    /// Fields that it reserves for the gateway, whether it is right otherwise or not.
+    pub own_headers: Vec<HeaderName>,
 }
 
 /// A member of `policy` that has the form of its schema; its row compiles it.
@@ -74,6 +77,7 @@ pub(super) fn read(policy: Value, shape: &Shape, at: &FieldPath, problems: &mut 
             layer.broken = true;
             continue;
         };
+        layer.own_headers.extend((REGISTRY[row].own_headers)(&value));
         let mut findings = Findings::default();
         shape.check(&mut value, place, &mut findings);
         let mut is_usable = findings.wrong.is_empty() && findings.unknown.is_empty();

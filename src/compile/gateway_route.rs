@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use http::HeaderName;
+
 use super::attachment::Applied;
 use super::certificates;
 use super::conditions;
@@ -39,6 +41,8 @@ pub(super) struct LoweredRoute {
     pub backends: BTreeMap<BackendId, Arc<BackendPlan>>,
     /// Fingerprint of the GatewayPolicies that apply to it.
     pub policies: u64,
+    /// Fields that its policies reserve for the gateway, also those of rules that are not served.
+    pub own_headers: Box<[HeaderName]>,
     /// All of the object itself and of its rules, in the order of their paths.
     pub problems: Vec<Problem>,
 }
@@ -99,6 +103,7 @@ impl RouteUnit {
                 applied: &applied,
                 backends: BTreeMap::new(),
                 problems: Vec::new(),
+                own_headers: Vec::new(),
                 regex_left: REGEX_BUDGET,
                 budget: Budget::default(),
             };
@@ -128,6 +133,7 @@ struct Lowering<'a, 'w> {
     applied: &'a Applied,
     backends: BTreeMap<BackendId, Arc<BackendPlan>>,
     problems: Vec<Problem>,
+    own_headers: Vec<HeaderName>,
     regex_left: usize,
     budget: Budget,
 }
@@ -145,6 +151,9 @@ impl Lowering<'_, '_> {
             true => 0,
             false => conditions::print_of(self.applied.all().chain(&named)),
         };
+        for policy in self.applied.all().chain(&named) {
+            self.own_headers.extend_from_slice(&policy.layer.own_headers);
+        }
         self.problems.sort();
         self.problems.dedup();
         LoweredRoute {
@@ -154,11 +163,13 @@ impl Lowering<'_, '_> {
             rules,
             backends: self.backends,
             policies,
+            own_headers: self.own_headers.into(),
             problems: self.problems,
         }
     }
 
     fn layer(&mut self, policy: &PolicyLayer) -> Layer {
+        self.own_headers.extend_from_slice(&policy.own_headers);
         let namespace = &self.manifest.name.namespace;
         policies::compile(policy, namespace, self.asker, &mut self.budget, &mut self.problems)
     }

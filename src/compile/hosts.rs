@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use http::HeaderName;
+
 use super::claims::{Claim, Claimant};
 use super::gateway_route::{LoweredRoute, LoweredTls};
 use crate::route_map::{Host, HostTls, MatchEntry, MatchTable, Standing};
@@ -47,7 +49,9 @@ impl HostUnit {
         let table = MatchTable::new(entries);
         shadowed(&table, &routes, hostname.as_ref(), &mut notes);
         let lowered = routes.iter().map(|route| route.lowered.clone()).collect();
-        let host = Arc::new(Host { hostname, tls, table });
+        let own_headers = routes.iter().flat_map(|route| &route.lowered.own_headers);
+        let own_headers = own_headers.map(HeaderName::as_str).collect();
+        let host = Arc::new(Host { hostname, tls, table, own_headers });
         let tls_print = set.map_or(0, |set| set.print);
         Self { routes: lowered, owner: claim.owner.clone(), tls: set_by, left_out, host, tls_print, notes }
     }

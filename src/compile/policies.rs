@@ -8,6 +8,8 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use http::HeaderName;
+
 use super::attachment::{Applied, Level};
 use super::gateway_policy::LoweredPolicy;
 use super::gateway_route::not_permitted;
@@ -45,6 +47,8 @@ pub(super) struct Layer {
     pub disabled: Vec<usize>,
     /// What it asks for cannot be told.
     pub broken: bool,
+    /// Fields that it reserves for the gateway, whether it compiles or not.
+    pub own_headers: Vec<HeaderName>,
 }
 
 #[derive(Debug)]
@@ -126,7 +130,12 @@ pub(super) fn compile(
         Given { plan: plan.filter(|_| !is_wrong), replaces_prefix: member.replaces_prefix(row) }
     };
     let given = parsed.given.iter().map(|(row, one)| (*row, member(*row, one.as_ref()))).collect();
-    Layer { given, disabled: parsed.disabled.clone(), broken: parsed.broken }
+    Layer {
+        given,
+        disabled: parsed.disabled.clone(),
+        broken: parsed.broken,
+        own_headers: parsed.own_headers.clone(),
+    }
 }
 
 impl Layer {

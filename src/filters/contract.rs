@@ -12,6 +12,7 @@ use http::HeaderName;
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use super::fetched::{FetchPlan, Fetched, OwnHost};
 use crate::expression::{Environment, Expression, Kind};
@@ -84,9 +85,10 @@ pub trait Member {
     fn compile(spec: Self::Spec, scope: &mut dyn Scope) -> Result<Self::Plan, Vec<Problem>>;
 
     /// Names of fields that only the gateway may set: they are taken from every request to a hostname as soon as one
-    /// of its rules has them, in every spelling.
-    fn own_headers(plan: &Self::Plan) -> Vec<HeaderName> {
-        let _ = plan;
+    /// of its rules has them, in every spelling. Read from what is written, so that a member that does not compile
+    /// opens nothing.
+    fn own_headers(written: &Value) -> Vec<HeaderName> {
+        let _ = written;
         Vec::new()
     }
 }
@@ -252,10 +254,10 @@ pub struct Row {
     pub ring: Option<Ring>,
     pub schema: fn(&mut SchemaGenerator) -> Schema,
     /// Problems carry paths relative to the member.
-    pub compile: fn(&serde_json::Value, &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>>,
+    pub compile: fn(&Value, &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>>,
     /// `None` for a setting.
     pub link: Option<Link>,
-    pub own_headers: fn(&AnyPlan) -> Vec<HeaderName>,
+    pub own_headers: fn(&Value) -> Vec<HeaderName>,
 }
 
 /// Makes a filter of a plan of its own row.
@@ -274,7 +276,7 @@ pub const fn filter<K: FilterKind>() -> Row {
         link: Some(|plan, keep| {
             K::link(plan.get::<K::Plan>().expect("a row links only plans that it compiled"), keep)
         }),
-        own_headers: own_headers_of::<K>,
+        own_headers: K::own_headers,
     }
 }
 
@@ -289,19 +291,15 @@ pub const fn setting<M: Member>() -> Row {
         schema: schema_of::<M>,
         compile: compile_any::<M>,
         link: None,
-        own_headers: own_headers_of::<M>,
+        own_headers: M::own_headers,
     }
-}
-
-fn own_headers_of<M: Member>(plan: &AnyPlan) -> Vec<HeaderName> {
-    plan.get::<M::Plan>().map(M::own_headers).unwrap_or_default()
 }
 
 fn schema_of<M: Member>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<M::Spec>()
 }
 
-fn compile_any<M: Member>(value: &serde_json::Value, scope: &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>> {
+fn compile_any<M: Member>(value: &Value, scope: &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>> {
     let spec = M::Spec::deserialize(value).map_err(|error| {
         vec![Problem::error(FieldPath::default(), Reason::PolicyInvalid, error.to_string())]
     })?;

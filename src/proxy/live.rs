@@ -9,7 +9,7 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 
 use super::certificates::LiveCertificate;
 use super::keep::Kept;
@@ -56,8 +56,6 @@ pub struct LiveHost {
     /// Rule of each entry of the match table.
     rule_of_entry: Vec<usize>,
     pub certificates: Vec<Arc<LiveCertificate>>,
-    /// Fields that only the gateway may set in a request to this host, in the form of `plain`.
-    own_headers: Vec<Box<str>>,
 }
 
 /// A linked rule.
@@ -132,20 +130,10 @@ impl LiveHost {
         &self.rules[self.rule_of_entry[entry]]
     }
 
-    pub fn has_own_headers(&self) -> bool {
-        !self.own_headers.is_empty()
-    }
-
-    /// Takes away the fields that a client must not set, whichever rule it meets: many backends read `_` as `-`, and
-    /// some every other sign.
+    /// Takes away the fields that a client must not set, whichever rule it meets.
     pub fn take_own_headers(&self, headers: &mut HeaderMap) {
-        let is_own = |name: &HeaderName| {
-            let name = name.as_str();
-            self.own_headers
-                .iter()
-                .any(|own| own.len() == name.len() && own.chars().eq(name.chars().map(plain)))
-        };
-        while let Some(name) = headers.keys().find(|name| is_own(name)).cloned() {
+        let own = &self.host.own_headers;
+        while let Some(name) = headers.keys().find(|name| own.hold(name.as_str())).cloned() {
             headers.remove(name);
         }
     }
@@ -262,15 +250,7 @@ impl Linker {
             // A Secret that is there but of no use now: what was served of it before is better than nothing.
             certificates.extend(tls.unusable.iter().filter_map(|secret| before.served.get(secret)).cloned());
         }
-        let filters = rules.iter().flat_map(|rule| &rule.rule.filters);
-        let mut own_headers: Vec<Box<str>> = filters
-            .filter_map(|(row, plan)| Some((self.members.get(*row)?.own_headers)(plan)))
-            .flatten()
-            .map(|name| name.as_str().chars().map(plain).collect::<String>().into())
-            .collect();
-        own_headers.sort_unstable();
-        own_headers.dedup();
-        LiveHost { host: host.clone(), rules, rule_of_entry, certificates, own_headers }
+        LiveHost { host: host.clone(), rules, rule_of_entry, certificates }
     }
 
     fn link_rule(&mut self, rule: &Arc<Rule>, telemetry: &Telemetry, keep: &Kept) -> LiveRule {
@@ -309,11 +289,6 @@ impl Linker {
         self.slots.insert(id.clone(), Arc::downgrade(&slot));
         slot
     }
-}
-
-/// Field names are lower case already.
-fn plain(sign: char) -> char {
-    if sign.is_ascii_alphanumeric() { sign } else { '-' }
 }
 
 fn linked(filters: &[(usize, AnyPlan)], members: &[Row], keep: &Kept) -> Vec<Arc<dyn Filter>> {
@@ -374,7 +349,7 @@ mod tests {
             standing: Standing::new(None, ObjectName::new("ns", name), 0, 0),
         };
         let hostname = Some(name.parse().expect(name));
-        Arc::new(Host { hostname, tls: None, table: MatchTable::new(vec![entry]) })
+        Arc::new(Host::new(hostname, None, MatchTable::new(vec![entry])))
     }
 
     fn map(hosts: &[&Arc<Host>], backends: &[&str]) -> RouteMap {

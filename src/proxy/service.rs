@@ -132,7 +132,7 @@ async fn serve(
         found => found?,
     };
     host.touch();
-    if host.has_own_headers() {
+    if !host.host.own_headers.is_empty() {
         // Before any rule is looked for by them.
         name = Cow::Owned(name.into_owned());
         host.take_own_headers(&mut parts.headers);

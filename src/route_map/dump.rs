@@ -44,6 +44,9 @@ impl Display for Host {
         if let Some(tls) = &self.tls {
             tls.fmt(f)?;
         }
+        if !self.own_headers.is_empty() {
+            writeln!(f, "  taken from requests: {}", self.own_headers)?;
+        }
         self.table.entries().iter().try_for_each(|entry| writeln!(f, "  {entry}"))
     }
 }
@@ -333,8 +336,7 @@ mod tests {
         let target = BackendTarget::Service { service: shop("orders"), port: 80 };
         let backend = BackendPlan { id: id.clone(), target, host_header: HostHeader::Preserve };
         RouteMap {
-            hosts: [(hostname.clone(), Arc::new(Host { hostname: Some(hostname), tls: Some(tls), table }))]
-                .into(),
+            hosts: [(hostname.clone(), Arc::new(Host::new(Some(hostname), Some(tls), table)))].into(),
             catch_all: None,
             unmatched: Vec::new(),
             backends: [(id, Arc::new(backend))].into(),

@@ -8,7 +8,7 @@ use foldhash::fast::RandomState;
 use crate::filters::{AnyPlan, Cors, Member as _, REGISTRY};
 use crate::message::Labels;
 use crate::route_map::{Action, BackendPlan, HostTls, MatchTable};
-use crate::values::{BackendId, Hostname, ObjectName};
+use crate::values::{BackendId, Hostname, ObjectName, ReservedHeaders};
 
 /// All that is served at one instant. Hosts and backends are shared with the map before where nothing changed:
 /// `install` compares by pointer.
@@ -30,6 +30,15 @@ pub struct Host {
     /// `None`: served on plain HTTP only.
     pub tls: Option<HostTls>,
     pub table: MatchTable,
+    /// Fields that only the gateway may set in a request to this host.
+    pub own_headers: ReservedHeaders,
+}
+
+impl Host {
+    /// One that reserves no fields.
+    pub fn new(hostname: Option<Hostname>, tls: Option<HostTls>, table: MatchTable) -> Self {
+        Self { hostname, tls, table, own_headers: ReservedHeaders::default() }
+    }
 }
 
 /// One rule of one route, with every policy member that is effective on it.
@@ -173,7 +182,7 @@ mod tests {
                     .iter()
                     .map(|name| {
                         let table = MatchTable::new(Vec::new());
-                        (name.clone(), Arc::new(Host { hostname: Some(name.clone()), tls: None, table }))
+                        (name.clone(), Arc::new(Host::new(Some(name.clone()), None, table)))
                     })
                     .collect(),
                 ..RouteMap::default()

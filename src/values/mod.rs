@@ -7,6 +7,7 @@ mod names;
 mod path_rewrite;
 mod problem;
 mod redacted;
+mod reserved_headers;
 mod secret;
 
 pub use byte_size::{ByteSize, InvalidByteSize};
@@ -16,4 +17,5 @@ pub use names::{BackendId, ConfigMapKeyRef, LabelSelector, ObjectName, SecretKey
 pub use path_rewrite::{InvalidPathRewrite, PathRewrite, PathRewriteSpec};
 pub use problem::{FieldPath, Problem, Reason, Severity};
 pub use redacted::Redacted;
+pub use reserved_headers::{ReservedHeaders, plain_name};
 pub use secret::{Attributes, ConfigMapData, SecretData};

@@ -95,6 +95,60 @@ fn a_route_whose_secret_is_missing_or_broken_is_never_served_without_it() {
     }
 }
 
+/// A route with a rule that reserves X-Consumer, as far as it can be read, and one that is open.
+fn beside(guarded: &str) -> String {
+    let open = "{name: open, matches: [{path: {type: PathPrefix, value: /open}}], backendRefs: [{kind: GatewayBackend, name: one}]}";
+    route("shop", &format!("{{hostnames: [shop.example], rules: [{open}{guarded}]}}"))
+}
+
+#[test]
+fn what_a_rule_reserves_stays_reserved_while_the_rule_is_broken() {
+    let backend = Backend::start("one");
+    let gateway = Gateway::start(&[
+        ("backend.yaml", &backend.manifest("one")),
+        ("route.yaml", &beside("")),
+        ("acme.yaml", &secret("acme", ACME, "")),
+    ]);
+    let seen = || {
+        let fields = ["X-Consumer: root", "x_consumer: root", "X-Mine: 1"];
+        let answer = gateway.request("GET", "shop.example", "/open", &fields, "");
+        let headers = answer.json()["headers"].clone();
+        assert_eq!((answer.status, &headers["x-mine"]), (200, &"1".into()), "{headers}");
+        headers.get("x-consumer").is_some() || headers.get("x_consumer").is_some()
+    };
+    let guarded = |policy: &str| {
+        format!(
+            ", {{name: guarded, matches: [{{path: {{type: PathPrefix, value: /guarded}}}}], policy: {policy}, backendRefs: [{{kind: GatewayBackend, name: one}}]}}"
+        )
+    };
+    let by = |secret: &str, more: &str| {
+        format!(
+            "{{authentication: {{anyOf: [{{name: partners, apiKey: {{secretRef: {{name: {secret}}}, claimsToHeaders: [{{claim: id, header: X-Consumer}}]}}}}]}}{more}}}"
+        )
+    };
+    for (what, rule) in [
+        ("it works", guarded(&by("acme", ""))),
+        ("its Secret is missing", guarded(&by("nobody", ""))),
+        ("it has an unknown member", guarded(&by("acme", ", nothing: {}"))),
+        ("another member is wrong", guarded(&by("acme", ", timeouts: {request: soon}"))),
+        ("an entry is wrong", guarded(&by("acme", "").replace("{name: acme}", "{name: acme}, surprise: 1"))),
+        (
+            "a policy is missing",
+            guarded(&by("acme", "")).replace("name: guarded,", "name: guarded, policyRefs: [{name: none}],"),
+        ),
+        (
+            "its match is wrong",
+            guarded(&by("acme", "")).replace("PathPrefix", "RegularExpression").replace("/guarded", "'('"),
+        ),
+        ("it has no action", guarded(&by("acme", "")).replace("backendRefs", "unknown")),
+    ] {
+        gateway.write("route.yaml", &beside(""));
+        until("nothing to be reserved", || seen().then_some(()));
+        gateway.write("route.yaml", &beside(&rule));
+        until(&format!("the field to be the gateway's where {what}"), || (!seen()).then_some(()));
+    }
+}
+
 #[test]
 fn guessing_is_stopped_and_a_known_key_goes_on() {
     let backend = Backend::start("one");

@@ -117,8 +117,7 @@ impl World {
         let mut map = RouteMap::default();
         for (name, entries) in self.hosts {
             let hostname: Option<Hostname> = (name != "-").then(|| name.parse().expect("a hostname"));
-            let host =
-                Arc::new(Host { hostname: hostname.clone(), tls: None, table: MatchTable::new(entries) });
+            let host = Arc::new(Host::new(hostname.clone(), None, MatchTable::new(entries)));
             match hostname {
                 Some(hostname) => drop(map.hosts.insert(hostname, host)),
                 None => map.catch_all = Some(host),

@@ -158,7 +158,7 @@ pub fn host_filtered(name: &str, tls: Option<HostTls>, rules: Vec<(&str, Filters
     };
     let table = MatchTable::new(rules.into_iter().enumerate().map(entry).collect());
     let hostname = (!name.is_empty()).then(|| name.parse().expect(name));
-    Arc::new(Host { hostname, tls, table })
+    Arc::new(Host::new(hostname, tls, table))
 }
 
 pub fn forward(backend: &str) -> Action {

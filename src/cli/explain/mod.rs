@@ -417,7 +417,7 @@ mod tests {
             entry("admin", prefix("/orders"), headers, unserved()),
         ]);
         let hostname: Hostname = "shop.example".parse().expect("a hostname");
-        let host = Host { hostname: Some(hostname.clone()), tls, table };
+        let host = Host::new(Some(hostname.clone()), tls, table);
         RouteMap {
             hosts: [(hostname, Arc::new(host))].into(),
             catch_all: None,

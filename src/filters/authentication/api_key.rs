@@ -53,12 +53,6 @@ pub struct Plan {
     headers: ClaimHeaders,
 }
 
-impl Plan {
-    pub fn own_headers(&self) -> impl Iterator<Item = HeaderName> {
-        self.headers.names()
-    }
-}
-
 impl EntryKind for ApiKeys {
     type Spec = Spec;
     type Plan = Plan;

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::filters::header_edits::is_forbidden;
 use crate::message::KnownIdentity;
-use crate::values::{FieldPath, Problem, Reason};
+use crate::values::{FieldPath, Problem, Reason, plain_name};
 
 /// What a claim may bring into a field.
 const MAX_VALUE: usize = 4 << 10;
@@ -34,7 +34,7 @@ impl ClaimHeaders {
             let at = FieldPath::new("claimsToHeaders").index(index).field("header");
             let header = spec.header.as_str();
             let message = match HeaderName::try_from(header) {
-                Ok(name) if is_forbidden(&name) => {
+                Ok(name) if !may_be_told(&name) => {
                     format!("{header} is not a claim's to set; take another name")
                 }
                 Ok(name) if proven.iter().any(|(_, known)| *known == name) => {
@@ -51,8 +51,8 @@ impl ClaimHeaders {
         Self(proven.into())
     }
 
-    pub fn names(&self) -> impl Iterator<Item = HeaderName> {
-        self.0.iter().map(|(_, name)| name.clone())
+    pub fn names(&self) -> impl Iterator<Item = &HeaderName> {
+        self.0.iter().map(|(_, name)| name)
     }
 
     /// A claim that is not there, or that no field can hold, leaves its field out.
@@ -64,6 +64,18 @@ impl ClaimHeaders {
             }
         }
     }
+}
+
+/// The fields that an entry names as it is written, right or wrong.
+pub fn named_in(entry: &Value) -> impl Iterator<Item = HeaderName> {
+    let claims = entry.get("claimsToHeaders").and_then(Value::as_array).into_iter().flatten();
+    let names = claims.filter_map(|claim| HeaderName::try_from(claim.get("header")?.as_str()?).ok());
+    names.filter(may_be_told)
+}
+
+/// Not in any spelling may it be one that the connection is made of: all of them are taken from requests.
+fn may_be_told(name: &HeaderName) -> bool {
+    HeaderName::try_from(plain_name(name.as_str())).is_ok_and(|name| !is_forbidden(&name))
 }
 
 fn text(identity: &KnownIdentity, claim: &str) -> Option<String> {
@@ -141,14 +153,11 @@ mod tests {
 
     #[test]
     fn fields_of_the_connection_are_no_place_for_claims() {
-        let spec = ["Host", "X-A", "x-a", "Transfer-Encoding"]
+        let spec = ["Host", "X-A", "x-a", "Transfer-Encoding", "content_length"]
             .map(|header| ClaimToHeader { claim: "a".into(), header: header.into() });
         let mut problems = Vec::new();
         ClaimHeaders::new(&spec, &mut problems);
         let paths: Vec<_> = problems.iter().map(|problem| problem.path.as_str()).collect();
-        assert_eq!(
-            paths,
-            ["claimsToHeaders[0].header", "claimsToHeaders[2].header", "claimsToHeaders[3].header"]
-        );
+        assert_eq!(paths, [0, 2, 3, 4].map(|index| format!("claimsToHeaders[{index}].header")));
     }
 }

@@ -23,6 +23,7 @@ use http::{HeaderName, HeaderValue};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use self::bearer::Bearer;
 use self::brake::{Brake, Recent};
@@ -133,13 +134,6 @@ impl EntryPlan {
             Self::Jwt(plan) => jwt::Jwt::link(plan, keep),
         }
     }
-
-    fn own_headers(&self) -> Vec<HeaderName> {
-        match self {
-            Self::ApiKey(plan) => plan.own_headers().collect(),
-            Self::Jwt(plan) => plan.own_headers().collect(),
-        }
-    }
 }
 
 fn under(at: &FieldPath, problems: Vec<Problem>) -> Vec<Problem> {
@@ -196,8 +190,10 @@ impl Member for Authentication {
         }
     }
 
-    fn own_headers(plan: &Plan) -> Vec<HeaderName> {
-        plan.entries.iter().flat_map(EntryPlan::own_headers).collect()
+    fn own_headers(written: &Value) -> Vec<HeaderName> {
+        let entries = written.get("anyOf").and_then(Value::as_array).into_iter().flatten();
+        let kinds = entries.filter_map(Value::as_object).flat_map(|entry| entry.values());
+        kinds.flat_map(claim_headers::named_in).collect()
     }
 }
 

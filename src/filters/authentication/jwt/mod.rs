@@ -16,7 +16,7 @@ mod tests;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderMap;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
@@ -114,12 +114,6 @@ pub struct Plan {
 enum Keys {
     Here(Arc<KeySet>),
     Fetched(FetchPlan),
-}
-
-impl Plan {
-    pub fn own_headers(&self) -> impl Iterator<Item = HeaderName> {
-        self.headers.names()
-    }
 }
 
 impl EntryKind for Jwt {
