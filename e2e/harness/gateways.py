@@ -6,8 +6,12 @@ import base64
 import json
 import os
 import signal
+import time
+import unittest
+from datetime import datetime
 
 from . import ROOT, cluster, traffic, world
+from .pki import Authority
 from .process import Process
 from .wait import until
 
@@ -96,6 +100,38 @@ class Echo(Process):
         self.address = f"10.244.0.{100 + number}"
         super().__init__(name, [world.binary, "echo", "--listen", f"{self.address}:8080", "--name", name],
                          world.data / "log" / f"{name}.log")
+
+
+class ThreeReplicas(unittest.TestCase):
+    """Three gateways, and a backend with the Service `echo` in the namespace of the tests."""
+    namespace = None
+    echo_number = None  # another for each class
+
+    @classmethod
+    def setUpClass(cls):
+        cls.kube = world.kube
+        cls.kube.namespace(cls.namespace)
+        cls.gateways = Installation()
+        cls.addClassCleanup(cls.gateways.stop)
+        cls.echo = Echo(cls.echo_number, f"echo-{cls.echo_number}").start()
+        cls.addClassCleanup(cls.echo.stop)
+        service("echo", cls.namespace, cls.echo)
+        cls.pki = Authority(world.data / "tests-pki")
+        cls.gateways.start(1, 2, 3)
+
+    def programmed(self, name, namespace=None, seconds=60):
+        self.kube.wait("gwr", name, "Programmed", namespace or self.namespace, seconds)
+
+    def everywhere(self, what, seen, seconds=10, every=0.1):
+        """Waits until `seen` is true of every replica."""
+        for g in self.gateways.replicas:
+            until(f"{what} by {g.name}", lambda: seen(g), seconds, every)
+
+    def later_than(self, kind, name, namespace=None):
+        """Whatever is created now is younger: the API's timestamps are whole seconds."""
+        created = self.kube.get(kind, name, namespace or self.namespace)["metadata"]["creationTimestamp"]
+        second = datetime.fromisoformat(created.replace("Z", "+00:00")).timestamp()
+        until(f"the second of {name} is over", lambda: time.time() >= second + 1, 5, every=0.02)
 
 
 def service(name, namespace, *backends):

@@ -10,7 +10,6 @@ import urllib.request
 from harness import gateways, world
 from harness.gateways import route
 from harness.kube import CommandFailed, command
-from harness.pki import Authority
 from harness.traffic import Loads
 from harness.wait import until
 
@@ -27,21 +26,8 @@ GRANTS = {
                  "type": "object", "x-kubernetes-preserve-unknown-fields": True}}}]}}
 
 
-class Faults(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.kube = world.kube
-        cls.kube.namespace(NS)
-        cls.gateways = gateways.Installation()
-        cls.addClassCleanup(cls.gateways.stop)
-        cls.echo = gateways.Echo(2, "echo-2").start()
-        cls.addClassCleanup(cls.echo.stop)
-        gateways.service("echo", NS, cls.echo)
-        cls.pki = Authority(world.data / "tests-pki")
-        cls.gateways.start(1, 2, 3)
-
-    def programmed(self, name, namespace=NS, seconds=60):
-        self.kube.wait("gwr", name, "Programmed", namespace, seconds)
+class Faults(gateways.ThreeReplicas):
+    namespace, echo_number = NS, 2
 
     def with_tls(self, name, host):
         secret, _ = self.pki.secret(f"{name}-tls", NS, host)
@@ -171,7 +157,7 @@ class Faults(unittest.TestCase):
         rules = {n: [{"name": "all", "respond": {"status": 200, "text": n}}] for n in ("first", "second")}
         self.kube.apply(route("z-oldest", "owned.test", rules=rules["first"]), "first")
         self.programmed("z-oldest", "first")
-        time.sleep(1.1)  # the API's timestamps are whole seconds
+        self.later_than("gwr", "z-oldest", "first")
         self.kube.apply(route("a-younger", "owned.test", rules=rules["second"]), "second")
         lost = until("the loser is told", lambda: (c := self.kube.condition("gwr", "a-younger", "Accepted", "second"))
                      and c["status"] == "False" and c)

@@ -2,25 +2,14 @@
 import unittest
 
 from harness import gateways, world
-from harness.pki import Authority
 from harness.traffic import Loads
 from harness.wait import hold, until
 
 NS = "shop"
 
 
-class Replicas(unittest.TestCase):
-    @classmethod
-    def setUpClass(cls):
-        cls.kube = world.kube
-        cls.kube.namespace(NS)
-        cls.gateways = gateways.Installation()
-        cls.addClassCleanup(cls.gateways.stop)
-        cls.echo = gateways.Echo(1, "echo-1").start()
-        cls.addClassCleanup(cls.echo.stop)
-        gateways.service("echo", NS, cls.echo)
-        cls.pki = Authority(world.data / "tests-pki")
-        cls.gateways.start(1, 2, 3)
+class Replicas(gateways.ThreeReplicas):
+    namespace, echo_number = NS, 1
 
     def tearDown(self):
         for g in self.gateways.replicas:
