@@ -19,8 +19,8 @@ use http::HeaderValue;
 use portcullis::compile::{HostnameClaims, LoopbackHosts, Memo, Options, compile};
 use portcullis::filters::{Decision, Filter, Keep, REGISTRY};
 use portcullis::message::{
-    Captures, Client, ErrorKind, Exchange, Identity, Labels, LocalFuture, Outbound, Protocol, ProxyError,
-    Request, RequestId, Response, Scheme,
+    Client, ErrorKind, Exchange, Labels, LocalFuture, Outbound, Protocol, ProxyError, Request, RequestId,
+    Response, Scheme,
 };
 use portcullis::snapshot::{Manifest, SecretData, Snapshot};
 use portcullis::values::{BackendId, ObjectName, Redacted};
@@ -128,29 +128,21 @@ impl Outbound for Nowhere {
 
 fn exchange() -> Exchange {
     let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    Exchange {
-        request: Request::default(),
-        client: Client {
+    Exchange::new(
+        Request::default(),
+        Client {
             peer: SocketAddr::new(ip, 1),
             ip,
             scheme: Scheme::Https,
             protocol: Protocol::Http11,
             server_name: None,
         },
-        identity: Identity::ANONYMOUS,
-        ruling: None,
-        origin: None,
-        body_failure: None,
-        host: "shop.example".into(),
-        labels: Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "a".into() }),
-        captures: Captures::default(),
-        host_override: None,
-        matched_prefix: 0,
-        request_id: RequestId([0; 16]),
-        started: tokio::time::Instant::now(),
-        deadline: None,
-        outbound: Rc::new(Nowhere),
-    }
+        "shop.example".into(),
+        Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "a".into() }),
+        RequestId([0; 16]),
+        tokio::time::Instant::now(),
+        Rc::new(Nowhere),
+    )
 }
 
 struct Signer(EcdsaKeyPair);

@@ -90,26 +90,22 @@ fn exchange() -> Exchange {
         claims: Arc::new(claims.as_object().expect("an object").clone()),
     };
     Exchange {
-        request,
-        client: Client {
-            peer: SocketAddr::from(([10, 0, 0, 1], 1)),
-            ip: [192, 0, 2, 7].into(),
-            scheme: Scheme::Https,
-            protocol: Protocol::Http2,
-            server_name: None,
-        },
         identity: Identity::new(Arc::new(identity)),
-        ruling: None,
-        origin: None,
-        body_failure: None,
-        host: "shop.example".into(),
-        labels: Arc::new(Labels { namespace: "shop".into(), route: "web".into(), rule: "orders".into() }),
         captures: Captures(vec![("id".into(), "7".into())]),
-        host_override: None,
-        matched_prefix: 0,
-        request_id: RequestId([0; 16]),
-        started: tokio::time::Instant::now(),
-        deadline: None,
-        outbound: Rc::new(Nowhere),
+        ..Exchange::new(
+            request,
+            Client {
+                peer: SocketAddr::from(([10, 0, 0, 1], 1)),
+                ip: [192, 0, 2, 7].into(),
+                scheme: Scheme::Https,
+                protocol: Protocol::Http2,
+                server_name: None,
+            },
+            "shop.example".into(),
+            Arc::new(Labels { namespace: "shop".into(), route: "web".into(), rule: "orders".into() }),
+            RequestId([0; 16]),
+            tokio::time::Instant::now(),
+            Rc::new(Nowhere),
+        )
     }
 }

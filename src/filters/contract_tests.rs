@@ -15,8 +15,8 @@ use super::chain::run;
 use super::contract::{Decision, Derive, Filter, Keep, Outcome, Scope, Selection};
 use crate::expression::{Environment, Expression, Kind};
 use crate::message::{
-    Body, Captures, Client, ErrorKind, Exchange, Identity, Labels, LocalFuture, Outbound, Protocol,
-    ProxyError, Request, RequestId, Response, Scheme,
+    Body, Client, ErrorKind, Exchange, Labels, LocalFuture, Outbound, Protocol, ProxyError, Request,
+    RequestId, Response, Scheme,
 };
 use crate::values::{
     BackendId, ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Problem, Redacted, SecretData,
@@ -79,27 +79,22 @@ pub fn exchange(uri: &str, matched: usize, outbound: Rc<dyn Outbound>) -> Exchan
     let mut request = Request::default();
     *request.uri_mut() = uri.parse().expect("a URI");
     Exchange {
-        request,
-        client: Client {
-            peer: SocketAddr::new(ip, 1),
-            ip,
-            scheme: Scheme::Https,
-            protocol: Protocol::Http11,
-            server_name: None,
-        },
-        identity: Identity::ANONYMOUS,
-        ruling: None,
-        origin: None,
-        body_failure: None,
-        host: "shop.example".into(),
-        labels: Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "a".into() }),
-        captures: Captures::default(),
-        host_override: None,
         matched_prefix: matched,
-        request_id: RequestId([0; 16]),
-        started: Instant::now(),
-        deadline: None,
-        outbound,
+        ..Exchange::new(
+            request,
+            Client {
+                peer: SocketAddr::new(ip, 1),
+                ip,
+                scheme: Scheme::Https,
+                protocol: Protocol::Http11,
+                server_name: None,
+            },
+            "shop.example".into(),
+            Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "a".into() }),
+            RequestId([0; 16]),
+            Instant::now(),
+            outbound,
+        )
     }
 }
 

@@ -68,6 +68,36 @@ pub struct Exchange {
 }
 
 impl Exchange {
+    /// A request of nobody in particular, under a rule without captures, prefix and deadline.
+    #[inline]
+    pub fn new(
+        request: Request,
+        client: Client,
+        host: Arc<str>,
+        labels: Arc<Labels>,
+        request_id: RequestId,
+        started: Instant,
+        outbound: Rc<dyn Outbound>,
+    ) -> Self {
+        Self {
+            request,
+            client,
+            identity: Identity::ANONYMOUS,
+            ruling: None,
+            origin: None,
+            host,
+            labels,
+            captures: Captures::default(),
+            host_override: None,
+            matched_prefix: 0,
+            request_id,
+            started,
+            deadline: None,
+            body_failure: None,
+            outbound,
+        }
+    }
+
     /// What limits and caches tell clients apart by: unique over kinds and issuers, the address of the anonymous.
     pub fn identity_key(&self) -> String {
         match self.identity.known() {

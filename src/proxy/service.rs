@@ -27,8 +27,8 @@ use super::{forward, forwarded, redirect, respond, respond_with};
 use crate::filters;
 use crate::lifecycle::Phase;
 use crate::message::{
-    Body, Captures, Client, ErrorKind, Exchange, Identity, Labels, Outbound, Protocol, ProxyError, Request,
-    RequestId, Response, Scheme,
+    Body, Client, ErrorKind, Exchange, Labels, Outbound, Protocol, ProxyError, Request, RequestId, Response,
+    Scheme,
 };
 use crate::route_map::{Action, Found, RequestView};
 
@@ -121,14 +121,13 @@ async fn serve(
         protocol,
         server_name: connection.server_name.clone(),
     };
+    // Rare, and its state need not be in that of every request.
+    let unmatched = |host, parts| {
+        let request = Request::from_parts(parts, Body::Empty);
+        Box::pin(unmatched(&live, request, client(), host, worker.outbound(), account, &refusing))
+    };
     let host = match find_host(connection, &live, &name) {
-        Err(error) if error.kind == ErrorKind::NoRouteMatch && !live.unmatched.0.is_empty() => {
-            let (client, host) = (client(), Arc::from(&*name));
-            let request = Request::from_parts(parts, Body::Empty);
-            let answer = unmatched(&live, request, client, host, account, worker.outbound(), &refusing);
-            // Rare, and its state need not be in that of every request.
-            return Ok(Box::pin(answer).await);
-        }
+        Err(error) if error.kind == ErrorKind::NoRouteMatch => return unmatched((*name).into(), parts).await,
         found => found?,
     };
     host.touch();
@@ -151,13 +150,7 @@ async fn serve(
         return redirect::to_https(&name, worker.shared.https_port, &parts.uri);
     }
     let Some(Found { index, matched_prefix, captures, .. }) = found else {
-        if live.unmatched.0.is_empty() {
-            return Err(ErrorKind::NoRouteMatch.into());
-        }
-        let (client, host) = (client(), exact_name(host, &name));
-        let request = Request::from_parts(parts, Body::Empty);
-        let answer = unmatched(&live, request, client, host, account, worker.outbound(), &refusing);
-        return Ok(Box::pin(answer).await);
+        return unmatched(exact_name(host, &name), parts).await;
     };
     let rule = host.rule(index);
     rule.touch(worker.index);
@@ -172,21 +165,18 @@ async fn serve(
         }
     };
     let mut exchange = Exchange {
-        request: Request::from_parts(parts, body),
-        client: client(),
-        identity: Identity::ANONYMOUS,
-        ruling: None,
-        origin: None,
-        body_failure: None,
-        host: host_label,
-        labels: rule.rule.labels.clone(),
         captures,
-        host_override: None,
         matched_prefix,
-        request_id: account.request_id,
-        started: account.started,
         deadline: deadline(&rule.rule.action, account.started),
-        outbound: worker.outbound(),
+        ..Exchange::new(
+            Request::from_parts(parts, body),
+            client(),
+            host_label,
+            rule.rule.labels.clone(),
+            account.request_id,
+            account.started,
+            worker.outbound(),
+        )
     };
     let hop = account.hop.clone();
     let way = Way { connection, live: &live, rule, intake: &intake, seen: &seen, hop: hop.as_deref() };
@@ -220,36 +210,32 @@ impl Refusing<'_> {
     }
 }
 
-/// Answers a request that no rule matches, through the filters that policies on the installation have for it.
+/// A request that no rule matches passes the filters that policies on the installation have for it, and is refused.
 async fn unmatched(
     live: &Live,
     request: Request,
     client: Client,
     host: Arc<str>,
-    account: &Account,
     outbound: Rc<dyn Outbound>,
+    account: &Account,
     refusing: &Refusing<'_>,
-) -> Response {
+) -> Result<Response, ProxyError> {
+    let error = ProxyError::from(ErrorKind::NoRouteMatch);
+    if live.unmatched.0.is_empty() {
+        return Err(error);
+    }
     let nowhere = || Arc::<str>::from("");
-    let mut exchange = Exchange {
+    let mut exchange = Exchange::new(
         request,
         client,
-        identity: Identity::ANONYMOUS,
-        ruling: None,
-        origin: None,
-        body_failure: None,
         host,
-        labels: Arc::new(Labels { namespace: nowhere(), route: nowhere(), rule: nowhere() }),
-        captures: Captures::default(),
-        host_override: None,
-        matched_prefix: 0,
-        request_id: account.request_id,
-        started: account.started,
-        deadline: None,
+        Arc::new(Labels { namespace: nowhere(), route: nowhere(), rule: nowhere() }),
+        account.request_id,
+        account.started,
         outbound,
-    };
-    let action = async |_: &mut Exchange| refusing.answer(&ErrorKind::NoRouteMatch.into());
-    filters::run(&live.unmatched.0, &mut exchange, |error| refusing.answer(error), action).await
+    );
+    let action = async |_: &mut Exchange| refusing.answer(&error);
+    Ok(filters::run(&live.unmatched.0, &mut exchange, |error| refusing.answer(error), action).await)
 }
 
 async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Response, ProxyError> {
@@ -264,7 +250,8 @@ async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Re
     }
 }
 
-/// The host's entry; none is 404 (before the first map 503), and 421 when the client meant another certificate's name (RFC 9110 section 15.5.20).
+/// The host's entry; none is 404 (before the first map 503), and 421 when the client meant another certificate's name
+/// (RFC 9110 section 15.5.20).
 fn find_host<'l>(
     connection: &Connection,
     live: &'l Live,

@@ -18,7 +18,7 @@ use super::HeadLines;
 /// the start of a body that came with its head would be taken for more of it.
 const MAX_UNANSWERED: usize = 1 << 20;
 const HEAD_IS_THERE: usize = usize::MAX;
-/// Larger heads are not kept beyond their request.
+/// The room of a larger head is given back when the next request begins.
 const KEPT_ROOM: usize = 4 << 10;
 /// hyper offers at most 64 slices.
 const MAX_SLICES: usize = 68;

@@ -116,27 +116,24 @@ fn exchange(question: &Question, somebody: &Somebody, path: &str, found: &Found<
     *request.headers_mut() = question.headers.clone();
     let ip = Ipv4Addr::LOCALHOST.into();
     Some(Exchange {
-        request,
-        client: Client {
-            peer: SocketAddr::new(ip, 0),
-            ip,
-            scheme: question.scheme,
-            protocol: Protocol::Http11,
-            server_name: None,
-        },
         identity: somebody.0.clone().map_or(Identity::ANONYMOUS, Identity::new),
-        ruling: None,
-        origin: None,
-        body_failure: None,
-        host: question.host.as_str().into(),
-        labels: found.rule.labels.clone(),
         captures: found.captures.clone(),
-        host_override: None,
         matched_prefix: found.matched_prefix,
-        request_id: RequestId([0; 16]),
-        started: Instant::now(),
-        deadline: None,
-        outbound: Rc::new(Nowhere),
+        ..Exchange::new(
+            request,
+            Client {
+                peer: SocketAddr::new(ip, 0),
+                ip,
+                scheme: question.scheme,
+                protocol: Protocol::Http11,
+                server_name: None,
+            },
+            question.host.as_str().into(),
+            found.rule.labels.clone(),
+            RequestId([0; 16]),
+            Instant::now(),
+            Rc::new(Nowhere),
+        )
     })
 }
 
