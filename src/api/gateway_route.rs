@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::policy::{Policy, PolicyRef};
 use super::route_match::RouteMatch;
 use super::status::GatewayRouteStatus;
-use crate::values::{LabelSelector, PathRewriteSpec, SecretRef};
+use crate::values::{LabelSelector, PathRewriteSpec, SecretRef, TlsVersion};
 
 /// What is wanted.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -99,6 +99,9 @@ pub struct RouteTls {
     /// Plain HTTP goes to HTTPS (308).
     #[serde(default = "default_redirect")]
     pub redirect: bool,
+    /// Tls12 (default) or Tls13: what clients must speak at least.
+    #[serde(default)]
+    pub min_version: TlsVersion,
 }
 
 fn default_redirect() -> bool {

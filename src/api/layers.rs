@@ -15,7 +15,7 @@ use super::{
     AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendRef, GatewayBackendSpec, PolicyRef, RedirectSpec,
     RespondSpec, RouteMatch, RouteTls, crd,
 };
-use crate::values::{FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef};
+use crate::values::{FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef, TlsVersion};
 
 /// A GatewayRoute's spec, as far as it can be used.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -275,7 +275,8 @@ fn hostnames(value: Value, layer: &mut Layer<'_>) -> Vec<(FieldPath, Hostname)> 
 /// Always something: whoever wrote `tls` did not mean plain HTTP.
 fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
     let at = layer.at.field("tls");
-    let mut tls = RouteTls { certificate_refs: Vec::new(), redirect: true };
+    let mut tls =
+        RouteTls { certificate_refs: Vec::new(), redirect: true, min_version: TlsVersion::default() };
     let Value::Object(mut object) = value else {
         layer.refuse(at, format!("found {}, expected an object", kind_of(&value)));
         return tls;
@@ -287,6 +288,11 @@ fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
     if let Some(mut redirect) = object.remove("redirect") {
         tls.redirect =
             checked(&mut redirect, of("redirect"), &at.field("redirect"), layer.problems).unwrap_or(true);
+    }
+    if let Some(mut version) = object.remove("minVersion") {
+        let read = checked(&mut version, of("minVersion"), &at.field("minVersion"), layer.problems);
+        // Who wrote something meant more than the least.
+        tls.min_version = read.unwrap_or(TlsVersion::Tls13);
     }
     let at = at.field("certificateRefs");
     match object.remove("certificateRefs") {

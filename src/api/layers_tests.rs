@@ -5,7 +5,7 @@ use serde_json::{Value, json};
 
 use super::layers::{ParsedRoute, ParsedRule, RuleAction, SHAPES, parse_backend, parse_route};
 use super::{Precedence, RouteMatch, RouteTls, parse_policy};
-use crate::values::{FieldPath, Problem, Reason};
+use crate::values::{FieldPath, Problem, Reason, TlsVersion};
 
 fn parse(spec: &Value) -> ParsedRoute {
     parse_route(&spec.to_string())
@@ -90,9 +90,25 @@ fn broken_tls_still_forbids_plain_http() {
         json!({"certificateRefs": [{"name": "Bad_Name"}], "redirect": "no"}),
     ] {
         let route = parse(&json!({"tls": broken, "rules": []}));
-        assert_eq!(route.tls, Some(RouteTls { certificate_refs: vec![], redirect: true }));
+        assert_eq!(
+            route.tls,
+            Some(RouteTls { certificate_refs: vec![], redirect: true, min_version: TlsVersion::Tls12 })
+        );
         assert!(route.problems.len() > 1, "{broken}");
     }
+}
+
+#[test]
+fn a_least_version_that_cannot_be_read_is_the_newest() {
+    let tls = |version: Value| {
+        let refs = json!([{"name": "a"}]);
+        let route = parse(&json!({"tls": {"certificateRefs": refs, "minVersion": version}, "rules": []}));
+        (route.tls.map(|tls| tls.min_version), route.problems.len())
+    };
+    assert_eq!(tls(json!("Tls12")), (Some(TlsVersion::Tls12), 1));
+    assert_eq!(tls(json!("Tls13")), (Some(TlsVersion::Tls13), 1));
+    assert_eq!(tls(json!("Tls14")), (Some(TlsVersion::Tls13), 2));
+    assert_eq!(tls(json!(1.2)), (Some(TlsVersion::Tls13), 2));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use super::report::{Condition, ConditionStatus, ConditionType, Report, RuleRepor
 use super::{object, worst};
 use crate::route_map::{Action, CertificatePlan};
 use crate::snapshot::{Kind, Manifest};
-use crate::values::{Hostname, ObjectName, Problem, Reason, Severity};
+use crate::values::{Hostname, ObjectName, Problem, Reason, Severity, TlsVersion};
 
 /// So much of what is wrong stands in one message; all of it stands in the report.
 const TOLD: usize = 4;
@@ -257,9 +257,11 @@ pub(super) fn tls_print(
     certificates: &[Arc<CertificatePlan>],
     unusable: &[ObjectName],
     redirect: bool,
+    min_version: TlsVersion,
 ) -> u64 {
     let mut print = Fingerprint::new();
     print.bytes(&[u8::from(redirect)]);
+    print.text(min_version.as_str());
     for certificate in certificates {
         certificate.chain.iter().for_each(|der| print.bytes(der));
     }

@@ -25,7 +25,7 @@ use crate::route_map::{
     Unserved, WeightedBackend, WeightedTarget,
 };
 use crate::snapshot::{Kind, Manifest, TLS_SECRET};
-use crate::values::{BackendId, FieldPath, Hostname, ObjectName, PathRewrite, Problem, Reason};
+use crate::values::{BackendId, FieldPath, Hostname, ObjectName, PathRewrite, Problem, Reason, TlsVersion};
 
 /// What one object may spend on regular expressions, in bytes of their text.
 const REGEX_BUDGET: usize = 32 << 10;
@@ -61,6 +61,7 @@ pub(super) struct LoweredTls {
     /// What is named, whether it is there or not.
     pub named: Vec<ObjectName>,
     pub redirect: bool,
+    pub min_version: TlsVersion,
     /// Fingerprint of what clients are shown.
     pub print: u64,
 }
@@ -230,8 +231,9 @@ impl Lowering<'_, '_> {
                 }
             }
         }
-        let print = conditions::tls_print(&proven, &unusable, tls.redirect);
-        LoweredTls { certificates: proven, unusable, named, redirect: tls.redirect, print }
+        let (redirect, min_version) = (tls.redirect, tls.min_version);
+        let print = conditions::tls_print(&proven, &unusable, redirect, min_version);
+        LoweredTls { certificates: proven, unusable, named, redirect, min_version, print }
     }
 
     fn rule(

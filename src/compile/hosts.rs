@@ -35,6 +35,7 @@ impl HostUnit {
             certificates: set.certificates.clone(),
             unusable: set.unusable.clone(),
             redirect: set.redirect,
+            min_version: set.min_version,
         });
         let mut entries = Vec::new();
         for (_, route) in routes.iter().enumerate().filter(|(place, _)| !left_out.contains(place)) {
@@ -117,7 +118,7 @@ fn tls_notes(
 }
 
 fn differs(a: &LoweredTls, b: &LoweredTls) -> bool {
-    a.named != b.named || a.redirect != b.redirect
+    a.named != b.named || a.redirect != b.redirect || a.min_version != b.min_version
 }
 
 /// An equal match of another object that stands first takes every request: its loser is told.

@@ -7,7 +7,6 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
@@ -22,6 +21,7 @@ use tokio::net::TcpStream;
 use super::forwarded::Introduction;
 use super::gather::Gathered;
 use super::observed::Upload;
+use super::tls::Session;
 use super::transport::{Transport, Wire};
 use super::watch::{Verdict, Wait, Watch, Watched};
 use super::worker::Worker;
@@ -45,7 +45,8 @@ pub struct Connection {
     pub worker: Rc<Worker>,
     pub peer: SocketAddr,
     pub scheme: Scheme,
-    pub server_name: Option<Arc<str>>,
+    /// Of the handshake; none on plain connections.
+    pub session: Option<Session>,
     pub introduction: Introduction,
     /// What an answer 101 leaves for after it.
     pub tunnel: Cell<Option<tunnel::Pending>>,
@@ -83,14 +84,14 @@ impl Drop for Place {
 async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bool) {
     let watched = worker.sweep.watch(Wait::FirstByte, Some(age(worker)));
     let watch = watched.share();
-    let (wire, read_ahead, http2, server_name) = if tls {
+    let (wire, read_ahead, http2, session) = if tls {
         let Some(established) = unless_cut(&watch, tls::handshake(worker, socket)).await else {
             worker.stats.handshake_failure(HandshakeFailure::TimedOut);
             return;
         };
         let Some(established) = established else { return };
         watch.read_waits(Wait::FirstByte);
-        (Wire::Tls(established.stream), Bytes::new(), established.http2, established.server_name)
+        (Wire::Tls(established.stream), Bytes::new(), established.http2, Some(established.session))
     } else {
         let mut socket = socket;
         let Some(Some((read_ahead, http2))) = unless_cut(&watch, sniff(&mut socket, &watch)).await else {
@@ -103,7 +104,7 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
         worker: worker.clone(),
         peer,
         scheme,
-        server_name,
+        session,
         introduction: Introduction::new(peer, scheme, worker.settings.installation.clone()),
         tunnel: Cell::new(None),
         reading: RefCell::default(),
@@ -309,6 +310,11 @@ impl Connection {
         if self.opened.get() > CHURN && self.given_up.get() > self.opened.get() / 2 {
             self.watch.tell(Verdict::Retire);
         }
+    }
+
+    /// Tells the client to come back on another connection.
+    pub fn retire(&self) {
+        self.watch.tell(Verdict::Retire);
     }
 
     /// Whether the client may still be sending a body that nobody reads any more.

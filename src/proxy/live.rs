@@ -19,7 +19,7 @@ use crate::message::ErrorKind;
 use crate::route_map::{Action, BackendPlan, EndpointSet, Host, HostIndex, RouteMap, Rule, WeightedTarget};
 use crate::telemetry::{RuleStats, Telemetry};
 use crate::upstream::Backend;
-use crate::values::{BackendId, ObjectName};
+use crate::values::{BackendId, ObjectName, TlsVersion};
 
 #[derive(Debug)]
 pub struct Live {
@@ -128,6 +128,11 @@ impl LiveHost {
     /// The linked rule of an entry of this host's match table.
     pub fn rule(&self, entry: usize) -> &LiveRule {
         &self.rules[self.rule_of_entry[entry]]
+    }
+
+    /// What a client must speak at least; nothing is asked of names without TLS.
+    pub fn min_version(&self) -> TlsVersion {
+        self.host.tls.as_ref().map_or_else(TlsVersion::default, |tls| tls.min_version)
     }
 
     /// Takes away the fields that a client must not set, whichever rule it meets.

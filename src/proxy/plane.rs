@@ -72,7 +72,7 @@ impl DataPlane {
             telemetry,
             log,
             drain,
-            tls: Arc::new(tls::server_config(live.clone()).map_err(io::Error::other)?),
+            tls: tls::Configurations::new(&live).map_err(io::Error::other)?,
             live,
             generation: Default::default(),
             keep: Kept::default(),

@@ -119,7 +119,7 @@ async fn serve(
         ip: seen.ip,
         scheme: seen.scheme,
         protocol,
-        server_name: connection.server_name.clone(),
+        server_name: connection.session.as_ref().and_then(|session| session.server_name.clone()),
     };
     // Rare, and its state need not be in that of every request.
     let unmatched = |host, parts| {
@@ -261,13 +261,22 @@ fn find_host<'l>(
     if found.is_none() && !live.installed {
         return Err(ErrorKind::Starting.into());
     }
-    if connection.scheme == Scheme::Https && connection.server_name.as_deref() != Some(name) {
-        let meant = live.host(connection.server_name.as_deref().unwrap_or_default());
-        let same = match (meant, found) {
-            (Some(meant), Some(found)) => Arc::ptr_eq(meant, found) || meant.shares_certificate(found),
-            _ => false,
-        };
-        if !same {
+    if let Some(session) = &connection.session {
+        if session.server_name.as_deref() != Some(name) {
+            let meant = live.host(session.server_name.as_deref().unwrap_or_default());
+            let same = match (meant, found) {
+                (Some(meant), Some(found)) => Arc::ptr_eq(meant, found) || meant.shares_certificate(found),
+                _ => false,
+            };
+            if !same {
+                return Err(ErrorKind::MisdirectedRequest.into());
+            }
+        }
+        if found.is_some_and(|host| host.min_version() > session.version) {
+            if session.server_name.as_deref() == Some(name) {
+                // More was asked for since; another connection speaks it, or fails.
+                connection.retire();
+            }
             return Err(ErrorKind::MisdirectedRequest.into());
         }
     }

@@ -20,6 +20,7 @@ use super::certificates::LiveCertificate;
 use super::live::Live;
 use super::worker::Worker;
 use crate::telemetry::HandshakeFailure;
+use crate::values::TlsVersion;
 
 /// A fatal `unrecognized_name` (RFC 6066 section 3), as a plain record: no keys exist yet.
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
@@ -27,19 +28,51 @@ const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 /// A finished handshake.
 pub struct Established {
     pub stream: Box<TlsStream<TcpStream>>,
-    pub server_name: Option<Arc<str>>,
+    pub session: Session,
     pub http2: bool,
 }
 
-/// The one configuration of all listeners.
-///
-/// # Errors
-/// The crypto library fails.
-pub fn server_config(live: Arc<ArcSwap<Live>>) -> Result<ServerConfig, rustls::Error> {
+/// What was agreed on in a handshake.
+#[derive(Debug)]
+pub struct Session {
+    /// As the client sent it, lower case.
+    pub server_name: Option<Arc<str>>,
+    pub version: TlsVersion,
+}
+
+/// The configurations of all listeners, by the least version that they speak.
+#[derive(Debug)]
+pub struct Configurations {
+    tls12: Arc<ServerConfig>,
+    tls13: Arc<ServerConfig>,
+}
+
+impl Configurations {
+    /// # Errors
+    /// The crypto library fails.
+    pub fn new(live: &Arc<ArcSwap<Live>>) -> Result<Self, rustls::Error> {
+        let resolver = Arc::new(Resolver { live: live.clone() });
+        let of = |least| server_config(least, resolver.clone()).map(Arc::new);
+        Ok(Self { tls12: of(TlsVersion::Tls12)?, tls13: of(TlsVersion::Tls13)? })
+    }
+
+    fn at_least(&self, version: TlsVersion) -> &Arc<ServerConfig> {
+        match version {
+            TlsVersion::Tls12 => &self.tls12,
+            TlsVersion::Tls13 => &self.tls13,
+        }
+    }
+}
+
+fn server_config(least: TlsVersion, resolver: Arc<Resolver>) -> Result<ServerConfig, rustls::Error> {
+    let versions: &[_] = match least {
+        TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
+        TlsVersion::Tls13 => &[&rustls::version::TLS13],
+    };
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13, &rustls::version::TLS12])?
+        .with_protocol_versions(versions)?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(Resolver { live }));
+        .with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     config.ticketer = Ticketer::new()?;
     config.max_early_data_size = 0;
@@ -53,21 +86,25 @@ pub async fn handshake(worker: &Worker, socket: TcpStream) -> Option<Established
         Err(error) => return failed(worker, &error),
     };
     let server_name = start.client_hello().server_name().map(str::to_ascii_lowercase);
-    if !serves(&worker.live(), server_name.as_deref()) {
+    let Some(config) = configuration(worker, server_name.as_deref()) else {
         worker.stats.handshake_failure(HandshakeFailure::UnknownName);
         let _ = start.io.write_all(&UNRECOGNIZED_NAME).await;
         let _ = start.io.shutdown().await;
         return None;
-    }
-    let stream = match start.into_stream(worker.shared.tls.clone()).await {
+    };
+    let stream = match start.into_stream(config).await {
         Ok(stream) => stream,
         Err(error) => return failed(worker, &error),
     };
     let session = stream.get_ref().1;
-    let old = session.protocol_version() == Some(rustls::ProtocolVersion::TLSv1_2);
-    worker.stats.handshake(if old { "1.2" } else { "1.3" });
+    let version = match session.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => TlsVersion::Tls13,
+        _ => TlsVersion::Tls12,
+    };
+    worker.stats.handshake(version.as_str());
     let http2 = session.alpn_protocol() == Some(b"h2");
-    Some(Established { stream: Box::new(stream), server_name: server_name.map(Arc::from), http2 })
+    let session = Session { server_name: server_name.map(Arc::from), version };
+    Some(Established { stream: Box::new(stream), session, http2 })
 }
 
 fn failed(worker: &Worker, error: &io::Error) -> Option<Established> {
@@ -98,8 +135,12 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
-fn serves(live: &Live, server_name: Option<&str>) -> bool {
-    certificates(live, server_name).next().is_some()
+/// How hands are shaken under a name; none: it has no certificate.
+fn configuration(worker: &Worker, server_name: Option<&str>) -> Option<Arc<ServerConfig>> {
+    let live = worker.live();
+    certificates(&live, server_name).next()?;
+    let host = live.host(server_name.unwrap_or_default())?;
+    Some(worker.shared.tls.at_least(host.min_version()).clone())
 }
 
 /// The certificates that may be shown to a client that asks for `server_name`.

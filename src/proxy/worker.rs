@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::keep::Kept;
 use super::live::Live;
 use super::watch::{Sweep, Verdict};
-use super::{Settings, listener, outbound};
+use super::{Settings, listener, outbound, tls};
 use crate::lifecycle::{DrainSignal, Phase};
 use crate::message::{Outbound, RequestId};
 use crate::telemetry::{AccessLog, AccessWriter, RuleStats, Telemetry, WorkerStats};
@@ -34,7 +34,7 @@ pub struct Shared {
     pub live: Arc<ArcSwap<Live>>,
     /// Counts installs, so that a worker sees a new map with one plain load.
     pub generation: AtomicU64,
-    pub tls: Arc<rustls::ServerConfig>,
+    pub tls: tls::Configurations,
     pub keep: Kept,
     /// Of each worker: how many connections it has, and where others hand it more.
     pub desks: Vec<Desk>,

@@ -12,6 +12,7 @@ use super::predicates::{Comparison, Miss, NamedPredicate};
 use super::tls::HostTls;
 use crate::filters::{REGISTRY, TimeoutsPlan};
 use crate::message::Labels;
+use crate::values::TlsVersion;
 
 /// A fixed answer's body is printed up to here.
 const MAX_BODY: usize = 80;
@@ -53,7 +54,11 @@ impl Display for Host {
 
 impl Display for HostTls {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(f, "  tls{}", if self.redirect { ", plain HTTP is redirected" } else { "" })?;
+        write!(f, "  tls")?;
+        if self.min_version > TlsVersion::default() {
+            write!(f, " {} or later", self.min_version.as_str())?;
+        }
+        writeln!(f, "{}", if self.redirect { ", plain HTTP is redirected" } else { "" })?;
         for certificate in &self.certificates {
             let names = certificate.names.join(" ");
             let (from, to) = (certificate.not_before, certificate.not_after);
@@ -331,6 +336,7 @@ mod tests {
             certificates: vec![Arc::new(certificate)],
             unusable: vec![shop("old")],
             redirect: true,
+            min_version: TlsVersion::Tls13,
         };
         let hostname: Hostname = "shop.example".parse().expect("a hostname");
         let target = BackendTarget::Service { service: shop("orders"), port: 80 };
@@ -348,7 +354,7 @@ mod tests {
         let told = map().to_string();
         let mut expected = String::from(
             "host shop.example
-  tls, plain HTTP is redirected
+  tls 1.3 or later, plain HTTP is redirected
     certificate shop/shop-tls for shop.example, valid 1..2
     unusable shop/old
   PathTemplate /users/{id}, method GET|POST, header x-tenant ~ \"a+\" -> shop/web/second

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::values::{ObjectName, Redacted};
+use crate::values::{ObjectName, Redacted, TlsVersion};
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostTls {
     /// The usable certificates, in the order of `certificateRefs`; empty while the Secret is missing or unusable and
     /// none was served before: handshakes for the name are refused, plain HTTP is redirected all the same.
@@ -13,6 +13,8 @@ pub struct HostTls {
     pub unusable: Vec<ObjectName>,
     /// Plain HTTP goes to HTTPS (308).
     pub redirect: bool,
+    /// What a client must speak at least.
+    pub min_version: TlsVersion,
 }
 
 /// A certificate chain whose key was proven to belong to it.

@@ -9,6 +9,7 @@ mod problem;
 mod redacted;
 mod reserved_headers;
 mod secret;
+mod tls_version;
 
 pub use byte_size::{ByteSize, InvalidByteSize};
 pub use duration::{Duration, InvalidDuration};
@@ -19,3 +20,4 @@ pub use problem::{FieldPath, Problem, Reason, Severity};
 pub use redacted::Redacted;
 pub use reserved_headers::{ReservedHeaders, plain_name};
 pub use secret::{Attributes, ConfigMapData, SecretData};
+pub use tls_version::TlsVersion;

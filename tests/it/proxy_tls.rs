@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use portcullis::route_map::{CertificatePlan, Host, HostTls, PrivateKey};
-use portcullis::values::{ObjectName, Redacted};
+use portcullis::values::{ObjectName, Redacted, TlsVersion};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -34,7 +34,7 @@ pub fn certificate(secret: &str, names: &[&str]) -> Arc<CertificatePlan> {
 
 pub fn tls(certificates: &[&Arc<CertificatePlan>]) -> Option<HostTls> {
     let certificates = certificates.iter().map(|certificate| Arc::clone(certificate)).collect();
-    Some(HostTls { certificates, unusable: vec![], redirect: true })
+    Some(HostTls { certificates, redirect: true, ..HostTls::default() })
 }
 
 /// Takes any certificate: what is checked is which one came.
@@ -224,7 +224,7 @@ async fn a_new_certificate_is_served_at_once_a_bad_secret_keeps_the_old_one_and_
     assert_eq!(status(&get(&mut kept, "a.test").await), 200, "old connections stay");
 
     let unusable =
-        HostTls { certificates: vec![], unusable: vec![ObjectName::new("ns", "a")], redirect: true };
+        HostTls { unusable: vec![ObjectName::new("ns", "a")], redirect: true, ..HostTls::default() };
     install(&gateway, vec![host("a.test", Some(unusable), respond("a"))]);
     assert_eq!(shown(&shake(gateway.https(), "a.test", &[]).await.expect("kept")), new.chain[0]);
     install(&gateway, vec![host("a.test", tls(&[]), respond("a"))]);
@@ -247,6 +247,66 @@ async fn handshakes_are_modern_and_end_without_a_common_protocol() {
     let stream = shake(gateway.https(), "a.test", &["http/1.1"]).await.expect("shakes");
     assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
     assert!(shake(gateway.https(), "a.test", &["spdy/3"]).await.is_err(), "no common protocol");
+}
+
+/// The same, for clients that speak TLS 1.3.
+fn tls13(certificates: &[&Arc<CertificatePlan>]) -> Option<HostTls> {
+    tls(certificates).map(|tls| HostTls { min_version: TlsVersion::Tls13, ..tls })
+}
+
+fn speaking(version: &'static rustls::SupportedProtocolVersion) -> Arc<ClientConfig> {
+    let provider = aws_lc_rs::default_provider();
+    let config = ClientConfig::builder_with_provider(Arc::new(provider.clone()))
+        .with_protocol_versions(&[version])
+        .expect("versions")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(Anything(provider)))
+        .with_no_client_auth();
+    Arc::new(config)
+}
+
+#[tokio::test]
+async fn each_name_has_its_own_least_version() {
+    let gateway = Gateway::start();
+    let both = certificate("both", &["old.test", "new.test"]);
+    let hosts = || {
+        vec![
+            host("old.test", tls(&[&both]), respond("old")),
+            host("new.test", tls13(&[&both]), respond("new")),
+        ]
+    };
+    install(&gateway, hosts());
+    let (old, new) = (speaking(&rustls::version::TLS12), speaking(&rustls::version::TLS13));
+    let ask = async |client: &Arc<ClientConfig>, name: &str, host: &str| {
+        let mut stream = shake_as(client.clone(), gateway.https(), name).await?;
+        std::io::Result::Ok(status(&get(&mut stream, host).await))
+    };
+    let refused = ask(&old, "new.test", "new.test").await.expect_err("too old").to_string();
+    assert!(refused.contains("ProtocolVersion"), "{refused}");
+    assert_eq!(ask(&new, "new.test", "new.test").await.expect("speaks it"), 200);
+    assert_eq!(ask(&old, "old.test", "old.test").await.expect("speaks it"), 200);
+    // The shared certificate is no way around it.
+    assert_eq!(ask(&old, "old.test", "new.test").await.expect("shakes"), 421);
+    assert_eq!(ask(&new, "old.test", "new.test").await.expect("shakes"), 200);
+    // The hybrid group is agreed on whatever the least version is.
+    for name in ["old.test", "new.test"] {
+        let stream = shake_as(new.clone(), gateway.https(), name).await.expect("shakes");
+        let group = stream.get_ref().1.negotiated_key_exchange_group().map(|group| group.name());
+        assert_eq!(group, Some(rustls::NamedGroup::X25519MLKEM768), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_kept_connection_does_not_outlive_a_raised_least_version() {
+    let gateway = Gateway::start();
+    let a = certificate("a", &["a.test"]);
+    install(&gateway, vec![host("a.test", tls(&[&a]), respond("a"))]);
+    let mut kept =
+        shake_as(speaking(&rustls::version::TLS12), gateway.https(), "a.test").await.expect("shakes");
+    assert_eq!(status(&get(&mut kept, "a.test").await), 200);
+    install(&gateway, vec![host("a.test", tls13(&[&a]), respond("a"))]);
+    let answer = get(&mut kept, "a.test").await;
+    assert_eq!((status(&answer), field(&answer, "connection")), (421, Some("close")));
 }
 
 #[tokio::test]

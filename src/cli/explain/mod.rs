@@ -23,7 +23,7 @@ use crate::route_map::{
 };
 use crate::snapshot::Snapshot;
 use crate::standalone;
-use crate::values::{BackendId, Hostname};
+use crate::values::{BackendId, Hostname, TlsVersion};
 
 /// Matches that the answer lists, and endpoints that it names for a backend.
 const MAX_LISTED: usize = 20;
@@ -201,7 +201,11 @@ impl Lines {
                 true
             }
             (Scheme::Https, Some(tls)) if has_certificate(host, tls, &question.host) => {
-                self.add("listener", format!("https, server name {}", question.host));
+                let least = match tls.min_version {
+                    TlsVersion::Tls12 => "",
+                    TlsVersion::Tls13 => ", TLS 1.3 or later",
+                };
+                self.add("listener", format!("https, server name {}{least}", question.host));
                 for certificate in &tls.certificates {
                     let until = jiff::Timestamp::from_second(certificate.not_after)
                         .map_or_else(|_| "(no date)".to_owned(), |date| date.to_string());
@@ -478,7 +482,7 @@ backend   does not resolve, weight 1 of 4: 500 BackendNotFound
 
     #[test]
     fn the_listener_may_end_the_way() {
-        let tls = || Some(HostTls { certificates: Vec::new(), unusable: Vec::new(), redirect: true });
+        let tls = || Some(HostTls { redirect: true, ..HostTls::default() });
         for (tls, url, end) in [
             (tls(), "http://shop.example/orders?a=b", "308 to https://shop.example/orders?a=b"),
             (tls(), "https://shop.example/orders", "no usable certificate for the name"),
