@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::live::LiveRule;
 use super::observed::Upload;
 use super::worker::Worker;
-use crate::message::{ErrorKind, Labels, Protocol, RequestId, Scheme};
-use crate::telemetry::{InFlight, Record, Ruling, Sample};
+use crate::message::{ErrorKind, Identity, Labels, Protocol, RequestId, Scheme};
+use crate::telemetry::{InFlight, Record, Ruling, Sample, Somebody};
 use crate::upstream::Backend;
 
 pub struct Account {
@@ -27,6 +27,8 @@ pub struct Account {
     /// 0 until there is an answer.
     pub status: u16,
     pub reason: Option<&'static str>,
+    /// Who asked, as far as the rule wanted to know.
+    pub identity: Identity,
     /// What authorization said.
     pub ruling: Option<Ruling>,
     pub upload: Option<Rc<Upload>>,
@@ -69,6 +71,7 @@ impl Account {
             request_id,
             status: 0,
             reason: None,
+            identity: Identity::ANONYMOUS,
             ruling: None,
             upload: None,
             response_bytes: 0,
@@ -132,6 +135,11 @@ impl Account {
             scheme: sample.scheme,
             status: sample.status,
             reason: sample.reason,
+            identity: self.identity.known().map(|known| Somebody {
+                id: &known.id,
+                kind: known.kind.as_str(),
+                entry: &known.entry,
+            }),
             authorization: sample.ruling.as_ref().map(Ruling::rule_name),
             namespace: names.map_or("", |labels| &labels.namespace),
             route: names.map_or("", |labels| &labels.route),

@@ -194,7 +194,7 @@ async fn serve(
         };
         filters::run(&rule.filters, &mut exchange, |error| refusing.answer(error), action).await
     };
-    account.ruling = exchange.ruling;
+    (account.ruling, account.identity) = (exchange.ruling, exchange.identity);
     Ok(response)
 }
 

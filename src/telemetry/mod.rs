@@ -14,7 +14,7 @@ mod worker;
 pub use access_log::{AccessLog, AccessTarget, AccessWriter};
 pub use backend::{BackendStats, Connect};
 pub use control::{CertificateExpiry, ControlStats, Programmed};
-pub use record::Record;
+pub use record::{Record, Somebody};
 pub use rule::{InFlight, RuleStats, Ruling, Sample};
 pub use stats::Telemetry;
 pub use worker::{HandshakeFailure, OpenConnection, WorkerStats};

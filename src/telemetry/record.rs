@@ -29,6 +29,8 @@ pub struct Record<'a> {
     pub scheme: &'static str,
     pub status: u16,
     pub reason: Option<&'static str>,
+    /// Who asked, where that is known.
+    pub identity: Option<Somebody<'a>>,
     /// The authorization rule that decided.
     pub authorization: Option<&'a str>,
     pub namespace: &'a str,
@@ -43,6 +45,15 @@ pub struct Record<'a> {
     pub request_bytes: u64,
     pub response_bytes: u64,
     pub user_agent: Option<&'a [u8]>,
+}
+
+/// Who asked. No part of it is a credential.
+#[derive(Clone, Copy, Debug)]
+pub struct Somebody<'a> {
+    pub id: &'a str,
+    pub kind: &'static str,
+    /// Of `authentication.anyOf`.
+    pub entry: &'a str,
 }
 
 impl Record<'_> {
@@ -66,6 +77,11 @@ impl Record<'_> {
         );
         if let Some(reason) = self.reason {
             text(line, "reason", reason.as_bytes(), MAX_NAME);
+        }
+        if let Some(identity) = self.identity {
+            text(line, "identity", identity.id.as_bytes(), MAX_NAME);
+            put(line, format_args!(",\"identity_kind\":\"{}\"", identity.kind));
+            text(line, "identity_entry", identity.entry.as_bytes(), MAX_NAME);
         }
         if let Some(authorization) = self.authorization {
             text(line, "authorization", authorization.as_bytes(), MAX_NAME);
@@ -130,8 +146,10 @@ fn escape(line: &mut Vec<u8>, value: &[u8], end: usize) -> bool {
             match character {
                 '"' => line.extend_from_slice(b"\\\""),
                 '\\' => line.extend_from_slice(b"\\\\"),
-                // Line and paragraph separator end a line for some readers.
-                '\u{2028}' | '\u{2029}' => put(line, format_args!("\\u{:04x}", u32::from(character))),
+                // What ends a line for some readers, is not seen, or turns the text around.
+                '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}' => {
+                    put(line, format_args!("\\u{:04x}", u32::from(character)))
+                }
                 control if control.is_control() => put(line, format_args!("\\u{:04x}", u32::from(control))),
                 other => line.extend_from_slice(other.encode_utf8(&mut [0; 4]).as_bytes()),
             }
@@ -168,6 +186,7 @@ pub(super) mod tests {
             scheme: "https",
             status: 200,
             reason: None,
+            identity: Some(Somebody { id: "alice", kind: "Jwt", entry: "users" }),
             authorization: Some("read"),
             namespace: "shop",
             route: "orders",
@@ -199,6 +218,7 @@ pub(super) mod tests {
                 "time": "2023-11-14T22:13:20.123Z", "request_id": "abababababababababababababababab",
                 "client": "192.0.2.1", "method": "GET", "host": "shop.test", "path": "/orders", "query": true,
                 "protocol": "HTTP/2", "scheme": "https", "status": 200,
+                "identity": "alice", "identity_kind": "Jwt", "identity_entry": "users",
                 "authorization": "read", "namespace": "shop", "route": "orders",
                 "rule": "list", "backend": "Service/shop/orders:80", "endpoint": "10.0.0.7:8080",
                 "duration": 1.002003, "upstream_duration": 0.0009, "request_bytes": 0, "response_bytes": 12,
@@ -217,6 +237,7 @@ pub(super) mod tests {
             namespace: &long,
             route: &long,
             rule: &long,
+            identity: Some(Somebody { id: &long, kind: "Certificate", entry: &long }),
             authorization: Some(&long),
             backend: Some(&long),
             reason: Some("NoHealthyEndpoints"),
@@ -235,13 +256,15 @@ pub(super) mod tests {
     proptest! {
         #[test]
         fn any_bytes_of_a_client_are_one_line_of_json_without_control_characters(
-            path in ".{0,40}", agent in proptest::collection::vec(any::<u8>(), 0..80),
+            path in ".{0,40}", agent in proptest::collection::vec(any::<u8>(), 0..80), id in "(?s).{0,60}",
         ) {
-            let line = line(&Record { path: &path, user_agent: Some(&agent), ..record() });
+            let identity = Some(Somebody { id: &id, kind: "Jwt", entry: "users" });
+            let line = line(&Record { path: &path, user_agent: Some(&agent), identity, ..record() });
             let text = std::str::from_utf8(&line).expect("UTF-8");
             prop_assert!(!text.trim_end_matches('\n').chars().any(char::is_control));
             let parsed: Value = serde_json::from_str(text).expect("JSON");
             prop_assert_eq!(parsed["path"].as_str(), Some(path.as_str()));
+            prop_assert_eq!(parsed["identity"].as_str(), Some(id.as_str()));
             let agent = String::from_utf8_lossy(&agent);
             prop_assert_eq!(parsed["user_agent"].as_str(), Some(&*agent));
         }

@@ -68,6 +68,46 @@ fn a_key_gets_in_while_its_secret_is_there_and_the_backend_never_sees_it() {
 }
 
 #[test]
+fn the_access_log_tells_who_asked_and_no_credential() {
+    let backend = Backend::start("one");
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("access.log");
+    let keys = KEYS.replace("{anyOf", "{mode: Optional, anyOf");
+    let rules = "authorization: {rules: [{name: known, action: Allow, when: \"identity.id != ''\"}]}";
+    let gateway = Gateway::with(
+        &[
+            ("backend.yaml", &backend.manifest("one")),
+            ("route.yaml", &shop(&format!("{keys}, {rules}"))),
+            ("acme.yaml", &secret("acme", ACME, "portcullis.dev/consumer: \"a\\u001b[31m\\\"\\n}{\\u202e\"")),
+        ],
+        &["--access-log", log.to_str().expect("UTF-8")],
+    );
+    assert_eq!((status(&gateway, ACME), status(&gateway, OTHER)), (200, 401));
+    assert_eq!(gateway.get("shop.example", &format!("/?key={ACME}")).status, 403);
+    let lines = until("three lines", || {
+        let text = std::fs::read_to_string(&log).ok()?;
+        (text.lines().count() == 3).then_some(text)
+    });
+    let said: Vec<serde_json::Value> =
+        lines.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!(said[0]["identity"], "a\u{1b}[31m\"\n}{\u{202e}", "{lines}");
+    assert_eq!(
+        (&said[0]["identity_kind"], &said[0]["identity_entry"]),
+        (&"ApiKey".into(), &"partners".into())
+    );
+    assert_eq!((&said[0]["authorization"], &said[0]["reason"]), (&"known".into(), &serde_json::Value::Null));
+    assert_eq!(
+        (&said[1]["reason"], &said[1]["identity"]),
+        (&"ApiKeyInvalid".into(), &serde_json::Value::Null)
+    );
+    assert_eq!((&said[2]["reason"], &said[2]["authorization"]), (&"Forbidden".into(), &"(none)".into()));
+    assert!(
+        !lines.contains(['\u{1b}', '\u{202e}']) && !lines.contains(ACME) && !lines.contains(OTHER),
+        "{lines}"
+    );
+}
+
+#[test]
 fn a_route_whose_secret_is_missing_or_broken_is_never_served_without_it() {
     let backend = Backend::start("one");
     let by_name = "{anyOf: [{name: partners, apiKey: {secretRef: {name: acme}}}]}";
