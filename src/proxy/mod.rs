@@ -50,6 +50,7 @@ mod service;
 mod settings;
 mod spread;
 mod tls;
+mod trailers;
 mod transport;
 mod tunnel;
 mod watch;

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -11,6 +12,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 
 use super::account::Account;
+use super::live::LiveHost;
+use super::trailers;
 use super::watch::{Wait, Watch};
 use crate::message::{Body, BodyError, ErrorKind};
 
@@ -35,6 +38,8 @@ pub struct RequestBody {
     watch: Rc<Watch>,
     upload: Rc<Upload>,
     stall: std::time::Duration,
+    /// Whose fields no trailer may name.
+    host: Option<Arc<LiveHost>>,
 }
 
 impl RequestBody {
@@ -45,7 +50,13 @@ impl RequestBody {
         watch: Rc<Watch>,
         upload: Rc<Upload>,
     ) -> Self {
-        Self { inner, limit, credited: 0, watch, upload, stall }
+        Self { inner, limit, credited: 0, watch, upload, stall, host: None }
+    }
+
+    /// Takes from the trailers what only the gateway may say under this host.
+    pub fn without_own_trailers(mut self, host: &Arc<LiveHost>) -> Self {
+        self.host = (!host.host.own_headers.is_empty()).then(|| Arc::clone(host));
+        self
     }
 
     fn fail(&self, kind: ErrorKind, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -77,7 +88,10 @@ impl HttpBody for RequestBody {
                 self.fail(ErrorKind::RequestTimeout, stalled)
             }
             Poll::Pending => Poll::Pending,
-            Poll::Ready(Some(Ok(frame))) => {
+            Poll::Ready(Some(Ok(mut frame))) => {
+                if let Some(fields) = frame.trailers_mut() {
+                    trailers::of_request(fields, self.host.as_deref());
+                }
                 if let Some(data) = frame.data_ref() {
                     let bytes = self.upload.bytes.get() + data.len() as u64;
                     self.upload.bytes.set(bytes);
@@ -165,7 +179,7 @@ impl HttpBody for AnswerBody {
                 Poll::Ready(frame) => frame,
             };
             match frame {
-                Some(Ok(frame)) => {
+                Some(Ok(mut frame)) => {
                     if let Some(data) = frame.data_ref() {
                         let bytes = data.len() as u64;
                         if let Some(account) = &mut self.account {
@@ -173,6 +187,9 @@ impl HttpBody for AnswerBody {
                         }
                     } else if !self.trailers {
                         continue;
+                    }
+                    if let Some(fields) = frame.trailers_mut() {
+                        trailers::of_answer(fields);
                     }
                     self.watch.answer_taken();
                     return Poll::Ready(Some(Ok(frame)));

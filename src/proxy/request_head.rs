@@ -186,7 +186,7 @@ fn strip_listed(headers: &mut HeaderMap) {
 
 /// Many servers take `X_Forwarded_For` for `X-Forwarded-For`, so a name with `_` could stand for one that we set or
 /// check; such fields are dropped, as nginx does.
-fn strip_underscores(headers: &mut HeaderMap) {
+pub fn strip_underscores(headers: &mut HeaderMap) {
     let names: Vec<_> = headers.keys().filter(|name| name.as_str().contains('_')).cloned().collect();
     names.iter().for_each(|name| drop(headers.remove(name)));
 }

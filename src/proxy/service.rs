@@ -161,7 +161,8 @@ async fn serve(
         None => Body::Empty,
         Some(upload) => {
             let (most, patience) = (limits.max_body, limits.progress);
-            Body::stream(RequestBody::new(incoming, most, patience, watch.clone(), upload.clone()))
+            let body = RequestBody::new(incoming, most, patience, watch.clone(), upload.clone());
+            Body::stream(body.without_own_trailers(host))
         }
     };
     let mut exchange = Exchange {

@@ -26,3 +26,4 @@ mod proxy_streams;
 mod proxy_tls;
 mod raw_requests;
 mod tokens;
+mod trailers;
