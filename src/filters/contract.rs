@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::fetched::{FetchPlan, Fetched, OwnHost};
+use super::offload::Offload;
 use crate::expression::{Environment, Expression, Kind};
 use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError, Response};
 use crate::values::{
@@ -200,6 +201,11 @@ pub trait Keep {
         let made =
             self.state(&format!("fetched {}", plan.name()), &mut || Arc::new(Fetched::new(plan.clone())));
         made.downcast().expect("only what is fetched is kept under this name")
+    }
+
+    /// The threads for what would hold a worker.
+    fn offload(&self) -> Offload {
+        Offload::at_once()
     }
 }
 

@@ -9,6 +9,7 @@ mod contract;
 mod contract_tests;
 mod fetched;
 mod header_edits;
+mod offload;
 mod query_edits;
 mod registry;
 
@@ -32,6 +33,7 @@ pub use contract::{
 pub use contract_tests::NoScope;
 pub use cors::Cors;
 pub use fetched::{FetchPlan, Fetched, OwnHost, Reader, Step, Transport, Url};
+pub use offload::{Offload, Taken, Work};
 pub use registry::REGISTRY;
 pub use request::Request;
 pub use response::Response;

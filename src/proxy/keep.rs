@@ -4,12 +4,13 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use crate::filters::{FetchPlan, Fetched, Keep};
+use super::offload;
+use crate::filters::{FetchPlan, Fetched, Keep, Offload, Taken};
 
 type State = Arc<dyn Any + Send + Sync>;
 
@@ -22,6 +23,8 @@ pub struct Kept {
     wanted: mpsc::UnboundedSender<Weak<Fetched>>,
     /// Until who fetches takes it.
     fetches: Mutex<Option<Fetches>>,
+    /// From the first filter on that wants it.
+    offload: OnceLock<Offload>,
 }
 
 /// What filters want fetched, as they begin to want it: as many as route maps name, for what nobody wants any more is
@@ -31,7 +34,12 @@ pub type Fetches = mpsc::UnboundedReceiver<Weak<Fetched>>;
 impl Default for Kept {
     fn default() -> Self {
         let (wanted, fetches) = mpsc::unbounded_channel();
-        Self { states: Mutex::default(), wanted, fetches: Mutex::new(Some(fetches)) }
+        Self {
+            states: Mutex::default(),
+            wanted,
+            fetches: Mutex::new(Some(fetches)),
+            offload: OnceLock::new(),
+        }
     }
 }
 
@@ -83,6 +91,16 @@ impl Keep for Kept {
             let _ = self.wanted.send(fetched.weak());
         }
         fetched
+    }
+
+    fn offload(&self) -> Offload {
+        let start = || {
+            offload::start().unwrap_or_else(|error| {
+                tracing::error!(%error, "no threads for slow work: what needs them is refused");
+                Offload::new(|_| Taken::Full)
+            })
+        };
+        self.offload.get_or_init(start).clone()
     }
 }
 

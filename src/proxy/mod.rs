@@ -26,6 +26,7 @@
 //! | `forward`, `redirect`, `respond_with`, `tunnel` | the actions |
 //! | `observed`, `account` | bodies on their way; what a request leaves in metrics and log |
 //! | `outbound` | sub-requests |
+//! | `offload` | threads for what would hold a worker |
 //! | `respond` | what each failure answers: the only place with status codes |
 
 mod account;
@@ -39,6 +40,7 @@ mod keep;
 mod listener;
 mod live;
 mod observed;
+mod offload;
 mod outbound;
 mod plane;
 mod redirect;

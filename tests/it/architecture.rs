@@ -35,6 +35,7 @@ const SPAWNING: &[&str] = &[
     "src/app/",
     "src/proxy/connection",
     "src/proxy/listener",
+    "src/proxy/offload",
     "src/proxy/plane",
     "src/proxy/worker",
     "src/background/",
