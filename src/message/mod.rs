@@ -8,6 +8,7 @@ mod error;
 mod exchange;
 mod identity;
 mod outbound;
+mod strict_json;
 
 pub use body::{Body, BodyError, TooLarge};
 pub use client::{Client, Protocol, Scheme};
@@ -15,6 +16,7 @@ pub use error::{ErrorKind, ProxyError, Side, Violation};
 pub use exchange::{Captures, Exchange, Labels, RequestId};
 pub use identity::{Identity, IdentityKind, KnownIdentity};
 pub use outbound::{FixedHost, LocalFuture, Outbound};
+pub use strict_json::{Document, JsonBounds};
 
 /// An answer on its way to the client.
 pub type Response = http::Response<Body>;

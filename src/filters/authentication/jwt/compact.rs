@@ -5,7 +5,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Map, Value};
 
 use super::key_set::Algorithm;
-use super::strict_json;
+use crate::message::Document;
 
 /// Issuers' tokens are a tenth of it.
 pub const MAX_TOKEN: usize = 8 << 10;
@@ -55,7 +55,7 @@ impl<'t> Compact<'t> {
         let (signed, signature) = token.rsplit_once('.').ok_or(Malformed)?;
         let (header, payload) = signed.split_once('.').ok_or(Malformed)?;
         // A further dot is no sign of base64 and fails there.
-        let header = strict_json::object(&decode(header)?).map_err(|_| Malformed)?;
+        let header = Document::read_object(&decode(header)?, super::JSON).map_err(|_| Malformed)?;
         if NEVER.iter().any(|name| header.contains_key(*name)) {
             return Err(Malformed);
         }
@@ -70,7 +70,7 @@ impl<'t> Compact<'t> {
         }
         let algorithm = text("alg")?.and_then(|name| Algorithm::named(&name)).ok_or(Malformed)?;
         let signature = decode(signature)?;
-        let claims = strict_json::object(&decode(payload)?).map_err(|_| Malformed)?;
+        let claims = Document::read_object(&decode(payload)?, super::JSON).map_err(|_| Malformed)?;
         Ok(Self {
             algorithm,
             key_id: text("kid")?,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::key_set::KeySet;
-use super::strict_json;
 use crate::filters::{FetchPlan, OwnHost, Reader, Step, Url};
+use crate::message::Document;
 
 /// A set at a URL.
 ///
@@ -55,7 +55,7 @@ impl Reader for OfMetadata {
         if step > 0 {
             return OfKeySet.read(step, body);
         }
-        let metadata = strict_json::object(body).map_err(|_| "its metadata is no JSON object")?;
+        let metadata = Document::read_object(body, super::JSON).map_err(|_| "its metadata is no JSON object")?;
         let text = |name: &str| metadata.get(name).and_then(Value::as_str);
         // Else one issuer could speak for another (OpenID Connect Discovery 1.0 section 4.3).
         if text("issuer") != Some(&self.issuer) {

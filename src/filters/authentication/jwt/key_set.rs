@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::strict_json;
+use crate::message::Document;
 
 pub const MAX_SET: usize = 256 << 10;
 const MAX_KEYS: usize = 64;
@@ -125,7 +125,7 @@ impl KeySet {
         if text.len() > MAX_SET {
             return Err(format!("it has {} bytes, at most {MAX_SET} are read", text.len()));
         }
-        let set = strict_json::object(text).map_err(|_| "it is no JSON object with every member once")?;
+        let set = Document::read_object(text, super::JSON).map_err(|_| "it is no JSON object with every member once")?;
         let Some(Value::Array(items)) = set.get("keys") else {
             return Err("it has no list of keys (RFC 7517)".into());
         };

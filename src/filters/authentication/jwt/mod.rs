@@ -9,7 +9,6 @@ mod compact;
 mod issuer;
 mod key_set;
 mod rules;
-mod strict_json;
 #[cfg(test)]
 mod tests;
 
@@ -28,10 +27,13 @@ use super::bearer::{self, Bearer};
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
 use super::entry::{Checked, Entry, EntryKind, Fingerprint, Gate, Scheme};
 use crate::filters::{FetchPlan, Fetched, Keep, Scope};
-use crate::message::{Exchange, Identity, KnownIdentity, Request};
+use crate::message::{Exchange, Identity, JsonBounds, KnownIdentity, Request};
 use crate::values::{ConfigMapKeyRef, Duration, FieldPath, Problem, Reason, SecretKeyRef};
 
 pub struct Jwt;
+
+/// More than any token, key set or metadata needs.
+const JSON: JsonBounds = JsonBounds { depth: 16, values: 1 << 16, name: 1 << 10 };
 
 /// Tokens that an issuer signs.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
