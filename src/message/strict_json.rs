@@ -187,7 +187,9 @@ mod tests {
 
     #[test]
     fn an_error_says_nothing_of_the_document() {
-        for text in [r#"{"hunter2":1,"hunter2":2}"#, r#"{"a":hunter2}"#, "\"hunter2", "[\"hunter2\"", "hunter2"] {
+        for text in
+            [r#"{"hunter2":1,"hunter2":2}"#, r#"{"a":hunter2}"#, "\"hunter2", "[\"hunter2\"", "hunter2"]
+        {
             let error = Document::read(text.as_bytes(), BOUNDS).expect_err("wrong").to_string();
             assert!(!error.contains("hunter") && error.contains("column"), "{error}");
         }

@@ -55,7 +55,8 @@ impl Reader for OfMetadata {
         if step > 0 {
             return OfKeySet.read(step, body);
         }
-        let metadata = Document::read_object(body, super::JSON).map_err(|_| "its metadata is no JSON object")?;
+        let metadata =
+            Document::read_object(body, super::JSON).map_err(|_| "its metadata is no JSON object")?;
         let text = |name: &str| metadata.get(name).and_then(Value::as_str);
         // Else one issuer could speak for another (OpenID Connect Discovery 1.0 section 4.3).
         if text("issuer") != Some(&self.issuer) {

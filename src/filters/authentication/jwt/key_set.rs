@@ -125,7 +125,8 @@ impl KeySet {
         if text.len() > MAX_SET {
             return Err(format!("it has {} bytes, at most {MAX_SET} are read", text.len()));
         }
-        let set = Document::read_object(text, super::JSON).map_err(|_| "it is no JSON object with every member once")?;
+        let set = Document::read_object(text, super::JSON)
+            .map_err(|_| "it is no JSON object with every member once")?;
         let Some(Value::Array(items)) = set.get("keys") else {
             return Err("it has no list of keys (RFC 7517)".into());
         };
