@@ -3,24 +3,19 @@
 //! Invariants: every address passes the egress guard when it is dialled; redirects are not followed; time and size are
 //! bounded; what was good last stays when a try fails, however often.
 
-use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, HOST, USER_AGENT};
 use http::{Request, StatusCode};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use http_body_util::Full;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio_rustls::TlsConnector;
 
-use crate::filters::{Fetched, Step, Transport, Url};
+use super::ask;
+use super::client::{Client, Unanswered};
+use crate::filters::{Fetched, Step, Url, Wanted};
 use crate::telemetry::Telemetry;
 use crate::upstream::Guard;
 
@@ -38,18 +33,17 @@ const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_BODY: usize = 512 << 10;
 const MAX_STEPS: usize = 3;
 
-/// Fetches what is wanted until the channel is closed.
-pub async fn keep_fetching(
-    mut wanted: mpsc::UnboundedReceiver<Weak<Fetched>>,
-    guard: Guard,
-    telemetry: Telemetry,
-) {
-    let client = Client { guard, tls: TlsConnector::from(Arc::new(tls())) };
+/// Fetches and asks what is wanted until the channel is closed.
+pub async fn keep_fetching(mut wanted: mpsc::UnboundedReceiver<Wanted>, guard: Guard, telemetry: Telemetry) {
+    let client = Client::new(guard);
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
             next = wanted.recv() => match next {
-                Some(fetched) => drop(tasks.spawn(keep_fresh(fetched, client.clone(), telemetry.clone()))),
+                Some(Wanted::Asked(inquiry)) => {
+                    tasks.spawn(ask::keep_asking(inquiry, client.clone(), telemetry.clone()));
+                }
+                Some(Wanted::Fetched(fetched)) => drop(tasks.spawn(keep_fresh(fetched, client.clone(), telemetry.clone()))),
                 None => return,
             },
             Some(_) = tasks.join_next() => {}
@@ -62,7 +56,7 @@ async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry
     loop {
         let Some(wanted) = fetched.upgrade() else { return };
         let host = Arc::clone(&wanted.plan.url.host);
-        let delay = match client.run(&wanted).await {
+        let delay = match run(&client, &wanted).await {
             Ok(value) => {
                 if failures > 0 || !had_any {
                     tracing::info!(url = %wanted.plan.url, "fetched");
@@ -103,101 +97,37 @@ async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry
     }
 }
 
-#[derive(Clone)]
-struct Client {
-    guard: Guard,
-    tls: TlsConnector,
+async fn run(client: &Client, fetched: &Fetched) -> Result<Arc<dyn std::any::Any + Send + Sync>, String> {
+    let (mut url, reader) = (fetched.plan.url.clone(), &fetched.plan.reader);
+    for step in 0..MAX_STEPS {
+        let body = tokio::time::timeout(PATIENCE, get(client, &url));
+        let body = body.await.map_err(|_| format!("{url} did not answer within {PATIENCE:?}"))?;
+        let body = body.map_err(|error| format!("{url}: {error}"))?;
+        match reader.read(step, &body).map_err(|error| format!("{url}: {error}"))? {
+            Step::Done(value) => return Ok(value),
+            Step::Next(next) => url = next,
+        }
+    }
+    Err("it leads on and on".into())
 }
 
-impl Client {
-    async fn run(&self, fetched: &Fetched) -> Result<Arc<dyn std::any::Any + Send + Sync>, String> {
-        let (mut url, reader) = (fetched.plan.url.clone(), &fetched.plan.reader);
-        for step in 0..MAX_STEPS {
-            let body = tokio::time::timeout(PATIENCE, self.get(&url));
-            let body = body.await.map_err(|_| format!("{url} did not answer within {PATIENCE:?}"))?;
-            let body = body.map_err(|error| format!("{url}: {error}"))?;
-            match reader.read(step, &body).map_err(|error| format!("{url}: {error}"))? {
-                Step::Done(value) => return Ok(value),
-                Step::Next(next) => url = next,
-            }
-        }
-        Err("it leads on and on".into())
-    }
-
-    async fn get(&self, url: &Url) -> Result<Bytes, String> {
-        let stream = self.dial(url).await?;
-        match url.transport {
-            Transport::Plain => exchange(stream, url).await,
-            Transport::Tls => {
-                let name =
-                    ServerName::try_from(url.host.to_string()).map_err(|_| "it has no name for TLS")?;
-                let stream = self.tls.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))?;
-                exchange(stream, url).await
-            }
-        }
-    }
-
-    async fn dial(&self, url: &Url) -> Result<TcpStream, String> {
-        let found = tokio::net::lookup_host((&*url.host, url.port)).await;
-        let addresses: Vec<SocketAddr> = found.map_err(|error| format!("no address: {error}"))?.collect();
-        let mut why = "no address".to_owned();
-        for address in addresses {
-            if !self.guard.permits(address.ip()) {
-                why = format!("the egress guard refuses {address}");
-                continue;
-            }
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => why = format!("cannot connect to {address}: {error}"),
-            }
-        }
-        Err(why)
-    }
-}
-
-async fn exchange(
-    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-    url: &Url,
-) -> Result<Bytes, String> {
-    let connected = http1::Builder::new().max_headers(100).handshake(TokioIo::new(stream)).await;
-    let (mut sender, connection) = connected.map_err(|error| error.to_string())?;
+async fn get(client: &Client, url: &Url) -> Result<Bytes, String> {
     let request = Request::get(&*url.target)
         .header(HOST, url.authority())
         .header(ACCEPT, "application/json")
         .header(USER_AGENT, "portcullis")
-        .body(Empty::<Bytes>::new())
+        .body(Full::default())
         .map_err(|error| error.to_string())?;
-    let asking = async {
-        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
-        if response.status() != StatusCode::OK {
-            return Err(format!("it answered {}; redirects are not followed", response.status()));
-        }
-        let body = Limited::new(response.into_body(), MAX_BODY).collect().await;
-        body.map(http_body_util::Collected::to_bytes).map_err(|error| error.to_string())
-    };
-    let mut asking = std::pin::pin!(asking);
-    tokio::select! {
-        answer = &mut asking => answer,
-        // It may end first and have said all.
-        _ = connection => asking.await,
+    let answer = client.connect(url).await?.send(request, MAX_BODY).await.map_err(Unanswered::into_text)?;
+    if answer.status() != StatusCode::OK {
+        return Err(format!("it answered {}; redirects are not followed", answer.status()));
     }
-}
-
-/// The roots of the system.
-fn tls() -> rustls::ClientConfig {
-    let mut roots = rustls::RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    let (added, _) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
-        tracing::warn!("the system has no root certificates; nothing can be fetched by https");
-    }
-    let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    config
+    Ok(answer.into_body())
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -265,7 +195,7 @@ mod tests {
         format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{body}", body.len())
     }
 
-    fn start(loopback: Loopback) -> mpsc::UnboundedSender<Weak<Fetched>> {
+    fn start(loopback: Loopback) -> mpsc::UnboundedSender<Wanted> {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (sender, receiver) = mpsc::unbounded_channel();
         tokio::spawn(keep_fetching(receiver, Guard::new(loopback), Telemetry::new(1)));
@@ -288,7 +218,7 @@ mod tests {
     async fn it_is_fetched_again_when_asked_for_and_the_last_good_one_stays() {
         let issuer = Issuer::start("one").await;
         let (sender, fetched) = (start(Loopback::Allowed), issuer.fetched());
-        sender.send(fetched.weak()).expect("it runs");
+        sender.send(Wanted::Fetched(fetched.weak())).expect("it runs");
         until("it came", || value(&fetched).as_deref() == Some("0: one")).await;
         issuer.say(ok("two"));
         fetched.ask().expect("not asked before").await;
@@ -310,7 +240,7 @@ mod tests {
             let issuer = Issuer::start("").await;
             issuer.say(wrong.to_owned());
             let (sender, fetched) = (start(Loopback::Allowed), issuer.fetched());
-            sender.send(fetched.weak()).expect("it runs");
+            sender.send(Wanted::Fetched(fetched.weak())).expect("it runs");
             until("it was tried", || issuer.asked.load(Ordering::SeqCst) > 0).await;
             assert_eq!(value(&fetched), None, "{:.40}", wrong);
             issuer.say(ok("good"));
@@ -323,12 +253,12 @@ mod tests {
         let (first, second) = (Issuer::start("").await, Issuer::start("there").await);
         first.say(ok(&format!("next http://{}/", second.address)));
         let (sender, fetched) = (start(Loopback::Allowed), first.fetched());
-        sender.send(fetched.weak()).expect("it runs");
+        sender.send(Wanted::Fetched(fetched.weak())).expect("it runs");
         until("it came", || value(&fetched).as_deref() == Some("1: there")).await;
         let circle = Issuer::start("").await;
         circle.say(ok(&format!("next http://{}/", circle.address)));
         let round = circle.fetched();
-        sender.send(round.weak()).expect("it runs");
+        sender.send(Wanted::Fetched(round.weak())).expect("it runs");
         until("it was tried", || circle.asked.load(Ordering::SeqCst) >= MAX_STEPS).await;
         assert_eq!(value(&round), None);
     }
@@ -337,16 +267,16 @@ mod tests {
     async fn the_guard_is_asked_and_what_nobody_wants_is_not_fetched() {
         let issuer = Issuer::start("one").await;
         let (sender, fetched) = (start(Loopback::Refused), issuer.fetched());
-        sender.send(fetched.weak()).expect("it runs");
+        sender.send(Wanted::Fetched(fetched.weak())).expect("it runs");
         let waiting = fetched.ask().expect("not asked before");
         waiting.await;
         assert_eq!((value(&fetched), issuer.asked.load(Ordering::SeqCst)), (None, 0));
         let (open, gone) = (start(Loopback::Allowed), issuer.fetched());
         let weak = gone.weak();
         drop(gone);
-        open.send(weak).expect("it runs");
+        open.send(Wanted::Fetched(weak)).expect("it runs");
         let here = issuer.fetched();
-        open.send(here.weak()).expect("it runs");
+        open.send(Wanted::Fetched(here.weak())).expect("it runs");
         until("the other came", || value(&here).is_some()).await;
         assert_eq!(issuer.asked.load(Ordering::SeqCst), 1);
     }

@@ -1,5 +1,7 @@
 //! What is fetched and refreshed beside the requests, on the control runtime.
 
+mod ask;
+mod client;
 mod dns;
 mod fetch;
 

@@ -14,6 +14,7 @@ use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use super::asked::Inquiry;
 use super::fetched::{FetchPlan, Fetched, OwnHost};
 use super::offload::Offload;
 use crate::expression::{Environment, Expression, Kind};
@@ -195,6 +196,11 @@ pub trait Keep {
         key: &str,
         make: &mut dyn FnMut() -> Arc<dyn Any + Send + Sync>,
     ) -> Arc<dyn Any + Send + Sync>;
+
+    /// Hands over what is to be asked. Without anybody who asks, questions get no answer.
+    fn asks(&self, inquiry: Inquiry) {
+        drop(inquiry);
+    }
 
     /// What is fetched beside the requests for as long as this, or another that wants the same, is held.
     fn fetched(&self, plan: &FetchPlan) -> Arc<Fetched> {

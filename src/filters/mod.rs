@@ -1,6 +1,7 @@
 //! The members of `policy`: one file each, one row each in [`REGISTRY`]. CRD, docs and the order of work follow from
 //! the rows.
 
+mod asked;
 mod authentication;
 mod authorization;
 mod chain;
@@ -23,6 +24,7 @@ mod timeouts;
 mod transform_tests;
 mod validation;
 
+pub use asked::{About, Answer, Answers, AskPlan, Asked, Inquiry, NotAsked, Question, Wanted};
 pub use authorization::{Action as AuthorizationAction, Authorization, Plan as AuthorizationPlan};
 pub use chain::run;
 pub use contract::{

@@ -51,6 +51,8 @@ pub enum ErrorKind {
     Starting,
     /// What tokens are checked with was never fetched yet, or its issuer cannot be asked.
     KeysUnavailable,
+    /// Whoever knows whether a token is good could not be asked.
+    IntrospectionFailed,
     /// A body of a type that the rule does not take.
     UnsupportedMediaType,
     /// A parameter or field is missing or of the wrong form.
@@ -100,6 +102,7 @@ impl ErrorKind {
         Self::Draining,
         Self::Starting,
         Self::KeysUnavailable,
+        Self::IntrospectionFailed,
         Self::UnsupportedMediaType,
         Self::ValidationFailed,
         Self::NoHealthyEndpoints,
@@ -143,6 +146,7 @@ impl ErrorKind {
             Self::Draining => "Draining",
             Self::Starting => "Starting",
             Self::KeysUnavailable => "KeysUnavailable",
+            Self::IntrospectionFailed => "IntrospectionFailed",
             Self::UnsupportedMediaType => "UnsupportedMediaType",
             Self::ValidationFailed => "ValidationFailed",
             Self::NoHealthyEndpoints => "NoHealthyEndpoints",
@@ -188,7 +192,8 @@ impl ErrorKind {
             | Self::Overloaded
             | Self::Draining
             | Self::Starting
-            | Self::KeysUnavailable => Side::Gateway,
+            | Self::KeysUnavailable
+            | Self::IntrospectionFailed => Side::Gateway,
             _ => Side::Upstream,
         }
     }

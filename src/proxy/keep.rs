@@ -4,13 +4,13 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use super::offload;
-use crate::filters::{FetchPlan, Fetched, Keep, Offload, Taken};
+use crate::filters::{FetchPlan, Fetched, Inquiry, Keep, Offload, Taken, Wanted};
 
 type State = Arc<dyn Any + Send + Sync>;
 
@@ -20,16 +20,16 @@ const FORGET_AFTER: Duration = Duration::from_secs(60);
 pub struct Kept {
     states: Mutex<HashMap<String, Entry>>,
     /// What is wanted, told once to who fetches.
-    wanted: mpsc::UnboundedSender<Weak<Fetched>>,
+    wanted: mpsc::UnboundedSender<Wanted>,
     /// Until who fetches takes it.
     fetches: Mutex<Option<Fetches>>,
     /// From the first filter on that wants it.
     offload: OnceLock<Offload>,
 }
 
-/// What filters want fetched, as they begin to want it: as many as route maps name, for what nobody wants any more is
+/// What filters want fetched or asked, as they begin to want it: as many as route maps name, for what nobody wants any more is
 /// not asked for again.
-pub type Fetches = mpsc::UnboundedReceiver<Weak<Fetched>>;
+pub type Fetches = mpsc::UnboundedReceiver<Wanted>;
 
 impl Default for Kept {
     fn default() -> Self {
@@ -88,9 +88,13 @@ impl Keep for Kept {
         let fetched: Arc<Fetched> = made.downcast().expect("only what is fetched is kept under this name");
         if is_new {
             // Without a listener, as in a test of something else, it is never fetched.
-            let _ = self.wanted.send(fetched.weak());
+            let _ = self.wanted.send(Wanted::Fetched(fetched.weak()));
         }
         fetched
+    }
+
+    fn asks(&self, inquiry: Inquiry) {
+        let _ = self.wanted.send(Wanted::Asked(inquiry));
     }
 
     fn offload(&self) -> Offload {

@@ -65,6 +65,7 @@ pub static TABLE: &[Row] = &[
     retry(ErrorKind::Draining, 503, "The gateway is going away"),
     retry(ErrorKind::Starting, 503, "The gateway has not read its routes yet"),
     retry(ErrorKind::KeysUnavailable, 503, "Tokens cannot be checked now"),
+    retry(ErrorKind::IntrospectionFailed, 503, "The token cannot be checked now"),
     retry(ErrorKind::NoHealthyEndpoints, 503, "No backend is available"),
     row(ErrorKind::ConnectFailure, 502, "The backend cannot be reached"),
     row(ErrorKind::ConnectTimeout, 504, "The backend cannot be reached in time"),
@@ -249,7 +250,17 @@ mod tests {
     #[test]
     fn only_what_may_pass_soon_has_retry_after() {
         let retry: Vec<_> = TABLE.iter().filter(|row| row.retry).map(|row| row.kind.as_str()).collect();
-        assert_eq!(retry, ["Overloaded", "Draining", "Starting", "KeysUnavailable", "NoHealthyEndpoints"]);
+        assert_eq!(
+            retry,
+            [
+                "Overloaded",
+                "Draining",
+                "Starting",
+                "KeysUnavailable",
+                "IntrospectionFailed",
+                "NoHealthyEndpoints"
+            ]
+        );
         let response = failure(&ErrorKind::NoHealthyEndpoints.into(), false, RequestId([0; 16]));
         assert_eq!(response.headers()[RETRY_AFTER], "1");
     }

@@ -1,9 +1,10 @@
 //! The series of the control side: what is programmed, how long it took, how fresh it is. Counted seldom, by any thread.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::HitCount;
 use super::cells::{Histogram, Total};
 
 /// Upper bounds of compile and propagation times in microseconds.
@@ -45,6 +46,9 @@ struct State {
     propagation: Histogram<{ STEPS.len() }>,
     watch_errors: BTreeMap<&'static str, u64>,
     fetches: BTreeMap<String, Fetches>,
+    questions: BTreeMap<(String, &'static str), u64>,
+    known: Vec<(String, Arc<HitCount>)>,
+    known_before: BTreeMap<String, u64>,
     programmed: Programmed,
     certificates: Vec<CertificateExpiry>,
     synced: Option<Instant>,
@@ -58,6 +62,10 @@ pub(super) struct ControlTotals {
     pub propagation: Total,
     pub watch_errors: BTreeMap<&'static str, u64>,
     pub fetches: BTreeMap<String, Fetches>,
+    /// Questions by host and result.
+    pub questions: BTreeMap<(String, &'static str), u64>,
+    /// What was known without a question, by host.
+    pub known: BTreeMap<String, u64>,
     pub programmed: Programmed,
     pub certificates: Vec<CertificateExpiry>,
     /// Since the source was last known to be in step; none before the first time.
@@ -99,6 +107,24 @@ impl ControlStats {
         self.state().fetches.entry(host.to_owned()).or_default().failed += 1;
     }
 
+    /// A host was asked, with this result.
+    pub fn asked(&self, host: &str, result: &'static str) {
+        *self.state().questions.entry((host.to_owned(), result)).or_default() += 1;
+    }
+
+    /// From now on this counts what was known without asking the host.
+    pub fn counts_hits(&self, host: &str, hits: &Arc<HitCount>) {
+        self.state().known.push((host.to_owned(), Arc::clone(hits)));
+    }
+
+    /// It counts no more; what it counted stays.
+    pub fn counted_hits(&self, hits: &Arc<HitCount>) {
+        let mut state = self.state();
+        let Some(place) = state.known.iter().position(|(_, known)| Arc::ptr_eq(known, hits)) else { return };
+        let (host, _) = state.known.swap_remove(place);
+        *state.known_before.entry(host).or_default() += hits.value();
+    }
+
     /// The source of configuration was heard just now and nothing is missing.
     pub fn synced(&self) {
         self.state().synced = Some(Instant::now());
@@ -114,11 +140,17 @@ impl ControlStats {
         let (mut compile, mut propagation) = (Total::default(), Total::default());
         state.compile.add_to(&mut compile);
         state.propagation.add_to(&mut propagation);
+        let mut known = state.known_before.clone();
+        for (host, hits) in &state.known {
+            *known.entry(host.clone()).or_default() += hits.value();
+        }
         ControlTotals {
             compile,
             propagation,
             watch_errors: state.watch_errors.clone(),
             fetches: state.fetches.clone(),
+            questions: state.questions.clone(),
+            known,
             programmed: state.programmed,
             certificates: state.certificates.clone(),
             sync_age: state.synced.map(|at| at.elapsed()),
@@ -139,6 +171,9 @@ impl Default for State {
             propagation: Histogram::new(&STEPS),
             watch_errors: BTreeMap::new(),
             fetches: BTreeMap::new(),
+            questions: BTreeMap::new(),
+            known: Vec::new(),
+            known_before: BTreeMap::new(),
             programmed: Programmed::default(),
             certificates: Vec::new(),
             synced: None,

@@ -140,6 +140,10 @@ mod tests {
         control.watch_error("secrets");
         control.fetched("login.example");
         control.fetch_failed("login.example");
+        control.asked("login.example", "active");
+        let hits = Arc::<crate::telemetry::HitCount>::default();
+        control.counts_hits("login.example", &hits);
+        hits.add_one();
         control.synced();
         let not_after = SystemTime::UNIX_EPOCH + Duration::from_secs(2_000_000_000);
         let certificate = CertificateExpiry { namespace: "shop".into(), secret: "tls".into(), not_after };
@@ -166,10 +170,13 @@ mod tests {
             "portcullis_tls_handshake_failures_total{cause=\"unknown_name\"} 1".into(),
             "portcullis_certificate_not_after_seconds{namespace=\"shop\",secret=\"tls\"} 2000000000".into(),
             "portcullis_programmed{kind=\"routes\"} 3".into(),
+            "portcullis_introspection_cache_hits_total{host=\"login.example\"} 1".into(),
             "portcullis_upstream_errors_total{backend=\"Service/shop/orders:80\",kind=\"Reset\"} 1".into(),
         ] {
             assert!(text.lines().any(|line| line == expected), "no line {expected}\n{text}");
         }
+        control.counted_hits(&hits);
+        line(&telemetry.render(), "portcullis_introspection_cache_hits_total{host=\"login.example\"} 1");
         line(&text, "process_resident_memory_bytes ");
     }
 

@@ -310,6 +310,28 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_introspections_total",
+        kind: Kind::Counter,
+        labels: &["host", "result"],
+        help: "Questions about tokens, by the host that was asked: active, inactive, failed, not_asked (too many, or it keeps failing)",
+        read: |scrape, emit| {
+            for ((host, result), count) in &scrape.control.questions {
+                emit(&[host, result], number(*count));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_introspection_cache_hits_total",
+        kind: Kind::Counter,
+        labels: &["host"],
+        help: "Tokens that were known without a question, by the host that would have been asked",
+        read: |scrape, emit| {
+            for (host, count) in &scrape.control.known {
+                emit(&[host], number(*count));
+            }
+        },
+    },
+    Metric {
         name: "portcullis_leader",
         kind: Kind::Gauge,
         labels: &[],

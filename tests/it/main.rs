@@ -11,6 +11,7 @@ mod examples;
 mod file_mode;
 mod hardening;
 mod harness;
+mod introspection;
 mod long_lived;
 mod lookup;
 mod mutations;

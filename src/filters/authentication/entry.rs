@@ -1,9 +1,10 @@
 //! What every entry of `anyOf` is to the others: it finds a credential of its kind, judges it, and takes it away.
 
 use std::cell::OnceCell;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
-use aws_lc_rs::digest;
+use aws_lc_rs::rand::SystemRandom;
+use aws_lc_rs::{digest, hmac};
 use http::{HeaderMap, HeaderValue};
 
 use super::brake::{Brake, Recent};
@@ -55,8 +56,8 @@ pub enum Checked {
     Known(Identity, Fingerprint),
     /// A credential that is not valid, for whatever reason.
     Refused,
-    /// It cannot be judged now.
-    Unavailable,
+    /// It cannot be judged now, for this reason.
+    Unavailable(ErrorKind),
     /// The address has shown too many that were not valid; this one was not looked at.
     Stopped,
     /// It is judged once something that was asked for has come.
@@ -69,6 +70,17 @@ pub type Fingerprint = [u8; 32];
 pub fn fingerprint(credential: &[u8]) -> Fingerprint {
     let digest = digest::digest(&digest::SHA256, credential);
     digest.as_ref().try_into().expect("SHA-256 has 32 bytes")
+}
+
+/// Names a secret within this process, and says nothing of it to anybody else.
+pub fn keyed(secret: &[u8]) -> u64 {
+    static KEY: LazyLock<hmac::Key> = LazyLock::new(|| {
+        let random = SystemRandom::new();
+        hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers")
+    });
+    let tag = hmac::sign(&KEY, secret);
+    let first = tag.as_ref().first_chunk().expect("a tag has 32 bytes");
+    u64::from_le_bytes(*first)
 }
 
 /// Whether an address may still have credentials judged.

@@ -8,12 +8,15 @@ mod api_key;
 mod bearer;
 mod brake;
 mod claim_headers;
+mod claims;
 mod entry;
+mod introspection;
 mod jwt;
 mod key_table;
 mod places;
 #[cfg(test)]
 mod tests;
+mod verdicts;
 
 use std::cell::OnceCell;
 use std::sync::Arc;
@@ -68,7 +71,7 @@ pub enum Mode {
 /// A kind of credential.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = ("[has(self.apiKey), has(self.jwt)].exists_one(x, x)", ONE_KIND))]
+#[x_kube(validation = ("[has(self.apiKey), has(self.jwt), has(self.introspection)].exists_one(x, x)", ONE_KIND))]
 pub struct EntrySpec {
     /// Name of the entry, as identity.entry tells it.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
@@ -79,9 +82,12 @@ pub struct EntrySpec {
     /// Tokens that an issuer signs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub jwt: Option<jwt::Spec>,
+    /// Tokens that a server is asked about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub introspection: Option<introspection::Spec>,
 }
 
-const ONE_KIND: &str = "give exactly one kind of credential: apiKey or jwt";
+const ONE_KIND: &str = "give exactly one kind of credential: apiKey, jwt or introspection";
 
 /// So many failures within such a time.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -109,20 +115,26 @@ pub struct Plan {
 enum EntryPlan {
     ApiKey(api_key::Plan),
     Jwt(jwt::Plan),
+    Introspection(introspection::Plan),
 }
 
 impl EntryPlan {
     fn compile(spec: EntrySpec, at: &FieldPath, scope: &mut dyn Scope) -> Result<Self, Vec<Problem>> {
         let name: Arc<str> = spec.name.as_str().into();
-        match (spec.api_key, spec.jwt) {
-            (Some(spec), None) => {
+        match (spec.api_key, spec.jwt, spec.introspection) {
+            (Some(spec), None, None) => {
                 let at = at.field("apiKey");
                 let plan = api_key::ApiKeys::compile(&name, spec, &at, scope);
                 plan.map(Self::ApiKey).map_err(|own| under(&at, own))
             }
-            (None, Some(spec)) => {
+            (None, Some(spec), None) => {
                 let at = at.field("jwt");
                 jwt::Jwt::compile(&name, spec, &at, scope).map(Self::Jwt).map_err(|own| under(&at, own))
+            }
+            (None, None, Some(spec)) => {
+                let at = at.field("introspection");
+                let plan = introspection::Introspection::compile(&name, spec, &at, scope);
+                plan.map(Self::Introspection).map_err(|own| under(&at, own))
             }
             _ => Err(vec![Problem::error(at.clone(), Reason::PolicyInvalid, ONE_KIND)]),
         }
@@ -132,6 +144,7 @@ impl EntryPlan {
         match self {
             Self::ApiKey(plan) => api_key::ApiKeys::link(plan, keep),
             Self::Jwt(plan) => jwt::Jwt::link(plan, keep),
+            Self::Introspection(plan) => introspection::Introspection::link(plan, keep),
         }
     }
 }
@@ -180,6 +193,17 @@ impl Member for Authentication {
                     is_usable = false;
                     problems.extend(own);
                 }
+            }
+        }
+        // Whatever the order: what an issuer signs is judged by its keys.
+        let issuers = entries.iter().filter_map(|entry| match entry {
+            EntryPlan::Jwt(plan) => Some(plan.issuer().to_owned()),
+            _ => None,
+        });
+        let issuers: Vec<_> = issuers.collect();
+        for entry in &mut entries {
+            if let EntryPlan::Introspection(plan) = entry {
+                plan.spare(issuers.iter().map(String::as_str));
             }
         }
         let failures = (requests > 0).then_some((requests, per));
@@ -287,7 +311,7 @@ impl Authenticator {
                 error.with_header(WWW_AUTHENTICATE, scheme.challenge_after_failure()).into()
             }
             Checked::Stopped => ErrorKind::TooManyFailures.into(),
-            Checked::Unavailable => ErrorKind::KeysUnavailable.into(),
+            Checked::Unavailable(why) => why.into(),
             // Neither is a verdict: what was found is judged, and what was waited for has come.
             Checked::Absent | Checked::Later(_) => ErrorKind::Internal.into(),
         }

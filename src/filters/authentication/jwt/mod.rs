@@ -4,7 +4,6 @@
 //! says; nothing of a token counts before its signature is good; a cached verdict is for exactly this token and these
 //! keys.
 
-mod cache;
 mod compact;
 mod issuer;
 mod key_set;
@@ -19,15 +18,16 @@ use http::HeaderMap;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use self::cache::{TokenCache, Verified};
-use self::compact::{Compact, unverified_issuer};
+use self::compact::Compact;
+pub use self::compact::unverified_issuer;
 use self::key_set::{Algorithm, KeySet, Signed};
 use self::rules::Rules;
 use super::bearer::{self, Bearer};
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
 use super::entry::{Checked, Entry, EntryKind, Fingerprint, Gate, Scheme};
+use super::verdicts::{Verdict, Verdicts};
 use crate::filters::{FetchPlan, Fetched, Keep, Scope};
-use crate::message::{Exchange, Identity, JsonBounds, KnownIdentity, Request};
+use crate::message::{ErrorKind, Exchange, Identity, JsonBounds, KnownIdentity, Request};
 use crate::values::{ConfigMapKeyRef, Duration, FieldPath, Problem, Reason, SecretKeyRef};
 
 pub struct Jwt;
@@ -118,6 +118,12 @@ enum Keys {
     Fetched(FetchPlan),
 }
 
+impl Plan {
+    pub fn issuer(&self) -> &str {
+        &self.rules.issuer
+    }
+}
+
 impl EntryKind for Jwt {
     type Spec = Spec;
     type Plan = Plan;
@@ -171,7 +177,8 @@ impl EntryKind for Jwt {
 
     fn link(plan: &Plan, keep: &dyn Keep) -> Box<dyn Entry> {
         // Verdicts outlive other changes of the route: they are for these rules and, each, for its keys.
-        let made = keep.state(&format!("jwt {:?}", plan.rules), &mut || Arc::new(TokenCache::default()));
+        let made =
+            keep.state(&format!("jwt {:?}", plan.rules), &mut || Arc::new(Verdicts::<Identity>::default()));
         let cache = made.downcast().expect("only tokens are kept under this name");
         let keys = match &plan.keys {
             Keys::Here(keys) => LiveKeys::Here(Arc::clone(keys)),
@@ -214,7 +221,7 @@ struct Linked {
 struct Judge {
     rules: Rules,
     keys: LiveKeys,
-    cache: Arc<TokenCache>,
+    cache: Arc<Verdicts<Identity>>,
     clock: fn() -> SystemTime,
 }
 
@@ -251,11 +258,11 @@ impl Judge {
         }
         let Some(counted) = self.rules.count(token.claims, now) else { return Ok(Checked::Refused) };
         let identity = Identity::new(Arc::new(counted.identity));
-        self.cache.insert(Verified {
-            token: print,
-            keys: keys.digest,
+        self.cache.insert(Verdict {
+            credential: print,
+            by: keys.digest,
             until: counted.until,
-            identity: identity.clone(),
+            found: identity.clone(),
         });
         Ok(Checked::Known(identity, print))
     }
@@ -267,7 +274,9 @@ impl Judge {
         let (judge, token) = (Arc::clone(self), token.to_owned());
         Checked::Later(Box::pin(async move {
             tried.await;
-            let Some(keys) = judge.keys.now() else { return Checked::Unavailable };
+            let Some(keys) = judge.keys.now() else {
+                return Checked::Unavailable(ErrorKind::KeysUnavailable);
+            };
             judge.judge(&token, print, &keys, judge.now()).unwrap_or(Checked::Refused)
         }))
     }
@@ -296,7 +305,7 @@ impl Entry for Linked {
         if !gate.admits(&print) {
             return Checked::Stopped;
         }
-        let Some(keys) = keys else { return Checked::Unavailable };
+        let Some(keys) = keys else { return Checked::Unavailable(ErrorKind::KeysUnavailable) };
         judge.judge(token, print, &keys, now).unwrap_or_else(|UnknownKey| judge.judge_anew(token, print))
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, Value};
 
+use super::super::claims;
 use super::compact::Compact;
 use super::key_set::Algorithm;
 use crate::message::{IdentityKind, KnownIdentity};
@@ -47,38 +48,20 @@ impl Rules {
 
     /// Judges the claims of a token whose signature is good. `None`: it does not count.
     pub fn count(&self, claims: Map<String, Value>, now: i64) -> Option<Counted> {
-        let text = |name: &str| match claims.get(name) {
-            None => Some(None),
-            Some(Value::String(text)) => Some(Some(text.as_str())),
-            Some(_) => None,
-        };
-        let date = |name: &str| match claims.get(name) {
-            None => Some(None),
-            // A time may have a fraction (RFC 7519 section 2).
-            Some(Value::Number(number)) => Some(Some(number.as_f64()?)),
-            Some(_) => None,
-        };
-        let audience_is_ours = match claims.get("aud")? {
-            Value::String(one) => self.is_audience(one),
-            Value::Array(several) => {
-                let texts: Vec<_> = several.iter().map(Value::as_str).collect::<Option<_>>()?;
-                texts.into_iter().any(|one| self.is_audience(one))
-            }
-            _ => false,
-        };
-        let ends = date("exp")??;
-        let begins = date("nbf")?;
-        date("iat")?;
-        text("jti")?;
+        let ends = claims::date(&claims, "exp")??;
+        let begins = claims::date(&claims, "nbf")?;
+        claims::date(&claims, "iat")?;
+        claims::text(&claims, "jti")?;
         let (now, skew) = (to_f64(now), to_f64(self.skew));
         let is_in_time = now < ends + skew && begins.is_none_or(|begins| begins - skew <= now);
         let has_required =
             self.required.iter().all(|name| claims.get(&**name).is_some_and(|value| !value.is_null()));
-        if text("iss")?? != &*self.issuer || !audience_is_ours || !is_in_time || !has_required {
+        let is_ours = claims::is_for(&claims, &self.audiences)?;
+        if claims::text(&claims, "iss")?? != &*self.issuer || !is_ours || !is_in_time || !has_required {
             return None;
         }
-        let id: Arc<str> = text("sub")?.unwrap_or_default().into();
-        let scopes = scopes(&claims)?;
+        let id: Arc<str> = claims::text(&claims, "sub")?.unwrap_or_default().into();
+        let scopes = claims::scopes(&claims)?;
         let identity = KnownIdentity {
             kind: IdentityKind::Jwt,
             entry: self.entry.clone(),
@@ -88,20 +71,6 @@ impl Rules {
             claims: Arc::new(claims),
         };
         Some(Counted { identity, until: to_seconds(ends + skew) })
-    }
-
-    fn is_audience(&self, audience: &str) -> bool {
-        self.audiences.iter().any(|ours| **ours == *audience)
-    }
-}
-
-/// `scope` (RFC 8693) or `scp`, as text or list.
-fn scopes(claims: &Map<String, Value>) -> Option<Arc<[Box<str>]>> {
-    match claims.get("scope").or_else(|| claims.get("scp")) {
-        None | Some(Value::Null) => Some(Arc::default()),
-        Some(Value::String(text)) => Some(text.split_ascii_whitespace().map(Into::into).collect()),
-        Some(Value::Array(list)) => list.iter().map(|one| Some(one.as_str()?.into())).collect(),
-        Some(_) => None,
     }
 }
 

@@ -1,0 +1,293 @@
+//! `introspection`: opaque tokens, judged by the server that issued them (RFC 7662).
+//!
+//! Invariants: a token counts while the server calls it active, for `cacheDuration` at most and never past its `exp`;
+//! what the server cannot be asked about does not count; its answer counts only as far as every claim is of its type.
+
+mod answer;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::{Duration as Time, SystemTime};
+
+use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use http::{HeaderMap, HeaderValue};
+use kube::KubeSchema;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+
+use self::answer::{Introspected, Rules};
+use super::bearer::{self, Bearer};
+use super::claim_headers::{ClaimHeaders, ClaimToHeader};
+use super::entry::{Checked, Entry, EntryKind, Fingerprint, Gate, Scheme};
+use super::jwt::unverified_issuer;
+use crate::filters::{AskPlan, Asked, Keep, NotAsked, Scope, Url};
+use crate::message::{ErrorKind, Exchange, Identity, KnownIdentity, Request};
+use crate::telemetry::HitCount;
+use crate::values::{Duration, FieldPath, Problem, Reason, Redacted, SecretData, SecretRef};
+
+pub struct Introspection;
+
+/// Opaque tokens that a server is asked about (RFC 7662).
+#[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Spec {
+    /// Where the server is asked, by https.
+    #[schemars(length(min = 1, max = 2048))]
+    pub endpoint: String,
+    /// A Secret with clientId and clientSecret: as whom the gateway asks.
+    pub client_secret_ref: SecretRef,
+    /// For how long an answer counts, at most 1h; 60s by default, 0s asks each time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_duration: Option<Duration>,
+    /// How long an answer is waited for, at most 30s; 2s by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// What becomes of a request when the server cannot be asked.
+    #[serde(default)]
+    pub on_failure: OnFailure,
+    /// The issuer that the answer must name, in iss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 512))]
+    pub issuer: Option<String>,
+    /// Tokens are for one of these: aud of the answer; without it for anybody.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), inner(length(min = 1, max = 512)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub audiences: Vec<String>,
+    /// The token goes on to the backend.
+    #[serde(default)]
+    pub forward: bool,
+    /// Fields that tell the backend members of the answer.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub claims_to_headers: Vec<ClaimToHeader>,
+}
+
+/// 503, or what was answered last, if it was active within 10m and has not expired.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    #[default]
+    Deny,
+    LastAnswer,
+}
+
+const CACHED: Time = Time::from_secs(60);
+const LONGEST_CACHED: Time = Time::from_secs(3600);
+const PATIENCE: Time = Time::from_secs(2);
+const LONGEST_PATIENCE: Time = Time::from_secs(30);
+/// Longer is no token that somebody made for a header field.
+const MAX_TOKEN: usize = 8 << 10;
+const MAX_CREDENTIAL: usize = 1 << 10;
+/// As `application/x-www-form-urlencoded` has it; a space becomes `+`.
+const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'*').remove(b' ');
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    ask: AskPlan,
+    rules: Rules,
+    /// Tokens of these are for `jwt` entries.
+    spared: Box<[Box<str>]>,
+    forward: bool,
+    headers: ClaimHeaders,
+}
+
+impl Plan {
+    /// Leaves the tokens of these issuers to others.
+    pub fn spare<'i>(&mut self, issuers: impl Iterator<Item = &'i str>) {
+        self.spared = issuers.map(Into::into).collect();
+    }
+}
+
+impl EntryKind for Introspection {
+    type Spec = Spec;
+    type Plan = Plan;
+
+    fn compile(
+        name: &Arc<str>,
+        spec: Spec,
+        at: &FieldPath,
+        scope: &mut dyn Scope,
+    ) -> Result<Plan, Vec<Problem>> {
+        let mut problems = Vec::new();
+        let headers = ClaimHeaders::new(&spec.claims_to_headers, &mut problems);
+        let mut refuse = |at: &str, message: String| {
+            problems.push(Problem::error(FieldPath::new(at), Reason::PolicyInvalid, message));
+        };
+        let cached = spec.cache_duration.map_or(CACHED, Duration::std);
+        if cached > LONGEST_CACHED {
+            refuse(
+                "cacheDuration",
+                format!("found {cached:?}, expected at most 1h; a token that is revoked counts for so long"),
+            );
+        }
+        let patience = spec.timeout.map_or(PATIENCE, Duration::std);
+        if patience.is_zero() || patience > LONGEST_PATIENCE {
+            refuse("timeout", format!("found {patience:?}, expected more than 0s and at most 30s"));
+        }
+        let url = Url::new(&spec.endpoint, scope.own_host()).map_err(|error| refuse("endpoint", error)).ok();
+        let secret = scope.secret(at.field("clientSecretRef"), &spec.client_secret_ref);
+        let client =
+            secret.and_then(|secret| client(&secret).map_err(|error| refuse("clientSecretRef", error)).ok());
+        let (Some(url), Some((client, authorization)), true) = (url, client, problems.is_empty()) else {
+            return Err(problems);
+        };
+        let rules = Rules {
+            entry: Arc::clone(name),
+            endpoint: url.to_string().into(),
+            client: Redacted::new(client),
+            issuer: spec.issuer.as_deref().map(Into::into),
+            audiences: spec.audiences.into_iter().map(Into::into).collect(),
+            cached,
+            on_failure: spec.on_failure,
+        };
+        let ask = AskPlan { url, authorization, patience };
+        Ok(Plan { ask, rules, spared: Box::default(), forward: spec.forward, headers })
+    }
+
+    fn link(plan: &Plan, keep: &dyn Keep) -> Box<dyn Entry> {
+        let Plan { ask, rules, .. } = plan;
+        // Answers outlive other changes of the route: they are for these rules and this client.
+        let name = format!("introspection {} {:?}", rules.name(), ask.patience);
+        let mut inquiry = None;
+        let made = keep.state(&name, &mut || {
+            let (asking, new) = Asking::new(ask.clone(), rules.clone(), SystemTime::now);
+            inquiry = Some(new);
+            Arc::new(asking)
+        });
+        if let Some(inquiry) = inquiry {
+            keep.asks(inquiry);
+        }
+        let asking = made.downcast().expect("only questions are kept under this name");
+        let (forward, headers) = (plan.forward, plan.headers.clone());
+        Box::new(Linked { asking, spared: plan.spared.clone(), forward, headers })
+    }
+}
+
+/// As whom the gateway asks: its id and secret by a digest, and as `Authorization` has them (RFC 6749 section 2.3.1).
+fn client(secret: &SecretData) -> Result<([u8; 32], Redacted<HeaderValue>), String> {
+    let value = |key: &str| {
+        let missing = || format!("Secret {} has no {key}; it needs clientId and clientSecret", secret.name);
+        let value = secret.data.get(key).ok_or_else(missing)?.expose();
+        let value = value.trim_ascii_end();
+        match value.len() {
+            0 => Err(missing()),
+            1..=MAX_CREDENTIAL => Ok(form(value)),
+            _ => Err(format!("Secret {} has a {key} of more than 1024 bytes", secret.name)),
+        }
+    };
+    let both = format!("{}:{}", value("clientId")?, value("clientSecret")?);
+    let mut field = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(&both)))
+        .expect("base64 can stand in a header field");
+    field.set_sensitive(true);
+    let digest = digest::digest(&digest::SHA256, both.as_bytes());
+    Ok((digest.as_ref().try_into().expect("SHA-256 has 32 bytes"), Redacted::new(field)))
+}
+
+fn form(value: &[u8]) -> String {
+    percent_encode(value, FORM).to_string().replace(' ', "+")
+}
+
+/// The server and what it said, for all who have the same rules.
+struct Asking {
+    introspected: Arc<Introspected>,
+    asked: Asked,
+    hits: Arc<HitCount>,
+    patience: Time,
+}
+
+impl Asking {
+    fn new(plan: AskPlan, rules: Rules, clock: fn() -> SystemTime) -> (Self, crate::filters::Inquiry) {
+        let (introspected, hits) = (Arc::new(Introspected::new(rules, clock)), Arc::<HitCount>::default());
+        let patience = plan.patience;
+        let answers = Arc::clone(&introspected);
+        let (asked, inquiry) = Asked::new(plan, answers, Arc::clone(&hits));
+        (Self { introspected, asked, hits, patience }, inquiry)
+    }
+
+    fn ask(&self, token: &str, print: Fingerprint) -> Checked {
+        let question = format!("token={}&token_type_hint=access_token", form(token.as_bytes()));
+        let answer = match self.asked.ask(print, Redacted::new(question)) {
+            Ok(answer) => answer,
+            Err(NotAsked::TooMany) => return Checked::Unavailable(ErrorKind::Overloaded),
+            Err(NotAsked::Over) => return Checked::Unavailable(ErrorKind::IntrospectionFailed),
+        };
+        let introspected = Arc::clone(&self.introspected);
+        // Who asks the server has the same deadline: this one is for when it does not come to work.
+        let until = Instant::now() + self.patience + Time::from_millis(100);
+        Checked::Later(Box::pin(async move {
+            let answer = tokio::time::timeout_at(until, answer).await;
+            let verdict = answer.ok().and_then(Result::ok).flatten();
+            let verdict = verdict.and_then(|verdict| verdict.downcast::<Option<Identity>>().ok());
+            match verdict.as_deref() {
+                Some(Some(identity)) => Checked::Known(identity.clone(), print),
+                Some(None) => Checked::Refused,
+                None => match introspected.last(&print) {
+                    Some(identity) => Checked::Known(identity, print),
+                    None => Checked::Unavailable(ErrorKind::IntrospectionFailed),
+                },
+            }
+        }))
+    }
+}
+
+struct Linked {
+    asking: Arc<Asking>,
+    spared: Box<[Box<str>]>,
+    forward: bool,
+    headers: ClaimHeaders,
+}
+
+impl Entry for Linked {
+    fn check(&self, exchange: &Exchange, gate: &Gate<'_>) -> Checked {
+        let token = match bearer::find(exchange.request.headers()) {
+            Bearer::Nothing => return Checked::Absent,
+            Bearer::Malformed => return Checked::Refused,
+            Bearer::Token(token) => token,
+        };
+        let (asking, known) = (&self.asking, &self.asking.introspected);
+        let (print, now) = (gate.token_print(token), known.millis_at(exchange.started));
+        if let Some(identity) = known.active(&print, now) {
+            asking.hits.add_one();
+            return Checked::Known(identity, print);
+        }
+        if !self.spared.is_empty()
+            && unverified_issuer(token)
+                .is_some_and(|issuer| self.spared.iter().any(|spared| **spared == *issuer))
+        {
+            return Checked::Absent;
+        }
+        if token.len() > MAX_TOKEN {
+            return Checked::Refused;
+        }
+        if !gate.admits(&print) {
+            return Checked::Stopped;
+        }
+        if known.is_inactive(&print, now) {
+            asking.hits.add_one();
+            return Checked::Refused;
+        }
+        asking.ask(token, print)
+    }
+
+    fn forwards(&self) -> bool {
+        self.forward
+    }
+
+    fn strip(&self, request: &mut Request) {
+        bearer::strip(request.headers_mut());
+    }
+
+    fn tell(&self, identity: &KnownIdentity, headers: &mut HeaderMap) {
+        self.headers.tell(identity, headers);
+    }
+
+    fn scheme(&self) -> Scheme {
+        Scheme::Bearer
+    }
+}
