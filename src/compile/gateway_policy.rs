@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use super::Options;
-use super::policies::{self, Budget, Layer};
+use super::policies::{self, Budget, Holder, Layer};
 use super::question::Asker;
 use crate::api::{self, PolicyTarget, Precedence, TargetKind};
 use crate::snapshot::Manifest;
@@ -40,9 +40,9 @@ pub(super) enum Target {
 pub(super) fn lower(manifest: &Manifest, options: &Options, asker: &mut Asker<'_>) -> LoweredPolicy {
     let parsed = api::parse_policy(&manifest.spec);
     let namespace = &manifest.name.namespace;
+    let holder = Holder { kind: "GatewayPolicy", name: &manifest.name, rule: None };
     let mut problems = parsed.problems;
-    let mut layer =
-        policies::compile(&parsed.policy, namespace, asker, &mut Budget::default(), &mut problems);
+    let mut layer = policies::compile(&parsed.policy, holder, asker, &mut Budget::default(), &mut problems);
     let mut targets = Vec::with_capacity(parsed.targets.len());
     let named = parsed.targets.len();
     let owns = *options.namespace == **namespace;

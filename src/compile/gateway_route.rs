@@ -9,7 +9,7 @@ use super::attachment::Applied;
 use super::certificates;
 use super::conditions;
 use super::gateway_policy::LoweredPolicy;
-use super::policies::{self, Budget, Effective, Layer, Named, Stack};
+use super::policies::{self, Budget, Effective, Holder, Layer, Named, Stack};
 use super::question::{Asked, Asker, Known};
 use super::services;
 use super::{Certificates, Options};
@@ -144,7 +144,7 @@ impl Lowering<'_, '_> {
         let ParsedRoute { hostnames, tls, allowed_routes, policy_refs, policy, rules, problems, .. } = parsed;
         self.problems = problems;
         let tls = tls.map(|tls| self.tls(&tls, hostnames.as_deref()));
-        let route = RoutePolicy { layer: self.layer(&policy), refs: self.named(policy_refs) };
+        let route = RoutePolicy { layer: self.layer(&policy, None), refs: self.named(policy_refs) };
         let mut named: Vec<Arc<LoweredPolicy>> = Vec::new();
         let rules = rules.into_iter().map(|rule| self.rule(rule, &route, &mut named)).collect();
         named.extend(route.refs.into_iter().filter_map(|(_, policy)| policy));
@@ -169,10 +169,10 @@ impl Lowering<'_, '_> {
         }
     }
 
-    fn layer(&mut self, policy: &PolicyLayer) -> Layer {
+    fn layer(&mut self, policy: &PolicyLayer, rule: Option<&str>) -> Layer {
         self.own_headers.extend_from_slice(&policy.own_headers);
-        let namespace = &self.manifest.name.namespace;
-        policies::compile(policy, namespace, self.asker, &mut self.budget, &mut self.problems)
+        let holder = Holder { kind: "GatewayRoute", name: &self.manifest.name, rule };
+        policies::compile(policy, holder, self.asker, &mut self.budget, &mut self.problems)
     }
 
     fn named(&mut self, refs: Vec<(FieldPath, PolicyRef)>) -> Vec<Named> {
@@ -262,7 +262,7 @@ impl Lowering<'_, '_> {
             route: self.manifest.name.name.clone(),
             rule: parsed.name.as_str().into(),
         });
-        let layer = self.layer(&parsed.policy);
+        let layer = self.layer(&parsed.policy, Some(&parsed.name));
         let rule_refs = self.named(parsed.policy_refs);
         let stack = Stack {
             path: &parsed.path,
@@ -277,7 +277,7 @@ impl Lowering<'_, '_> {
             has_one_prefix: parsed.has_one_prefix,
         };
         let effective = stack.effective();
-        let Effective { filters, policy, timeouts, problems, failed: cannot_be_used } = effective;
+        let Effective { filters, policy, timeouts, problems, failed: cannot_be_used, .. } = effective;
         if cannot_be_used {
             failed.get_or_insert(ErrorKind::PolicyInvalid);
         }

@@ -16,7 +16,9 @@ use super::gateway_route::not_permitted;
 use super::question::Asker;
 use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
 use crate::expression::{Environment, Expression, Kind};
-use crate::filters::{AnyPlan, Applies, Combine, Derive, OwnHost, REGISTRY, Scope, Selection, TimeoutsPlan};
+use crate::filters::{
+    AnyPlan, Applies, Combine, Derive, OwnHost, REGISTRY, Ring, Scope, Selection, TimeoutsPlan,
+};
 use crate::route_map::{PolicyBy, PolicyMember, PolicyOrigin};
 use crate::values::{
     ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Problem, Reason, Redacted, SecretData,
@@ -81,10 +83,19 @@ pub(super) struct Stack<'a> {
 pub(super) struct Effective {
     pub filters: Vec<(usize, AnyPlan)>,
     pub policy: Vec<PolicyMember>,
+    parts: Vec<Part>,
     pub timeouts: TimeoutsPlan,
     pub problems: Vec<Problem>,
     /// Something that should be effective cannot be used: the rule is not served.
     pub failed: bool,
+}
+
+/// What a member adds to a rule.
+struct Part {
+    row: usize,
+    /// With the filter that it becomes; none: a setting.
+    filter: Option<(Ring, AnyPlan)>,
+    origin: PolicyOrigin,
 }
 
 /// One layer among those that apply.
@@ -100,17 +111,27 @@ enum From<'a> {
     Policy { policy: &'a Arc<LoweredPolicy>, by: PolicyBy, at: &'a FieldPath },
 }
 
-/// Compiles the members of one `policy`. References resolve in `namespace`, that of the object that holds it.
+/// What holds a `policy`.
+#[derive(Clone, Copy)]
+pub(super) struct Holder<'a> {
+    pub kind: &'static str,
+    /// References resolve in its namespace.
+    pub name: &'a ObjectName,
+    /// `None`: the policy of the whole object.
+    pub rule: Option<&'a str>,
+}
+
+/// Compiles the members of one `policy`.
 pub(super) fn compile(
     parsed: &PolicyLayer,
-    namespace: &Arc<str>,
+    holder: Holder<'_>,
     asker: &mut Asker<'_>,
     budget: &mut Budget,
     problems: &mut Vec<Problem>,
 ) -> Layer {
     let mut member = |row: usize, member: Option<&crate::api::PolicyMember>| {
         let Some(member) = member else { return Given { plan: None, replaces_prefix: None } };
-        let mut asking = Asking { asker: &mut *asker, namespace, budget: &mut *budget, problems: Vec::new() };
+        let mut asking = Asking { asker: &mut *asker, holder, budget: &mut *budget, problems: Vec::new() };
         let result = (REGISTRY[row].compile)(&member.value, &mut asking);
         let mut found = asking.problems;
         let plan = match result {
@@ -185,7 +206,7 @@ impl<'a> Stack<'a> {
         for row in 0..REGISTRY.len() {
             self.member(row, &defaults, &overrides, &mut effective);
         }
-        effective.filters.sort_by_key(|(row, _)| (REGISTRY[*row].ring, *row));
+        effective.arrange();
         effective
     }
 
@@ -285,13 +306,14 @@ impl<'a> Stack<'a> {
             From::Route => PolicyOrigin::Route,
             From::Policy { policy, by, .. } => PolicyOrigin::Policy { name: policy.name.clone(), by },
         };
-        effective.policy.push(PolicyMember { row, origin });
         if let Some(timeouts) = plan.get::<TimeoutsPlan>() {
             effective.timeouts = timeouts.clone();
         }
-        if REGISTRY[row].link.is_some() {
-            effective.filters.push((row, plan.clone()));
-        }
+        let mut filters = (REGISTRY[row].parts)(plan);
+        let setting = filters.is_empty().then(|| Part { row, filter: None, origin: origin.clone() });
+        effective.parts.extend(setting);
+        let part = |filter| Part { row, filter: Some(filter), origin: origin.clone() };
+        effective.parts.extend(filters.drain(..).map(part));
     }
 
     /// What is wrong with a rule's own policy is told at the rule already; what comes from elsewhere is told there, and
@@ -319,6 +341,18 @@ impl<'a> Stack<'a> {
     }
 }
 
+impl Effective {
+    fn arrange(&mut self) {
+        let ring = |part: &Part| part.filter.as_ref().map(|(ring, _)| *ring);
+        self.parts.sort_by_key(|part| (part.row, ring(part)));
+        let member = |part: &Part| PolicyMember { row: part.row, origin: part.origin.clone() };
+        self.policy = self.parts.iter().map(member).collect();
+        self.parts.sort_by_key(|part| (ring(part), part.row));
+        let filters = std::mem::take(&mut self.parts).into_iter();
+        self.filters = filters.filter_map(|part| Some((part.row, part.filter?.1))).collect();
+    }
+}
+
 fn step<'a>(policy: &'a Arc<LoweredPolicy>, by: PolicyBy, at: &'a FieldPath) -> Step<'a> {
     Step { layer: &policy.layer, from: From::Policy { policy, by, at } }
 }
@@ -326,7 +360,7 @@ fn step<'a>(policy: &'a Arc<LoweredPolicy>, by: PolicyBy, at: &'a FieldPath) -> 
 /// What a member asks is asked of the world, in the namespace of the object that holds it.
 struct Asking<'a, 'w> {
     asker: &'a mut Asker<'w>,
-    namespace: &'a Arc<str>,
+    holder: Holder<'a>,
     budget: &'a mut Budget,
     problems: Vec<Problem>,
 }
@@ -344,9 +378,9 @@ impl Asking<'_, '_> {
         name: &str,
         namespace: Option<&str>,
     ) -> Option<ObjectName> {
-        let namespace = namespace.map_or_else(|| Arc::clone(self.namespace), Into::into);
+        let namespace = namespace.map_or_else(|| self.holder.name.namespace.clone(), Into::into);
         let name = ObjectName::new(namespace, name);
-        if !self.asker.may_refer(self.namespace, "", kind, &name) {
+        if !self.asker.may_refer(&self.holder.name.namespace, "", kind, &name) {
             self.problems.push(not_permitted(at.clone(), kind, &name));
             return None;
         }
@@ -403,7 +437,7 @@ impl Scope for Asking<'_, '_> {
     }
 
     fn secrets(&mut self, selector: &LabelSelector) -> Selection {
-        self.asker.secrets(self.namespace, selector)
+        self.asker.secrets(&self.holder.name.namespace, selector)
     }
 
     fn config_map(&mut self, at: FieldPath, map: &ConfigMapKeyRef) -> Option<Arc<str>> {
@@ -417,7 +451,7 @@ impl Scope for Asking<'_, '_> {
     }
 
     fn derived(&mut self, name: &str, of: &Selection, make: Derive<'_>) -> Arc<dyn Any + Send + Sync> {
-        self.asker.gathered().derived(format!("{} {name}", self.namespace), of, make)
+        self.asker.gathered().derived(format!("{} {name}", self.holder.name.namespace), of, make)
     }
 
     fn expression(
@@ -445,6 +479,11 @@ impl Scope for Asking<'_, '_> {
                 None
             }
         }
+    }
+
+    fn holder(&self) -> String {
+        let Holder { kind, name, rule } = self.holder;
+        format!("{kind} {name} {}", rule.unwrap_or_default())
     }
 
     fn own_host(&self) -> OwnHost {

@@ -29,9 +29,11 @@ pub enum Ring {
     SecurityHeaders,
     Cors,
     IpAccess,
+    EarlyRateLimits,
     Authentication,
     ExternalAuthorization,
     Authorization,
+    RateLimits,
     Validation,
     Transform,
 }
@@ -42,7 +44,9 @@ impl Ring {
         match self {
             Self::Cors | Self::SecurityHeaders => 4,
             Self::IpAccess => 6,
+            Self::EarlyRateLimits => 7,
             Self::Authentication | Self::ExternalAuthorization | Self::Authorization => 8,
+            Self::RateLimits => 9,
             Self::Validation => 10,
             Self::Transform => 12,
         }
@@ -98,6 +102,12 @@ pub trait Member {
 /// A member that works on requests and answers.
 pub trait FilterKind: Member {
     const RING: Ring;
+
+    /// The filters that a plan becomes, each with its ring: itself, unless parts of it work elsewhere.
+    fn parts(plan: &AnyPlan) -> Vec<(Ring, AnyPlan)> {
+        vec![(Self::RING, plan.clone())]
+    }
+
     fn link(plan: &Self::Plan, keep: &dyn Keep) -> Arc<dyn Filter>;
 }
 
@@ -168,6 +178,11 @@ pub trait Scope {
         environment: &'static Environment,
         wanted: Kind,
     ) -> Option<Expression>;
+
+    /// The object that holds the policy, and the rule in it: what is counted is counted under this.
+    fn holder(&self) -> String {
+        String::new()
+    }
 
     /// Whether what is fetched may be on the gateway's own host.
     fn own_host(&self) -> OwnHost {
@@ -267,6 +282,8 @@ pub struct Row {
     pub schema: fn(&mut SchemaGenerator) -> Schema,
     /// Problems carry paths relative to the member.
     pub compile: fn(&Value, &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>>,
+    /// The filters that a plan becomes, each with its ring; none of a setting.
+    pub parts: fn(&AnyPlan) -> Vec<(Ring, AnyPlan)>,
     /// `None` for a setting.
     pub link: Option<Link>,
     pub own_headers: fn(&Value) -> Vec<HeaderName>,
@@ -285,6 +302,7 @@ pub const fn filter<K: FilterKind>() -> Row {
         ring: Some(K::RING),
         schema: schema_of::<K>,
         compile: compile_any::<K>,
+        parts: K::parts,
         link: Some(|plan, keep| {
             K::link(plan.get::<K::Plan>().expect("a row links only plans that it compiled"), keep)
         }),
@@ -302,6 +320,7 @@ pub const fn setting<M: Member>() -> Row {
         ring: None,
         schema: schema_of::<M>,
         compile: compile_any::<M>,
+        parts: |_| Vec::new(),
         link: None,
         own_headers: M::own_headers,
     }

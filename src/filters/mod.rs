@@ -16,6 +16,7 @@ mod registry;
 
 mod cors;
 mod ip_access;
+mod rate_limits;
 mod request;
 mod response;
 mod security_headers;

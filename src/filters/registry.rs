@@ -2,7 +2,8 @@
 
 use super::contract::{Row, filter, setting};
 use super::{
-    authentication, authorization, cors, ip_access, request, response, security_headers, timeouts, validation,
+    authentication, authorization, cors, ip_access, rate_limits, request, response, security_headers,
+    timeouts, validation,
 };
 
 /// Rows of one ring work in the order in which they stand here.
@@ -11,6 +12,7 @@ pub static REGISTRY: &[Row] = &[
     filter::<authorization::Authorization>(),
     filter::<cors::Cors>(),
     filter::<ip_access::IpAccess>(),
+    filter::<rate_limits::RateLimits>(),
     filter::<request::Request>(),
     filter::<response::Response>(),
     filter::<security_headers::SecurityHeaders>(),

@@ -36,6 +36,7 @@ pub enum ErrorKind {
     CredentialsMissing,
     CredentialsInvalid,
     TooManyFailures,
+    RateLimited,
     Forbidden,
     // The configuration's.
     NoRouteMatch,
@@ -92,6 +93,7 @@ impl ErrorKind {
         Self::CredentialsMissing,
         Self::CredentialsInvalid,
         Self::TooManyFailures,
+        Self::RateLimited,
         Self::Forbidden,
         Self::NoRouteMatch,
         Self::PolicyInvalid,
@@ -136,6 +138,7 @@ impl ErrorKind {
             Self::CredentialsMissing => "CredentialsMissing",
             Self::CredentialsInvalid => "CredentialsInvalid",
             Self::TooManyFailures => "TooManyFailures",
+            Self::RateLimited => "RateLimited",
             Self::Forbidden => "Forbidden",
             Self::NoRouteMatch => "NoRouteMatch",
             Self::PolicyInvalid => "PolicyInvalid",
@@ -183,6 +186,7 @@ impl ErrorKind {
             | Self::CredentialsMissing
             | Self::CredentialsInvalid
             | Self::TooManyFailures
+            | Self::RateLimited
             | Self::Forbidden => Side::Client,
             Self::NoRouteMatch
             | Self::PolicyInvalid

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::message::{Client, ErrorKind, Identity, Outbound, Request};
-use crate::telemetry::Ruling;
+use crate::telemetry::{Limited, Ruling};
 
 /// Sixteen random bytes that name a request in answers and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +38,34 @@ impl Captures {
     }
 }
 
+/// What is left of a rate limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Its name.
+    pub limit: Arc<str>,
+    /// So many requests more.
+    pub left: u64,
+    /// Seconds until all of it is there again.
+    pub resets: u64,
+}
+
+/// The rate limits that a request was charged to.
+#[derive(Debug, Default)]
+pub struct Quotas {
+    /// The one that has least left.
+    pub least: Option<Quota>,
+    /// The answer tells some of them already.
+    pub told: bool,
+}
+
+impl Quotas {
+    pub fn note(&mut self, quota: Quota) {
+        if self.least.as_ref().is_none_or(|least| quota.left < least.left) {
+            self.least = Some(quota);
+        }
+    }
+}
+
 /// The context of one request. `request` is what will go to the backend: filters change it in place.
 pub struct Exchange {
     pub request: Request,
@@ -46,6 +74,9 @@ pub struct Exchange {
     pub identity: Identity,
     /// What the last authorization said that was asked.
     pub ruling: Option<Ruling>,
+    /// The rate limit that refused it, or would have.
+    pub limited: Option<Limited>,
+    pub quotas: Quotas,
     /// The site whose script asks, where `cors` allows it; kept, as a transform may take the field away.
     pub origin: Option<http::HeaderValue>,
     /// Host that the request is for, lower case, without port.
@@ -84,6 +115,8 @@ impl Exchange {
             client,
             identity: Identity::ANONYMOUS,
             ruling: None,
+            limited: None,
+            quotas: Quotas::default(),
             origin: None,
             host,
             labels,

@@ -14,7 +14,7 @@ use super::live::LiveRule;
 use super::observed::Upload;
 use super::worker::Worker;
 use crate::message::{ErrorKind, Identity, Labels, Protocol, RequestId, Scheme};
-use crate::telemetry::{InFlight, Record, Ruling, Sample, Somebody};
+use crate::telemetry::{InFlight, Limited, Record, Ruling, Sample, Somebody};
 use crate::upstream::Backend;
 
 pub struct Account {
@@ -31,6 +31,8 @@ pub struct Account {
     pub identity: Identity,
     /// What authorization said.
     pub ruling: Option<Ruling>,
+    /// The rate limit that refused, or would have.
+    pub limited: Option<Limited>,
     pub upload: Option<Rc<Upload>>,
     pub response_bytes: u64,
     /// The answer was sent as a whole.
@@ -73,6 +75,7 @@ impl Account {
             reason: None,
             identity: Identity::ANONYMOUS,
             ruling: None,
+            limited: None,
             upload: None,
             response_bytes: 0,
             complete: false,
@@ -141,6 +144,7 @@ impl Account {
                 entry: &known.entry,
             }),
             authorization: sample.ruling.as_ref().map(Ruling::rule_name),
+            rate_limit: sample.limited.as_ref().map(|limited| &*limited.limit),
             namespace: names.map_or("", |labels| &labels.namespace),
             route: names.map_or("", |labels| &labels.route),
             rule: names.map_or("", |labels| &labels.rule),
@@ -184,6 +188,7 @@ impl Drop for Account {
             response_bytes: self.response_bytes,
             reason: self.reason,
             ruling: self.ruling.take(),
+            limited: self.limited.take(),
         };
         match &self.rule {
             Some(rule) => rule.record(&sample),

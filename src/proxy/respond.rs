@@ -55,6 +55,7 @@ pub static TABLE: &[Row] = &[
     row(ErrorKind::CredentialsMissing, 401, "Credentials are needed"),
     row(ErrorKind::CredentialsInvalid, 401, "The credentials are not valid"),
     row(ErrorKind::TooManyFailures, 429, "Too many credentials were not valid"),
+    row(ErrorKind::RateLimited, 429, "Too many requests"),
     row(ErrorKind::Forbidden, 403, "This is not allowed"),
     row(ErrorKind::NoRouteMatch, 404, "No route matches the request"),
     row(ErrorKind::PolicyInvalid, 503, "A policy of this route is invalid"),

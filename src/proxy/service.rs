@@ -195,7 +195,8 @@ async fn serve(
         };
         filters::run(&rule.filters, &mut exchange, |error| refusing.answer(error), action).await
     };
-    (account.ruling, account.identity) = (exchange.ruling, exchange.identity);
+    (account.ruling, account.limited, account.identity) =
+        (exchange.ruling, exchange.limited, exchange.identity);
     Ok(response)
 }
 

@@ -33,6 +33,8 @@ pub struct Record<'a> {
     pub identity: Option<Somebody<'a>>,
     /// The authorization rule that decided.
     pub authorization: Option<&'a str>,
+    /// The rate limit that refused, or would have.
+    pub rate_limit: Option<&'a str>,
     pub namespace: &'a str,
     pub route: &'a str,
     pub rule: &'a str,
@@ -85,6 +87,9 @@ impl Record<'_> {
         }
         if let Some(authorization) = self.authorization {
             text(line, "authorization", authorization.as_bytes(), MAX_NAME);
+        }
+        if let Some(limit) = self.rate_limit {
+            text(line, "rate_limit", limit.as_bytes(), MAX_NAME);
         }
         if !self.route.is_empty() {
             text(line, "namespace", self.namespace.as_bytes(), MAX_NAME);
@@ -188,6 +193,7 @@ pub(super) mod tests {
             reason: None,
             identity: Some(Somebody { id: "alice", kind: "Jwt", entry: "users" }),
             authorization: Some("read"),
+            rate_limit: Some("fair"),
             namespace: "shop",
             route: "orders",
             rule: "list",
@@ -219,7 +225,7 @@ pub(super) mod tests {
                 "client": "192.0.2.1", "method": "GET", "host": "shop.test", "path": "/orders", "query": true,
                 "protocol": "HTTP/2", "scheme": "https", "status": 200,
                 "identity": "alice", "identity_kind": "Jwt", "identity_entry": "users",
-                "authorization": "read", "namespace": "shop", "route": "orders",
+                "authorization": "read", "rate_limit": "fair", "namespace": "shop", "route": "orders",
                 "rule": "list", "backend": "Service/shop/orders:80", "endpoint": "10.0.0.7:8080",
                 "duration": 1.002003, "upstream_duration": 0.0009, "request_bytes": 0, "response_bytes": 12,
                 "user_agent": "curl/8",
@@ -239,6 +245,7 @@ pub(super) mod tests {
             rule: &long,
             identity: Some(Somebody { id: &long, kind: "Certificate", entry: &long }),
             authorization: Some(&long),
+            rate_limit: Some(&long),
             backend: Some(&long),
             reason: Some("NoHealthyEndpoints"),
             user_agent: Some(&[0xff; 4000]),

@@ -113,6 +113,7 @@ mod tests {
             response_bytes: 20,
             reason: Some("NoHealthyEndpoints"),
             ruling: Some(crate::telemetry::Ruling { rule: Some("read".into()), allows: true }),
+            limited: Some(crate::telemetry::Limited { limit: "fair".into(), dry_run: true }),
         }
     }
 

@@ -21,6 +21,17 @@ pub struct Sample {
     pub reason: Option<&'static str>,
     /// What authorization said, where it was asked.
     pub ruling: Option<Ruling>,
+    /// The rate limit that refused it, or would have.
+    pub limited: Option<Limited>,
+}
+
+/// What a rate limit said to a request that was too much.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Limited {
+    /// Name of the limit.
+    pub limit: Arc<str>,
+    /// It only counts.
+    pub dry_run: bool,
 }
 
 /// What authorization said to a request.
@@ -68,6 +79,7 @@ struct RuleCells {
     request_size: Histogram<{ SIZES.len() }>,
     duration: Histogram<{ DURATIONS.len() }>,
     rulings: OnceLock<Box<Series<RulingKey>>>,
+    limited: OnceLock<Box<Series<Limited>>>,
 }
 
 /// A list that only grows: its one writer appends, a scrape walks it at the same time.
@@ -103,6 +115,7 @@ pub(super) struct RuleTotals {
     pub response_size: Total,
     pub requests: std::collections::BTreeMap<Key, u64>,
     pub rulings: std::collections::BTreeMap<RulingKey, u64>,
+    pub limited: std::collections::BTreeMap<Limited, u64>,
 }
 
 impl RuleStats {
@@ -148,6 +161,7 @@ impl RuleStats {
             cells.response_size.add_to(&mut totals.response_size);
             add_to(cells.requests.get(), &mut totals.requests);
             add_to(cells.rulings.get().map(Box::as_ref), &mut totals.rulings);
+            add_to(cells.limited.get().map(Box::as_ref), &mut totals.limited);
         }
         totals
     }
@@ -161,6 +175,7 @@ impl RuleStats {
                 response_size: Histogram::new(&SIZES),
                 requests: OnceLock::new(),
                 rulings: OnceLock::new(),
+                limited: OnceLock::new(),
             })
         })
     }
@@ -194,6 +209,10 @@ impl RuleCells {
             // Names change with the configuration: those of a long life are more than one policy has.
             let other = RulingKey { rule: None, decision: "other" };
             self.rulings.get_or_init(|| Box::new(Series::new(key.clone()))).count(&key, other);
+        }
+        if let Some(limited) = &sample.limited {
+            let other = Limited { limit: "other".into(), dry_run: limited.dry_run };
+            self.limited.get_or_init(|| Box::new(Series::new(limited.clone()))).count(limited, other);
         }
     }
 }
@@ -275,6 +294,7 @@ mod tests {
             response_bytes: 2000,
             reason: None,
             ruling: None,
+            limited: None,
         }
     }
 

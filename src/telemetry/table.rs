@@ -81,6 +81,21 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_rate_limited_requests_total",
+        kind: Kind::Counter,
+        labels: &["namespace", "route", "rule", "limit", "mode"],
+        help: "Requests that a rate limit refused (`enforced`), or would have refused (`dry_run`)",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                for (key, count) in &totals.limited {
+                    let [namespace, route, name] = rule.name();
+                    let mode = if key.dry_run { "dry_run" } else { "enforced" };
+                    emit(&[namespace, route, name, &key.limit, mode], number(*count));
+                }
+            }
+        },
+    },
+    Metric {
         name: "portcullis_request_duration_seconds",
         kind: Kind::Histogram,
         labels: RULE,

@@ -25,6 +25,7 @@ mod proxy_requests;
 mod proxy_rig;
 mod proxy_streams;
 mod proxy_tls;
+mod rate_limits;
 mod raw_requests;
 mod tokens;
 mod trailers;
