@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::gateway_route::{EXACT_HOSTNAME, OBJECT_NAME};
 use super::status::GatewayBackendStatus;
+use crate::values::{CaCertificateRef, SecretRef};
 
 /// What is wanted.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -39,7 +40,13 @@ use super::status::GatewayBackendStatus;
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = ("has(self.hosts) != has(self.service)", "a backend has either hosts or a service"))]
+#[x_kube(
+    validation = ("has(self.hosts) != has(self.service)", "a backend has either hosts or a service"),
+    validation = (
+        "!has(self.tls) || has(self.hosts) || has(self.tls.serverName)",
+        "a Service has no name of its own; set tls.serverName"
+    )
+)]
 pub struct GatewayBackendSpec {
     /// Hosts by IP or name; requests are spread over them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -53,7 +60,53 @@ pub struct GatewayBackendSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253), regex(pattern = EXACT_HOSTNAME))]
     pub host: Option<String>,
+    /// Asks it over TLS. Its certificate is always verified.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<BackendTls>,
 }
+
+/// TLS to the backend.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackendTls {
+    /// Name to ask for and to find in the certificate; by default each host's own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = EXACT_HOSTNAME))]
+    #[x_kube(validation = ("!isIP(self)", "a server name is a DNS name"))]
+    pub server_name: Option<String>,
+    /// Whom to trust, in place of the system's certificate authorities.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub ca_certificate_refs: Option<Vec<CaCertificateRef>>,
+    /// Names of which its certificate has one, in place of the server name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub subject_alt_names: Option<Vec<SubjectAltName>>,
+    /// Secret of type kubernetes.io/tls that is shown to a server that asks for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_certificate_ref: Option<SecretRef>,
+}
+
+/// A name in a certificate: one of these.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = ("has(self.hostname) != has(self.uri)", "a subject alternative name is a hostname or a uri"))]
+pub struct SubjectAltName {
+    /// DNS name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = EXACT_HOSTNAME))]
+    #[x_kube(validation = ("!isIP(self)", "a hostname is a DNS name"))]
+    pub hostname: Option<String>,
+    /// URI, like spiffe://cluster.local/ns/shop/sa/orders.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = URI))]
+    pub uri: Option<String>,
+}
+
+/// A scheme, and more.
+const URI: &str = "^[A-Za-z][-+.A-Za-z0-9]*:[!-~]+$";
 
 /// A server by address.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]

@@ -141,13 +141,44 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
         }
     };
     let parsed = checked::<GatewayBackendSpec>(&mut value, &SHAPES.backend, &at, &mut backend.problems);
-    let Some(spec) = parsed else { return backend };
+    // A pin that is misspelt would be no pin: nothing below `tls` is ignored.
+    let unknown_to_tls = |problem: &&mut Problem| {
+        problem.reason == Reason::UnknownField && problem.path.as_str().starts_with("spec.tls.")
+    };
+    let mut tls_is_whole = true;
+    for problem in backend.problems.iter_mut().filter(unknown_to_tls) {
+        let message = problem.message.trim_end_matches("; ignored");
+        *problem = Problem::error(problem.path.clone(), Reason::UnknownField, message);
+        tls_is_whole = false;
+    }
+    let Some(spec) = parsed.filter(|_| tls_is_whole) else { return backend };
     let before = backend.problems.len();
     let mut refuse = |path: FieldPath, message: String| {
         backend.problems.push(Problem::error(path, Reason::Invalid, message));
     };
     if spec.hosts.is_some() == spec.service.is_some() {
         refuse(at.clone(), "a backend has either hosts or a service".into());
+    }
+    if let Some(tls) = &spec.tls {
+        let at = at.field("tls");
+        if spec.service.is_some() && tls.server_name.is_none() {
+            refuse(at.field("serverName"), "a Service has no name of its own; set tls.serverName".into());
+        }
+        let is_ip = |name: &Option<String>| {
+            name.as_ref().is_some_and(|name| name.parse::<std::net::IpAddr>().is_ok())
+        };
+        if is_ip(&tls.server_name) {
+            refuse(at.field("serverName"), "a server name is a DNS name".into());
+        }
+        for (index, name) in tls.subject_alt_names.iter().flatten().enumerate() {
+            let at = at.field("subjectAltNames").index(index);
+            if name.hostname.is_some() == name.uri.is_some() {
+                refuse(at.clone(), "a subject alternative name is a hostname or a uri".into());
+            }
+            if is_ip(&name.hostname) {
+                refuse(at.field("hostname"), "a hostname is a DNS name".into());
+            }
+        }
     }
     for (index, host) in spec.hosts.iter().flatten().enumerate() {
         let is_name = || matches!(host.address.parse(), Ok(Hostname::Exact(_)));

@@ -24,7 +24,9 @@ mod shape;
 mod status;
 
 pub use crd::crds;
-pub use gateway_backend::{BackendHost, BackendService, GatewayBackend, GatewayBackendSpec};
+pub use gateway_backend::{
+    BackendHost, BackendService, BackendTls, GatewayBackend, GatewayBackendSpec, SubjectAltName,
+};
 pub use gateway_policy::{GatewayPolicy, GatewayPolicySpec, PolicyTarget, Precedence, TargetKind};
 pub use gateway_route::{
     AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendKind, BackendRef, GatewayRoute, GatewayRouteSpec,

@@ -15,7 +15,7 @@ pub fn programmed(map: &RouteMap) -> (Programmed, Vec<CertificateExpiry>) {
         routes.insert((&labels.namespace, &labels.route));
         rules.insert(Arc::as_ptr(&entry.rule));
     }
-    let certificates = expiries(hosts());
+    let certificates = expiries(map, hosts());
     let counts = Programmed {
         routes: routes.len(),
         rules: rules.len(),
@@ -26,8 +26,10 @@ pub fn programmed(map: &RouteMap) -> (Programmed, Vec<CertificateExpiry>) {
 }
 
 /// One a Secret in use.
-fn expiries<'a>(hosts: impl Iterator<Item = &'a Host>) -> Vec<CertificateExpiry> {
+fn expiries<'a>(map: &'a RouteMap, hosts: impl Iterator<Item = &'a Host>) -> Vec<CertificateExpiry> {
     let plans = hosts.filter_map(|host| host.tls.as_ref()).flat_map(|tls| &tls.certificates);
+    let to_backends = map.backends.values().filter_map(|plan| plan.tls.as_ref()?.client_certificate.as_ref());
+    let plans = plans.chain(to_backends);
     let mut seen = HashSet::new();
     plans
         .filter(|plan| seen.insert(&plan.secret))

@@ -16,7 +16,7 @@ use tokio::task::AbortHandle;
 use tokio_rustls::TlsConnector;
 
 use crate::filters::{Transport, Url};
-use crate::upstream::Guard;
+use crate::upstream::{Guard, system_authorities};
 
 const MAX_HEADERS: usize = 100;
 const MAX_HEAD: usize = 64 << 10;
@@ -129,14 +129,9 @@ impl Unanswered {
     }
 }
 
-/// The roots of the system.
+/// Trusts whom connections to backends trust.
 fn tls() -> rustls::ClientConfig {
-    let mut roots = rustls::RootCertStore::empty();
-    let found = rustls_native_certs::load_native_certs();
-    let (added, _) = roots.add_parsable_certificates(found.certs);
-    if added == 0 {
-        tracing::warn!("the system has no root certificates; nothing can be fetched by https");
-    }
+    let roots = system_authorities();
     let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config

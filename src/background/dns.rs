@@ -203,22 +203,17 @@ fn endpoints(hosts: &[(Address, u16)], known: &Known) -> EndpointSet {
             Address::Ip(ip) => std::slice::from_ref(ip),
             Address::Name(name) => known.get(name).map_or(&[][..], Vec::as_slice),
         };
-        let host = authority(address, *port);
-        endpoints
-            .extend(addresses.iter().map(|ip| Endpoint { address: (*ip, *port).into(), host: host.clone() }));
+        let name = match address {
+            Address::Ip(_) => None,
+            Address::Name(name) => Some(name),
+        };
+        endpoints.extend(
+            addresses.iter().map(|ip| Endpoint { address: (*ip, *port).into(), name: name.cloned() }),
+        );
     }
     endpoints.sort_unstable();
     endpoints.dedup();
     EndpointSet { endpoints, known: true }
-}
-
-/// `Host` of a named host (RFC 9110, 7.2): the port only where it is not http's own.
-fn authority(address: &Address, port: u16) -> Option<Arc<str>> {
-    match address {
-        Address::Ip(_) => None,
-        Address::Name(name) if port == 80 => Some(name.clone()),
-        Address::Name(name) => Some(format!("{name}:{port}").into()),
-    }
 }
 
 fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {
@@ -311,16 +306,12 @@ mod tests {
     }
 
     #[test]
-    fn a_named_host_is_asked_under_its_name_with_a_port_that_is_not_80() {
+    fn an_endpoint_knows_the_name_that_it_was_resolved_from() {
         let known = Known::from([("pay.test".into(), vec![[10, 0, 0, 1].into()])]);
-        let hosts = [
-            (Address::Name("pay.test".into()), 80),
-            (Address::Name("pay.test".into()), 8080),
-            (Address::Ip([10, 0, 0, 1].into()), 81),
-        ];
+        let hosts = [(Address::Name("pay.test".into()), 80), (Address::Ip([10, 0, 0, 1].into()), 81)];
         let set = endpoints(&hosts, &known);
-        let names: Vec<_> = set.endpoints.iter().map(|endpoint| endpoint.host.as_deref()).collect();
-        assert_eq!(names, [Some("pay.test"), None, Some("pay.test:8080")]);
+        let names: Vec<_> = set.endpoints.iter().map(|endpoint| endpoint.name.as_deref()).collect();
+        assert_eq!(names, [Some("pay.test"), None]);
     }
 
     #[tokio::test(start_paused = true)]

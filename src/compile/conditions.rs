@@ -83,7 +83,7 @@ pub(super) fn route(manifest: &Manifest, facts: &RouteFacts) -> Report {
 
 pub(super) fn backend(manifest: &Manifest, lowered: &LoweredBackend) -> Report {
     let LoweredBackend { plan, problems } = lowered;
-    let mut conditions = accepted(problems, plan.is_some());
+    let mut conditions = accepted(problems, plan.is_ok());
     conditions.push(resolved_refs(problems));
     let mut print = Fingerprint::new();
     print.text(&manifest.spec);
@@ -268,6 +268,13 @@ pub(super) fn tls_print(
     for secret in unusable {
         print.text(&secret.to_string());
     }
+    print.finish()
+}
+
+/// Of certificates in DER.
+pub(super) fn print_of_certificates<'c>(certificates: impl Iterator<Item = &'c Vec<u8>>) -> u64 {
+    let mut print = Fingerprint::new();
+    certificates.for_each(|der| print.bytes(der));
     print.finish()
 }
 

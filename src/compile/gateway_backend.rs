@@ -5,25 +5,46 @@ use std::sync::Arc;
 
 use super::question::Asker;
 use super::services::{self, Unusable};
-use super::{LoopbackHosts, Options};
+use super::{Certificates, LoopbackHosts, Options, backend_tls};
 use crate::api::{self, BackendHost, GatewayBackendSpec};
+use crate::message::ErrorKind;
 use crate::route_map::{Address, BackendPlan, BackendTarget, HostHeader};
 use crate::snapshot::Manifest;
-use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem, Reason};
+use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem, Reason, Severity};
 
-/// A backend alone: its plan unless something is wrong, and all that is wrong.
+/// A backend alone: its plan, or what a rule that names it answers; and all that is wrong.
 #[derive(Clone, Debug)]
 pub(super) struct LoweredBackend {
-    pub plan: Option<Arc<BackendPlan>>,
+    pub plan: Result<Arc<BackendPlan>, ErrorKind>,
     pub problems: Vec<Problem>,
 }
 
-pub(super) fn lower(manifest: &Manifest, options: &Options, asker: &mut Asker<'_>) -> LoweredBackend {
+pub(super) fn lower(
+    manifest: &Manifest,
+    options: &Options,
+    asker: &mut Asker<'_>,
+    certificates: &mut Certificates,
+) -> LoweredBackend {
     let parsed = api::parse_backend(&manifest.spec);
     let mut problems = parsed.problems;
-    let plan = parsed.spec.and_then(|spec| plan(manifest, &spec, options, asker, &mut problems));
+    let plan = parsed.spec.and_then(|spec| {
+        let mut plan = plan(manifest, &spec, options, asker, &mut problems)?;
+        if let Some(tls) = &spec.tls {
+            let from = &manifest.name.namespace;
+            plan.tls = Some(Arc::new(backend_tls::plan(tls, from, asker, certificates, &mut problems)?));
+        }
+        Some(plan)
+    });
     problems.sort();
-    LoweredBackend { plan: plan.map(Arc::new), problems }
+    let is_of_tls = |problem: &Problem| {
+        problem.severity == Severity::Error && problem.path.as_str().starts_with("spec.tls")
+    };
+    // That it is there and may not be asked is another thing than that it is not there.
+    let kind = match problems.iter().any(is_of_tls) {
+        true => ErrorKind::PolicyInvalid,
+        false => ErrorKind::BackendNotFound,
+    };
+    LoweredBackend { plan: plan.map(Arc::new).ok_or(kind), problems }
 }
 
 fn plan(
@@ -47,6 +68,7 @@ fn plan(
             id,
             target,
             host_header: fixed_host.map_or(HostHeader::Preserve, HostHeader::Name),
+            tls: None,
         });
     }
     let hosts = spec.hosts.as_deref().unwrap_or_default();
@@ -72,7 +94,7 @@ fn plan(
         None if named => HostHeader::Own,
         None => HostHeader::Preserve,
     };
-    Some(BackendPlan { id, target: BackendTarget::Hosts(addresses), host_header })
+    Some(BackendPlan { id, target: BackendTarget::Hosts(addresses), host_header, tls: None })
 }
 
 fn address(host: &BackendHost, options: &Options) -> Result<Address, (Reason, String)> {

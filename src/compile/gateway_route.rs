@@ -400,15 +400,17 @@ impl Lowering<'_, '_> {
     fn weighted(&mut self, backend: &BackendRef, at: FieldPath) -> Option<WeightedBackend> {
         let target = match self.target(backend, &at) {
             Ok(id) => WeightedTarget::Backend(id),
-            Err(problem) => {
+            Err((kind, problem)) => {
                 self.problems.push(problem);
-                WeightedTarget::Unresolved(ErrorKind::BackendNotFound)
+                WeightedTarget::Unresolved(kind)
             }
         };
         (backend.weight > 0).then_some(WeightedBackend { weight: backend.weight, target })
     }
 
-    fn target(&mut self, backend: &BackendRef, at: &FieldPath) -> Result<BackendId, Problem> {
+    /// What it leads to, or what the rule answers in its place and why.
+    fn target(&mut self, backend: &BackendRef, at: &FieldPath) -> Result<BackendId, (ErrorKind, Problem)> {
+        let not_found = |problem| (ErrorKind::BackendNotFound, problem);
         let namespace: Arc<str> =
             backend.namespace.as_deref().map_or_else(|| self.manifest.name.namespace.clone(), Into::into);
         let name = ObjectName::new(namespace, backend.name.as_str());
@@ -417,18 +419,16 @@ impl Lowering<'_, '_> {
             BackendKind::GatewayBackend => (GROUP, "GatewayBackend", "GatewayBackend"),
         };
         if !self.asker.may_refer(&self.manifest.name.namespace, group, kind, &name) {
-            return Err(not_permitted(at.clone(), word, &name));
+            return Err(not_found(not_permitted(at.clone(), word, &name)));
         }
         match backend.kind {
             BackendKind::Service => {
                 let Some(port) = backend.port else {
-                    return Err(Problem::error(
-                        at.field("port"),
-                        Reason::Invalid,
-                        "a Service needs a port; add it",
-                    ));
+                    let message = "a Service needs a port; add it";
+                    return Err(not_found(Problem::error(at.field("port"), Reason::Invalid, message)));
                 };
-                services::check(&name, port, self.asker).map_err(|unusable| unusable.problem(at.clone()))?;
+                services::check(&name, port, self.asker)
+                    .map_err(|unusable| not_found(unusable.problem(at.clone())))?;
                 let id = BackendId::Service { service: name.clone(), port };
                 self.backends.entry(id.clone()).or_insert_with(|| Arc::new(services::plan(&id, name, port)));
                 Ok(id)
@@ -437,15 +437,20 @@ impl Lowering<'_, '_> {
         }
     }
 
-    fn gateway_backend(&mut self, name: &ObjectName, at: &FieldPath) -> Result<BackendId, Problem> {
+    fn gateway_backend(
+        &mut self,
+        name: &ObjectName,
+        at: &FieldPath,
+    ) -> Result<BackendId, (ErrorKind, Problem)> {
+        let problem = |message| Problem::error(at.clone(), Reason::BackendNotFound, message);
         let Some(lowered) = self.asker.backend(name) else {
             let message = format!("there is no GatewayBackend {name}; create it or correct the name");
-            return Err(Problem::error(at.clone(), Reason::BackendNotFound, message));
+            return Err((ErrorKind::BackendNotFound, problem(message)));
         };
-        let Some(plan) = &lowered.plan else {
+        let plan = lowered.plan.as_ref().map_err(|kind| {
             let message = format!("GatewayBackend {name} cannot be used; its own status says why");
-            return Err(Problem::error(at.clone(), Reason::BackendNotFound, message));
-        };
+            (*kind, problem(message))
+        })?;
         self.backends.entry(plan.id.clone()).or_insert_with(|| Arc::clone(plan));
         Ok(plan.id.clone())
     }

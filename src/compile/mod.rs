@@ -7,6 +7,8 @@
 //! Law: `compile(world, memo)` gives what `compile(world, Memo::default())` gives.
 
 mod attachment;
+mod authorities;
+mod backend_tls;
 mod certificates;
 mod claims;
 mod conditions;
@@ -257,7 +259,7 @@ fn backend_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> Backen
             Some(unit) if lowers_alike(&unit.manifest, manifest) && unit.asked.stands(world) => {
                 unit.now(manifest)
             }
-            _ => BackendUnit::new(manifest, world, options),
+            _ => BackendUnit::new(manifest, world, options, &mut memo.certificates),
         };
         memo.backends.insert(name.clone(), unit);
     }
@@ -340,9 +342,14 @@ impl<K: Ord, V> Walk<K, V> {
 }
 
 impl BackendUnit {
-    fn new(manifest: &Arc<Manifest>, known: Known<'_>, options: &Options) -> Self {
+    fn new(
+        manifest: &Arc<Manifest>,
+        known: Known<'_>,
+        options: &Options,
+        certificates: &mut Certificates,
+    ) -> Self {
         let mut asker = Asker::new(Kind::GatewayBackend, known);
-        let lowered = Arc::new(gateway_backend::lower(manifest, options, &mut asker));
+        let lowered = Arc::new(gateway_backend::lower(manifest, options, &mut asker, certificates));
         let report = Arc::new(conditions::backend(manifest, &lowered));
         Self { manifest: Arc::clone(manifest), asked: asker.finish(), lowered, report }
     }

@@ -101,5 +101,6 @@ pub(super) fn plan(id: &BackendId, service: ObjectName, port: u16) -> BackendPla
         id: id.clone(),
         target: BackendTarget::Service { service, port },
         host_header: HostHeader::Preserve,
+        tls: None,
     }
 }

@@ -2,13 +2,11 @@
 
 use std::sync::Arc;
 
-use rustls::Error;
-use rustls::crypto::aws_lc_rs;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::ClientHello;
 use rustls::sign::CertifiedKey;
 
-use crate::route_map::{CertificatePlan, PrivateKey};
+use crate::route_map::CertificatePlan;
+use crate::upstream::certified_key;
 
 #[derive(Debug)]
 pub struct LiveCertificate {
@@ -24,7 +22,7 @@ impl LiveCertificate {
         {
             return Some(known.clone());
         }
-        match certified(plan) {
+        match certified_key(plan) {
             Ok(key) => Some(Arc::new(Self { plan: plan.clone(), key: Arc::new(key) })),
             Err(error) => {
                 tracing::error!(secret = %plan.secret, %error, "certificate cannot be served");
@@ -52,14 +50,4 @@ impl LiveCertificate {
             None => **name == *host,
         })
     }
-}
-
-fn certified(plan: &CertificatePlan) -> Result<CertifiedKey, Error> {
-    let key = match plan.key.expose() {
-        PrivateKey::Pkcs1(der) => PrivateKeyDer::Pkcs1(der.clone().into()),
-        PrivateKey::Pkcs8(der) => PrivateKeyDer::Pkcs8(der.clone().into()),
-        PrivateKey::Sec1(der) => PrivateKeyDer::Sec1(der.clone().into()),
-    };
-    let chain = plan.chain.iter().cloned().map(CertificateDer::from).collect();
-    CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
 }

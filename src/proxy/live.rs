@@ -335,7 +335,7 @@ mod tests {
 
     fn plan(name: &str) -> Arc<BackendPlan> {
         let target = BackendTarget::Service { service: ObjectName::new("ns", name), port: 80 };
-        Arc::new(BackendPlan { id: id(name), target, host_header: HostHeader::Preserve })
+        Arc::new(BackendPlan { id: id(name), target, host_header: HostHeader::Preserve, tls: None })
     }
 
     fn host(name: &str, backend: &str) -> Arc<Host> {

@@ -1,8 +1,10 @@
 //! How to reach a backend, as proven by the compiler.
 
+use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::tls::CertificatePlan;
 use crate::values::{BackendId, ObjectName};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -10,6 +12,56 @@ pub struct BackendPlan {
     pub id: BackendId,
     pub target: BackendTarget,
     pub host_header: HostHeader,
+    /// `None`: plain HTTP.
+    pub tls: Option<Arc<BackendTlsPlan>>,
+}
+
+/// How a backend proves who it is, and we to it. There is no plan that takes any certificate.
+#[derive(PartialEq)]
+pub struct BackendTlsPlan {
+    /// Asked for, and looked for in the certificate. `None`: each host's own name or address.
+    pub server_name: Option<Arc<str>>,
+    /// `None`: the system's.
+    pub authorities: Option<Vec<Authorities>>,
+    /// Where there are any, the certificate has one of them; the server name is not looked for then.
+    pub names: Vec<PinnedName>,
+    pub client_certificate: Option<Arc<CertificatePlan>>,
+    /// Fingerprint of all certificates here.
+    pub print: u64,
+}
+
+/// Certificate authorities and the object that holds them.
+#[derive(PartialEq)]
+pub struct Authorities {
+    /// `ConfigMap shop/ca`
+    pub source: Arc<str>,
+    /// DER.
+    pub certificates: Vec<Vec<u8>>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PinnedName {
+    Hostname(Arc<str>),
+    Uri(Arc<str>),
+}
+
+/// Without the bytes of certificates: their fingerprint stands for them.
+impl fmt::Debug for BackendTlsPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BackendTlsPlan")
+            .field("server_name", &self.server_name)
+            .field("authorities", &self.authorities)
+            .field("names", &self.names)
+            .field("client_certificate", &self.client_certificate.as_ref().map(|plan| &plan.secret))
+            .field("print", &self.print)
+            .finish()
+    }
+}
+
+impl fmt::Debug for Authorities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} of {}", self.certificates.len(), self.source)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -31,7 +83,7 @@ pub enum Address {
 pub enum HostHeader {
     /// The client's.
     Preserve,
-    /// Each host that is a name under that name, with its port where it is not 80; one that is an address under the
+    /// Each host that is a name under that name, with its port where it is not the usual one; one that is an address under the
     /// client's.
     Own,
     /// `GatewayBackend.host`

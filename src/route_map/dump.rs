@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 
 use super::action::{Action, ForwardPlan, RedirectPlan, RespondPlan, WeightedTarget};
-use super::backend::{Address, BackendPlan, BackendTarget, HostHeader};
+use super::backend::{Address, BackendPlan, BackendTarget, BackendTlsPlan, HostHeader, PinnedName};
 use super::hosts::{Host, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};
 use super::matching::{MatchEntry, MatchPlan, PathPredicate};
 use super::predicates::{Comparison, Miss, NamedPredicate};
@@ -245,9 +245,42 @@ impl Display for BackendPlan {
             }
         }
         match &self.host_header {
-            HostHeader::Preserve => f.write_str(", asked under the client's host"),
-            HostHeader::Own => f.write_str(", each asked under its own name"),
-            HostHeader::Name(name) => write!(f, ", asked as {name}"),
+            HostHeader::Preserve => f.write_str(", asked under the client's host")?,
+            HostHeader::Own => f.write_str(", each asked under its own name")?,
+            HostHeader::Name(name) => write!(f, ", asked as {name}")?,
+        }
+        self.tls.iter().try_for_each(|tls| write!(f, ", {tls}"))
+    }
+}
+
+impl Display for BackendTlsPlan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match &self.server_name {
+            Some(name) => write!(f, "TLS to {name}")?,
+            None => f.write_str("TLS to its own name")?,
+        }
+        match &self.authorities {
+            None => f.write_str(" by the system's authorities")?,
+            Some(authorities) => {
+                let sources: Vec<_> = authorities.iter().map(|one| &*one.source).collect();
+                write!(f, " by the authorities of {}", sources.join(" and "))?;
+            }
+        }
+        if !self.names.is_empty() {
+            let names: Vec<_> = self.names.iter().map(ToString::to_string).collect();
+            write!(f, ", its certificate is for {}", names.join(" or "))?;
+        }
+        if let Some(certificate) = &self.client_certificate {
+            write!(f, ", shown Secret {}", certificate.secret)?;
+        }
+        Ok(())
+    }
+}
+
+impl Display for PinnedName {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Hostname(name) | Self::Uri(name) => f.write_str(name),
         }
     }
 }
@@ -340,7 +373,7 @@ mod tests {
         };
         let hostname: Hostname = "shop.example".parse().expect("a hostname");
         let target = BackendTarget::Service { service: shop("orders"), port: 80 };
-        let backend = BackendPlan { id: id.clone(), target, host_header: HostHeader::Preserve };
+        let backend = BackendPlan { id: id.clone(), target, host_header: HostHeader::Preserve, tls: None };
         RouteMap {
             hosts: [(hostname.clone(), Arc::new(Host::new(Some(hostname), Some(tls), table)))].into(),
             catch_all: None,

@@ -15,12 +15,12 @@ pub struct EndpointSet {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Endpoint {
     pub address: SocketAddr,
-    /// The name that it was resolved from, as `Host` has it.
-    pub host: Option<Arc<str>>,
+    /// The name that it was resolved from.
+    pub name: Option<Arc<str>>,
 }
 
 impl From<SocketAddr> for Endpoint {
     fn from(address: SocketAddr) -> Self {
-        Self { address, host: None }
+        Self { address, name: None }
     }
 }

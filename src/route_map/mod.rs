@@ -17,7 +17,7 @@ mod tls;
 mod trace;
 
 pub use action::{Action, ForwardPlan, RedirectPlan, RespondPlan, Unserved, WeightedBackend, WeightedTarget};
-pub use backend::{Address, BackendPlan, BackendTarget, HostHeader};
+pub use backend::{Address, Authorities, BackendPlan, BackendTarget, BackendTlsPlan, HostHeader, PinnedName};
 pub use endpoints::{Endpoint, EndpointSet};
 pub use hosts::{Host, HostIndex, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};
 pub use matching::{Found, MatchEntry, MatchPlan, MatchTable, PathPredicate};

@@ -1,5 +1,6 @@
 //! The series of one backend: requests, errors, connects, connections.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use super::cells::{Count, PerWorker};
@@ -12,6 +13,8 @@ pub enum Connect {
     TimedOut,
     /// An address that the egress guard refuses.
     Refused,
+    /// No TLS connection: what is wrong is counted beside.
+    Tls,
 }
 
 /// Series of one backend.
@@ -26,16 +29,20 @@ struct BackendCells {
     requests: Count,
     active: Count,
     idle: Count,
-    connects: [Count; 4],
-    errors: OnceLock<Box<Errors>>,
+    connects: [Count; 5],
+    errors: Errors,
+    tls_failures: Errors,
 }
 
-/// One kind of error after the other; kinds are a closed set, so the list is short.
+/// One kind after the other; kinds are a closed set, so the list is short.
+#[derive(Debug, Default)]
+struct Errors(OnceLock<Box<Error>>);
+
 #[derive(Debug)]
-struct Errors {
+struct Error {
     kind: &'static str,
     count: Count,
-    next: OnceLock<Box<Errors>>,
+    next: Errors,
 }
 
 #[derive(Debug, Default)]
@@ -43,12 +50,13 @@ pub(crate) struct BackendTotals {
     pub requests: u64,
     pub active: u64,
     pub idle: u64,
-    pub connects: [u64; 4],
-    pub errors: std::collections::BTreeMap<&'static str, u64>,
+    pub connects: [u64; 5],
+    pub errors: BTreeMap<&'static str, u64>,
+    pub tls_failures: BTreeMap<&'static str, u64>,
 }
 
 impl Connect {
-    pub(super) const ALL: [&'static str; 4] = ["connected", "failed", "timed_out", "refused"];
+    pub(super) const ALL: [&'static str; 5] = ["connected", "failed", "timed_out", "refused", "tls"];
 }
 
 /// Every method is called on the thread of the worker that it names only.
@@ -67,15 +75,12 @@ impl BackendStats {
 
     /// `kind` is the stable reason of a failure.
     pub fn error(&self, worker: usize, kind: &'static str) {
-        let mut next = &self.cells(worker).errors;
-        loop {
-            let errors = next
-                .get_or_init(|| Box::new(Errors { kind, count: Count::default(), next: OnceLock::new() }));
-            if errors.kind == kind {
-                return errors.count.add(1);
-            }
-            next = &errors.next;
-        }
+        self.cells(worker).errors.add(kind);
+    }
+
+    /// `reason`: why there is no TLS connection to an endpoint.
+    pub fn tls_failure(&self, worker: usize, reason: &'static str) {
+        self.cells(worker).tls_failures.add(reason);
     }
 
     /// A connection began to carry a request (`by` 1), or ended doing so (-1).
@@ -98,17 +103,37 @@ impl BackendStats {
             for (sum, cell) in totals.connects.iter_mut().zip(&cells.connects) {
                 *sum += cell.value();
             }
-            let mut next = &cells.errors;
-            while let Some(errors) = next.get() {
-                *totals.errors.entry(errors.kind).or_default() += errors.count.value();
-                next = &errors.next;
-            }
+            cells.errors.add_to(&mut totals.errors);
+            cells.tls_failures.add_to(&mut totals.tls_failures);
         }
         totals
     }
 
     fn cells(&self, worker: usize) -> &BackendCells {
         self.cells.of(worker, BackendCells::default)
+    }
+}
+
+impl Errors {
+    fn add(&self, kind: &'static str) {
+        let mut next = self;
+        loop {
+            let error = next
+                .0
+                .get_or_init(|| Box::new(Error { kind, count: Count::default(), next: Self::default() }));
+            if error.kind == kind {
+                return error.count.add(1);
+            }
+            next = &error.next;
+        }
+    }
+
+    fn add_to(&self, totals: &mut BTreeMap<&'static str, u64>) {
+        let mut next = self;
+        while let Some(error) = next.0.get() {
+            *totals.entry(error.kind).or_default() += error.count.value();
+            next = &error.next;
+        }
     }
 }
 
@@ -127,8 +152,10 @@ mod tests {
         stats.error(0, "Reset");
         stats.error(1, "Reset");
         stats.error(1, "BackendTimeout");
+        stats.tls_failure(1, "expired");
         let totals = stats.totals().expect("counted");
-        assert_eq!((totals.active, totals.idle, totals.connects), (1, 1, [0, 0, 1, 0]));
+        assert_eq!(totals.tls_failures.into_iter().collect::<Vec<_>>(), [("expired", 1)]);
+        assert_eq!((totals.active, totals.idle, totals.connects), (1, 1, [0, 0, 1, 0, 0]));
         assert_eq!(totals.errors.into_iter().collect::<Vec<_>>(), [("BackendTimeout", 1), ("Reset", 2)]);
     }
 }

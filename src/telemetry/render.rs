@@ -132,6 +132,7 @@ mod tests {
         let backend = telemetry.backend("Service/shop/orders:80");
         backend.request(0);
         backend.error(0, "Reset");
+        backend.tls_failure(0, "expired");
         backend.connect(1, Connect::Connected);
         let _open = telemetry.worker(0).connection("https", "HTTP/2");
         telemetry.worker(1).handshake_failure(HandshakeFailure::UnknownName);

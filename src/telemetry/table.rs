@@ -167,13 +167,26 @@ pub(super) const METRICS: &[Metric] = &[
         name: "portcullis_upstream_connects_total",
         kind: Kind::Counter,
         labels: &["backend", "result"],
-        help: "Attempts to connect to an endpoint: connected, failed, timed_out, refused (by the egress guard)",
+        help: "Attempts to connect to an endpoint: connected, failed, timed_out, refused (by the egress guard), tls",
         read: |scrape, emit| {
             for (totals, backend) in &scrape.backends {
                 for (result, count) in
                     Connect::ALL.iter().zip(totals.connects).filter(|(_, count)| *count > 0)
                 {
                     emit(&[&backend.name, result], number(count));
+                }
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_upstream_tls_failures_total",
+        kind: Kind::Counter,
+        labels: &["backend", "reason"],
+        help: "TLS connections to an endpoint that did not come about or that it refused, by what went wrong",
+        read: |scrape, emit| {
+            for (totals, backend) in &scrape.backends {
+                for (reason, count) in &totals.tls_failures {
+                    emit(&[&backend.name, reason], number(*count));
                 }
             }
         },

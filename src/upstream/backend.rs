@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use super::tls::Security;
 use crate::route_map::{BackendPlan, EndpointSet};
 use crate::telemetry::BackendStats;
 
@@ -14,12 +15,14 @@ pub struct Backend {
     /// again once this backend is gone.
     pub slot: usize,
     pub stats: Arc<BackendStats>,
+    pub(super) security: Security,
     endpoints: ArcSwap<EndpointSet>,
 }
 
 impl Backend {
     pub fn new(plan: Arc<BackendPlan>, slot: usize, stats: Arc<BackendStats>) -> Self {
-        Self { plan, slot, stats, endpoints: ArcSwap::from_pointee(EndpointSet::default()) }
+        let security = Security::new(plan.tls.as_deref(), &plan.id);
+        Self { plan, slot, stats, security, endpoints: ArcSwap::from_pointee(EndpointSet::default()) }
     }
 
     /// Where requests go from now on; connections to endpoints that are gone take no new ones.

@@ -77,7 +77,7 @@ impl BackendPool {
             endpoints.drain(..).map(|pool| ((pool.address, pool.host.clone()), pool)).collect();
         let permitted = set.endpoints.iter().filter(|endpoint| self.guard.permits(endpoint.address.ip()));
         for endpoint in permitted {
-            let new = EndpointPool::new(endpoint, self.worker, backend.stats.clone());
+            let new = EndpointPool::new(endpoint, self.worker, backend);
             let known = before.remove(&(new.address, new.host.clone()));
             endpoints.push(known.unwrap_or(new));
         }

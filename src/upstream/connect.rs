@@ -1,4 +1,4 @@
-//! Making a connection to an endpoint: the guard asked, the socket set up, HTTP/1.1 on it. The task that drives the
+//! Making a connection to an endpoint: the guard asked, the socket set up, TLS where it is due, HTTP/1.1 on it. The task that drives the
 //! connection is spawned here; it belongs to the [`Connection`], which ends it when it is dropped.
 
 use std::net::SocketAddr;
@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::socket::Socket;
+use super::tls::{Failed, TlsClient};
 use super::wire::{Exchanged, Wire};
 use super::{Guard, HeadLines};
 use crate::message::{Body, ErrorKind, ProxyError, Request};
@@ -44,6 +47,8 @@ pub(super) enum ConnectError {
     TimedOut(SocketAddr, Duration),
     #[error("cannot connect to {0}")]
     Failed(SocketAddr, #[source] std::io::Error),
+    #[error("no TLS connection to {0}")]
+    Tls(SocketAddr, Failed, #[source] std::io::Error),
     #[error("no socket can be made")]
     OutOfSockets(#[source] std::io::Error),
 }
@@ -55,17 +60,34 @@ pub(super) struct Unanswered {
     pub unsent: Option<Request>,
     /// Whether the endpoint sent anything before it failed.
     pub heard: bool,
+    /// The endpoint ended the TLS connection, and why.
+    pub refused: Option<(Failed, String)>,
 }
 
 impl Connection {
-    pub async fn open(address: SocketAddr, guard: Guard, until: Instant) -> Result<Self, ConnectError> {
+    /// With `tls`, what the endpoint has to prove is proven before this returns.
+    pub async fn open(
+        address: SocketAddr,
+        guard: Guard,
+        tls: Option<(&TlsClient, ServerName<'static>)>,
+        until: Instant,
+    ) -> Result<Self, ConnectError> {
         if !guard.permits(address.ip()) {
             return Err(ConnectError::Refused(address));
         }
         let started = Instant::now();
-        let stream = tokio::time::timeout_at(until, dial(address))
-            .await
-            .map_err(|_| ConnectError::TimedOut(address, started.elapsed()))??;
+        let late = || ConnectError::TimedOut(address, started.elapsed());
+        let stream = tokio::time::timeout_at(until, dial(address)).await.map_err(|_| late())??;
+        let stream = match tls {
+            None => Socket::Plain(stream),
+            Some((client, name)) => {
+                // Boxed: its state is large, and every request would carry the room for it.
+                let handshake = Box::pin(client.shake_hands(name, stream));
+                let shaken = tokio::time::timeout_at(until, handshake).await.map_err(|_| late())?;
+                let stream = shaken.map_err(|error| ConnectError::Tls(address, Failed::of(&error), error))?;
+                Socket::Tls(Box::new(stream))
+            }
+        };
         let exchanged = Exchanged::default();
         let (sender, connection) = http1::Builder::new()
             .max_header_size(MAX_HEAD)
@@ -112,6 +134,7 @@ impl Connection {
                     error: failed.into_error(),
                     unsent,
                     heard: self.exchanged.heard(),
+                    refused: self.exchanged.refused().cloned(),
                 }))
             }
         }
@@ -149,6 +172,7 @@ impl From<ConnectError> for ProxyError {
             ConnectError::Refused(_) => ErrorKind::AddressNotPermitted,
             ConnectError::TimedOut(..) => ErrorKind::ConnectTimeout,
             ConnectError::Failed(..) | ConnectError::OutOfSockets(_) => ErrorKind::ConnectFailure,
+            ConnectError::Tls(..) => ErrorKind::TlsFailure,
         };
         Self::caused(kind, error)
     }

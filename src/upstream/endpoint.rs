@@ -11,11 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
 use super::connect::Connection;
+use super::tls::{Security, TlsClient};
 use crate::route_map::Endpoint;
 use crate::telemetry::{BackendStats, Connect};
+use crate::upstream::Backend;
 
 const MAX_IDLE: usize = 1024;
 const MAX_IDLE_TIME: Duration = Duration::from_secs(55);
@@ -33,6 +36,8 @@ pub(super) struct EndpointPool {
     pub address: SocketAddr,
     /// Replaces `Host`, where the backend's endpoints have names of their own.
     pub host: Option<HeaderValue>,
+    /// What it has to prove by its certificate.
+    pub server_name: Option<ServerName<'static>>,
     pub worker: usize,
     stats: Arc<BackendStats>,
     /// Longest idle first.
@@ -61,13 +66,17 @@ pub(super) struct Lease {
 }
 
 impl EndpointPool {
-    pub fn new(endpoint: &Endpoint, worker: usize, stats: Arc<BackendStats>) -> Rc<Self> {
+    pub fn new(endpoint: &Endpoint, worker: usize, backend: &Backend) -> Rc<Self> {
+        let tls = match &backend.security {
+            Security::Tls(client) => Some(client),
+            Security::Plain | Security::Unusable => None,
+        };
         Rc::new(Self {
             address: endpoint.address,
-            // A name that was resolved is a valid value.
-            host: endpoint.host.as_deref().and_then(|host| HeaderValue::from_str(host).ok()),
+            host: authority(endpoint, tls),
+            server_name: tls.map(|client| client.name_of(endpoint)),
             worker,
-            stats,
+            stats: backend.stats.clone(),
             idle: RefCell::default(),
             in_use: Cell::new(0),
             peaks: Default::default(),
@@ -169,6 +178,15 @@ impl EndpointPool {
         idle.push(Idle { connection, since: Instant::now() });
         self.stats.idle(self.worker, 1);
     }
+}
+
+/// `Host` of a named host (RFC 9110, 7.2): the port only where it is not the scheme's own.
+fn authority(endpoint: &Endpoint, tls: Option<&TlsClient>) -> Option<HeaderValue> {
+    let (name, port) = (endpoint.name.as_deref()?, endpoint.address.port());
+    let usual = if tls.is_some() { 443 } else { 80 };
+    let host = if port == usual { name.to_owned() } else { format!("{name}:{port}") };
+    // A name that was resolved is a valid value.
+    HeaderValue::try_from(host).ok()
 }
 
 impl Drop for EndpointPool {

@@ -9,11 +9,16 @@ mod guard;
 mod head_lines;
 mod pool;
 mod replay;
+mod socket;
 #[cfg(test)]
 mod tests;
+mod tls;
+mod trust;
 mod wire;
 
 pub use backend::Backend;
 pub use guard::{Guard, Loopback};
 pub use head_lines::{HeadLines, SharedLines};
 pub use pool::{Answer, Pools, SendLimits};
+pub use tls::certified_key;
+pub use trust::system_authorities;

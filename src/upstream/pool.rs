@@ -17,6 +17,7 @@ use super::balance::BackendPool;
 use super::connect::{ConnectError, Connection, Unanswered};
 use super::endpoint::{Lease, SWEEP};
 use super::replay;
+use super::tls::Security;
 use crate::message::{BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side};
 use crate::route_map::HostHeader;
 use crate::telemetry::Connect;
@@ -60,6 +61,14 @@ pub struct Answer {
 struct Failure {
     endpoint: SocketAddr,
     source: hyper::Error,
+}
+
+/// What the endpoint said after the handshake; for the log.
+#[derive(Debug, thiserror::Error)]
+#[error("{endpoint} ended the TLS connection: {alert}")]
+struct Refusal {
+    endpoint: SocketAddr,
+    alert: String,
 }
 
 /// How a request left to go.
@@ -139,7 +148,13 @@ impl Pools {
                 Ok(head) => return Ok(Answer { response: answer::stream(head, lease.0), endpoint }),
                 Err(failed) => failed,
             };
-            let Unanswered { error, unsent: whole, heard } = *failed;
+            let Unanswered { error, unsent: whole, heard, refused } = *failed;
+            if let (Some((cause, alert)), Security::Tls(client)) = (refused, &backend.security) {
+                backend.stats.tls_failure(self.worker, cause.as_str());
+                let late = Refusal { endpoint, alert };
+                client.tell(&backend.plan.id, endpoint, cause, &late);
+                return Err(ProxyError::caused(ErrorKind::TlsFailure, late));
+            }
             let again = match (whole, spare) {
                 (Some(whole), _) if unsent < MAX_UNSENT => Some(whole),
                 (None, Some(body)) if !heard && is_of_the_connection(&error) => {
@@ -183,7 +198,12 @@ impl Pools {
             // An endpoint that swallows packets must leave time for the others.
             let left = pool.len().min(MAX_ENDPOINTS).saturating_sub(tried.len() - 1).max(1) as u32;
             let until = now + end.saturating_duration_since(now) / left;
-            let error = match Connection::open(endpoint.address, self.guard, until).await {
+            let tls = match &backend.security {
+                Security::Plain => None,
+                Security::Tls(client) => endpoint.server_name.clone().map(|name| (client, name)),
+                Security::Unusable => return Err(ErrorKind::TlsFailure.into()),
+            };
+            let error = match Connection::open(endpoint.address, self.guard, tls, until).await {
                 Ok(connection) => {
                     endpoint.connected();
                     lease.connection = Some(connection);
@@ -191,6 +211,10 @@ impl Pools {
                 }
                 Err(error) => error,
             };
+            if let (ConnectError::Tls(_, cause, error), Security::Tls(client)) = (&error, &backend.security) {
+                backend.stats.tls_failure(self.worker, cause.as_str());
+                client.tell(&backend.plan.id, endpoint.address, *cause, error);
+            }
             if error.is_of_the_endpoint() {
                 endpoint.not_connected(result(&error));
             }
@@ -288,5 +312,6 @@ fn result(error: &ConnectError) -> Connect {
         ConnectError::Refused(_) => Connect::Refused,
         ConnectError::TimedOut(..) => Connect::TimedOut,
         ConnectError::Failed(..) | ConnectError::OutOfSockets(_) => Connect::Failed,
+        ConnectError::Tls(..) => Connect::Tls,
     }
 }

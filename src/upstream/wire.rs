@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::HeadLines;
+use super::socket::Socket;
+use super::tls::Failed;
 
 /// Interim answers and the head after them may be this long in all. Above what hyper reads at once (about 400 KiB), or
 /// the start of a body that came with its head would be taken for more of it.
@@ -40,11 +41,13 @@ struct State {
     lines: Mutex<Option<HeadLines>>,
     /// The kept head, once the connection failed or was closed.
     sent: OnceLock<Vec<u8>>,
+    /// What the endpoint said against us, after the handshake was over for us.
+    refused: OnceLock<(Failed, String)>,
 }
 
 #[derive(Debug)]
 pub(super) struct Wire {
-    stream: TcpStream,
+    stream: Socket,
     state: Arc<State>,
     head: Vec<u8>,
     insert: Option<Insert>,
@@ -77,6 +80,11 @@ impl Exchanged {
         self.0.heard.load(Ordering::Relaxed) > 0
     }
 
+    /// Why the endpoint ended the TLS connection, if it said so.
+    pub fn refused(&self) -> Option<&(Failed, String)> {
+        self.0.refused.get()
+    }
+
     /// The head that was to be kept, if it went out before the connection failed.
     pub fn sent(&self) -> Option<&[u8]> {
         self.0.sent.get().map(Vec::as_slice).filter(|head| !head.is_empty())
@@ -84,7 +92,7 @@ impl Exchanged {
 }
 
 impl Wire {
-    pub fn new(stream: TcpStream, exchanged: &Exchanged) -> Self {
+    pub fn new(stream: Socket, exchanged: &Exchanged) -> Self {
         Self { stream, state: exchanged.0.clone(), head: Vec::new(), insert: None }
     }
 
@@ -167,6 +175,11 @@ impl AsyncRead for Wire {
         let came = buffer.filled().len() - before;
         if came == 0 && outcome.is_ready() {
             self.failed();
+            if let Poll::Ready(Err(error)) = &outcome
+                && let Some(cause) = Failed::late(error)
+            {
+                let _ = self.state.refused.set((cause, error.to_string()));
+            }
         }
         self.state.heard.store(heard + came, Ordering::Relaxed);
         outcome

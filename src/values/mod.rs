@@ -14,7 +14,10 @@ mod tls_version;
 pub use byte_size::{ByteSize, InvalidByteSize};
 pub use duration::{Duration, InvalidDuration};
 pub use hostname::{Hostname, InvalidHostname};
-pub use names::{BackendId, ConfigMapKeyRef, LabelSelector, ObjectName, SecretKeyRef, SecretRef};
+pub use names::{
+    BackendId, CaCertificateKind, CaCertificateRef, ConfigMapKeyRef, LabelSelector, ObjectName, SecretKeyRef,
+    SecretRef,
+};
 pub use path_rewrite::{InvalidPathRewrite, PathRewrite, PathRewriteSpec};
 pub use problem::{FieldPath, Problem, Reason, Severity};
 pub use redacted::Redacted;

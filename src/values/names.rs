@@ -58,6 +58,29 @@ pub struct SecretRef {
     pub namespace: Option<String>,
 }
 
+/// Certificate authorities: the key `ca.crt` of a ConfigMap or Secret.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct CaCertificateRef {
+    /// ConfigMap or Secret.
+    #[serde(default)]
+    pub kind: CaCertificateKind,
+    /// Name of the object; its key ca.crt holds the certificates in PEM.
+    #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
+    pub name: String,
+    /// Another one only where a ReferenceGrant there allows it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    pub namespace: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
+pub enum CaCertificateKind {
+    #[default]
+    ConfigMap,
+    Secret,
+}
+
 /// One key of a Secret.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

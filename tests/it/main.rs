@@ -3,6 +3,7 @@
 mod architecture;
 mod authentication;
 mod authorization;
+mod backend_tls;
 mod commands;
 mod compile_golden;
 mod compile_laws;

@@ -122,6 +122,7 @@ pub fn plan(name: &str) -> BackendPlan {
         id: backend_id(name),
         target: BackendTarget::Service { service: ObjectName::new("ns", name), port: 80 },
         host_header: HostHeader::Preserve,
+        tls: None,
     }
 }
 

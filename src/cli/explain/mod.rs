@@ -16,6 +16,7 @@ use super::run::Hostnames;
 use crate::compile::{LoopbackHosts, Memo, Options, compile, endpoints};
 use crate::controller;
 use crate::message::Scheme;
+use crate::proxy::respond::row_of;
 use crate::route_map::path::normal_form;
 use crate::route_map::{
     Action, BackendTarget, Candidate, EndpointSet, ForwardPlan, Host, HostTls, RequestView, RouteMap, Rule,
@@ -297,7 +298,8 @@ impl Lines {
             let share = format!("weight {} of {total}", backend.weight);
             match &backend.target {
                 WeightedTarget::Unresolved(kind) => {
-                    self.add("backend", format!("does not resolve, {share}: 500 {}", kind.as_str()));
+                    let status = row_of(*kind).status;
+                    self.add("backend", format!("does not resolve, {share}: {status} {}", kind.as_str()));
                 }
                 WeightedTarget::Backend(id) => {
                     self.add("backend", format!("{id}, {share}"));
@@ -314,6 +316,9 @@ impl Lines {
         endpoints_of: &dyn Fn(&BackendTarget) -> Option<EndpointSet>,
     ) {
         let Some(plan) = map.backends.get(id) else { return };
+        if let Some(tls) = &plan.tls {
+            self.add("", tls);
+        }
         let set = match (&plan.target, endpoints_of(&plan.target)) {
             (BackendTarget::Service { .. }, Some(set)) => set,
             (BackendTarget::Service { .. }, None) => return,
@@ -383,6 +388,7 @@ mod tests {
             id: BackendId::Service { service: service.clone(), port: 80 },
             target: BackendTarget::Service { service, port: 80 },
             host_header: HostHeader::Preserve,
+            tls: None,
         }
     }
 

@@ -119,6 +119,7 @@ pub(super) fn backend(addresses: &[SocketAddr], host: HostHeader) -> Arc<Backend
         id: BackendId::Service { service: service.clone(), port: 80 },
         target: BackendTarget::Service { service, port: 80 },
         host_header: host,
+        tls: None,
     };
     let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend("orders"));
     backend.set_endpoints(set(addresses));
