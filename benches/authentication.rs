@@ -136,6 +136,7 @@ fn exchange() -> Exchange {
             scheme: Scheme::Https,
             protocol: Protocol::Http11,
             server_name: None,
+            certificate: None,
         },
         "shop.example".into(),
         Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "a".into() }),

@@ -100,6 +100,7 @@ fn exchange() -> Exchange {
                 scheme: Scheme::Https,
                 protocol: Protocol::Http2,
                 server_name: None,
+                certificate: None,
             },
             "shop.example".into(),
             Arc::new(Labels { namespace: "shop".into(), route: "web".into(), rule: "orders".into() }),

@@ -7,7 +7,10 @@ use serde::{Deserialize, Serialize};
 use super::policy::{Policy, PolicyRef};
 use super::route_match::RouteMatch;
 use super::status::GatewayRouteStatus;
-use crate::values::{LabelSelector, PathRewriteSpec, SecretRef, TlsVersion};
+use crate::values::{
+    CaCertificateRef, ForwardedCertificate, LabelSelector, PathRewriteSpec, SecretRef, TlsVersion,
+    ValidationMode,
+};
 
 /// What is wanted.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -91,6 +94,9 @@ fn default_class() -> String {
 /// TLS of the hostnames.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = ("!has(self.clientValidation) || !has(self.redirect) || self.redirect", VALIDATION_NEEDS_REDIRECT)
+)]
 pub struct RouteTls {
     /// Secrets of type kubernetes.io/tls; a changed one is served at once.
     #[schemars(length(min = 1, max = 4))]
@@ -102,6 +108,33 @@ pub struct RouteTls {
     /// Tls12 (default) or Tls13: what clients must speak at least.
     #[serde(default)]
     pub min_version: TlsVersion,
+    /// Asks clients for a certificate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_validation: Option<ClientValidationSpec>,
+}
+
+pub(super) const VALIDATION_NEEDS_REDIRECT: &str =
+    "clientValidation needs redirect: over plain HTTP nobody shows a certificate";
+
+/// Certificates that clients show.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ClientValidationSpec {
+    /// ConfigMaps or Secrets whose ca.crt holds the authorities.
+    #[schemars(length(min = 1, max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub ca_certificate_refs: Vec<CaCertificateRef>,
+    /// ConfigMaps or Secrets whose ca.crl tells what the authorities revoked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub crl_refs: Vec<CaCertificateRef>,
+    /// Require (default) or Optional (none is fine, a wrong one is not).
+    #[serde(default)]
+    pub mode: ValidationMode,
+    /// What X-Forwarded-Client-Cert tells backends: None, Details or Certificate.
+    #[serde(default)]
+    pub forward: ForwardedCertificate,
 }
 
 fn default_redirect() -> bool {

@@ -8,6 +8,7 @@ use std::sync::LazyLock;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+use super::gateway_route::VALIDATION_NEEDS_REDIRECT;
 use super::layers_policy::{self, PolicyLayer};
 use super::layers_rule;
 use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
@@ -306,8 +307,12 @@ fn hostnames(value: Value, layer: &mut Layer<'_>) -> Vec<(FieldPath, Hostname)> 
 /// Always something: whoever wrote `tls` did not mean plain HTTP.
 fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
     let at = layer.at.field("tls");
-    let mut tls =
-        RouteTls { certificate_refs: Vec::new(), redirect: true, min_version: TlsVersion::default() };
+    let mut tls = RouteTls {
+        certificate_refs: Vec::new(),
+        redirect: true,
+        min_version: TlsVersion::default(),
+        client_validation: None,
+    };
     let Value::Object(mut object) = value else {
         layer.refuse(at, format!("found {}, expected an object", kind_of(&value)));
         return tls;
@@ -324,6 +329,16 @@ fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
         let read = checked(&mut version, of("minVersion"), &at.field("minVersion"), layer.problems);
         // Who wrote something meant more than the least.
         tls.min_version = read.unwrap_or(TlsVersion::Tls13);
+    }
+    if let Some(mut validation) = object.remove("clientValidation") {
+        let at = at.field("clientValidation");
+        let read = checked(&mut validation, of("clientValidation"), &at, layer.problems);
+        // Without an authority nobody is valid.
+        tls.client_validation = Some(read.unwrap_or_default());
+        if !tls.redirect {
+            layer.refuse(at, VALIDATION_NEEDS_REDIRECT);
+            tls.redirect = true;
+        }
     }
     let at = at.field("certificateRefs");
     match object.remove("certificateRefs") {

@@ -92,7 +92,12 @@ fn broken_tls_still_forbids_plain_http() {
         let route = parse(&json!({"tls": broken, "rules": []}));
         assert_eq!(
             route.tls,
-            Some(RouteTls { certificate_refs: vec![], redirect: true, min_version: TlsVersion::Tls12 })
+            Some(RouteTls {
+                certificate_refs: vec![],
+                redirect: true,
+                min_version: TlsVersion::Tls12,
+                client_validation: None
+            })
         );
         assert!(route.problems.len() > 1, "{broken}");
     }

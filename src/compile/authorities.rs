@@ -24,42 +24,63 @@ pub(super) fn find(
     from: &Arc<str>,
     asker: &mut Asker<'_>,
 ) -> Result<Authorities, Problem> {
+    let text = text(reference, KEY, at.clone(), from, asker)?;
+    let source = format!("{} {}", reference.kind.as_str(), named(reference, from));
+    match prove(&text) {
+        Err(message) => Err(Problem::error(at, Reason::InvalidCertificate, format!("{source}: {message}"))),
+        Ok(certificates) => Ok(Authorities { source: source.into(), certificates }),
+    }
+}
+
+/// The object that `reference` means in an object of the namespace `from`.
+pub(super) fn named(reference: &CaCertificateRef, from: &Arc<str>) -> ObjectName {
     let namespace = reference.namespace.as_deref().map_or_else(|| Arc::clone(from), Into::into);
-    let name = ObjectName::new(namespace, reference.name.as_str());
-    let (kind, missing) = match reference.kind {
-        CaCertificateKind::ConfigMap => ("ConfigMap", Reason::ConfigMapNotFound),
-        CaCertificateKind::Secret => ("Secret", Reason::SecretNotFound),
-    };
+    ObjectName::new(namespace, reference.name.as_str())
+}
+
+/// What stands under `key` of the object that `reference` leads to.
+pub(super) fn text(
+    reference: &CaCertificateRef,
+    key: &str,
+    at: FieldPath,
+    from: &Arc<str>,
+    asker: &mut Asker<'_>,
+) -> Result<Arc<[u8]>, Problem> {
+    let (kind, name) = (reference.kind.as_str(), named(reference, from));
     if !asker.may_refer(from, "", kind, &name) {
         return Err(not_permitted(at, kind, &name));
     }
-    let found = match reference.kind {
-        CaCertificateKind::ConfigMap => asker
-            .config_map(&name)
-            .map(|map| prove(map.data.get(KEY).map(|text| text.as_bytes()).unwrap_or_default())),
-        CaCertificateKind::Secret => asker.secret(&name).map(|secret| {
-            prove(secret.data.get(KEY).map(|value| value.expose().as_slice()).unwrap_or_default())
-        }),
+    let bytes = |text: Option<&[u8]>| Arc::<[u8]>::from(text.unwrap_or_default());
+    let (found, missing) = match reference.kind {
+        CaCertificateKind::ConfigMap => {
+            let map = asker.config_map(&name);
+            let text = map.map(|map| bytes(map.data.get(key).map(|text| text.as_bytes())));
+            (text, Reason::ConfigMapNotFound)
+        }
+        CaCertificateKind::Secret => {
+            let secret = asker.secret(&name);
+            let text =
+                secret.map(|secret| bytes(secret.data.get(key).map(|value| value.expose().as_slice())));
+            (text, Reason::SecretNotFound)
+        }
+    };
+    let refuse = |what: String| {
+        Problem::error(at.clone(), Reason::InvalidCertificate, format!("{kind} {name}: {what}"))
     };
     match found {
         None => {
             let message = format!("there is no {kind} {name}; create it or correct the name");
-            Err(Problem::error(at, missing, message))
+            Err(Problem::error(at.clone(), missing, message))
         }
-        Some(Err(message)) => {
-            Err(Problem::error(at, Reason::InvalidCertificate, format!("{kind} {name}: {message}")))
+        Some(text) if text.is_empty() => Err(refuse(format!("{key} is missing in it"))),
+        Some(text) if text.len() > MAX_PEM => {
+            Err(refuse(format!("{key} has {} bytes, at most {MAX_PEM} are read", text.len())))
         }
-        Some(Ok(certificates)) => Ok(Authorities { source: format!("{kind} {name}").into(), certificates }),
+        Some(text) => Ok(text),
     }
 }
 
 fn prove(pem: &[u8]) -> Result<Vec<Vec<u8>>, String> {
-    if pem.is_empty() {
-        return Err(format!("{KEY} is missing in it"));
-    }
-    if pem.len() > MAX_PEM {
-        return Err(format!("{KEY} has {} bytes, at most {MAX_PEM} are read", pem.len()));
-    }
     let mut certificates = Vec::new();
     for certificate in CertificateDer::pem_slice_iter(pem) {
         let place = certificates.len() + 1;
@@ -96,7 +117,7 @@ mod tests {
         let cut = &bundle[..bundle.len() - 40];
         let other = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         for (pem, message) in [
-            ("", "ca.crt is missing in it"),
+            ("", "ca.crt holds no certificate in PEM"),
             ("no PEM", "ca.crt holds no certificate in PEM"),
             (cut, "ca.crt is not PEM at certificate 2"),
             (other, "certificate 1 of ca.crt is none of an authority"),
@@ -111,6 +132,5 @@ mod tests {
         let many = one.repeat(MAX_CERTIFICATES + 1);
         let told = prove(many.as_bytes()).expect_err("too many");
         assert!(told.contains("at most"), "{told}");
-        assert!(prove(&vec![b'a'; MAX_PEM + 1]).expect_err("too long").contains("bytes"));
     }
 }

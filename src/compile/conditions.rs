@@ -8,7 +8,7 @@ use super::gateway_policy::LoweredPolicy;
 use super::gateway_route::LoweredRoute;
 use super::report::{Condition, ConditionStatus, ConditionType, Report, RuleReport};
 use super::{object, worst};
-use crate::route_map::{Action, CertificatePlan};
+use crate::route_map::{Action, CertificatePlan, ClientValidation};
 use crate::snapshot::{Kind, Manifest};
 use crate::values::{Hostname, ObjectName, Problem, Reason, Severity, TlsVersion};
 
@@ -258,10 +258,16 @@ pub(super) fn tls_print(
     unusable: &[ObjectName],
     redirect: bool,
     min_version: TlsVersion,
+    client: &ClientValidation,
 ) -> u64 {
     let mut print = Fingerprint::new();
     print.bytes(&[u8::from(redirect)]);
     print.text(min_version.as_str());
+    match client {
+        ClientValidation::None => {}
+        ClientValidation::Unusable => print.text("unusable"),
+        ClientValidation::By(plan) => print.bytes(&plan.print),
+    }
     for certificate in certificates {
         certificate.chain.iter().for_each(|der| print.bytes(der));
     }

@@ -7,6 +7,7 @@ use http::HeaderName;
 
 use super::attachment::Applied;
 use super::certificates;
+use super::client_validation::{self, Written};
 use super::conditions;
 use super::gateway_policy::LoweredPolicy;
 use super::policies::{self, Budget, Effective, Holder, Layer, Named, Stack};
@@ -20,9 +21,9 @@ use crate::api::{
 };
 use crate::message::{ErrorKind, Labels, Scheme};
 use crate::route_map::{
-    Action, BackendPlan, CertificatePlan, Comparison, ForwardPlan, HeaderPredicate, MatchPlan,
-    NamedPredicate, PathPredicate, PatternText, Predicates, RedirectPlan, RespondPlan, Rule, Template,
-    Unserved, WeightedBackend, WeightedTarget,
+    Action, BackendPlan, CertificatePlan, ClientValidation, Comparison, ForwardPlan, HeaderPredicate,
+    MatchPlan, NamedPredicate, PathPredicate, PatternText, Predicates, RedirectPlan, RespondPlan, Rule,
+    Template, Unserved, WeightedBackend, WeightedTarget,
 };
 use crate::snapshot::{Kind, Manifest, TLS_SECRET};
 use crate::values::{BackendId, FieldPath, Hostname, ObjectName, PathRewrite, Problem, Reason, TlsVersion};
@@ -62,6 +63,8 @@ pub(super) struct LoweredTls {
     pub named: Vec<ObjectName>,
     pub redirect: bool,
     pub min_version: TlsVersion,
+    pub client: ClientValidation,
+    pub client_written: Option<Written>,
     /// Fingerprint of what clients are shown.
     pub print: u64,
 }
@@ -232,8 +235,24 @@ impl Lowering<'_, '_> {
             }
         }
         let (redirect, min_version) = (tls.redirect, tls.min_version);
-        let print = conditions::tls_print(&proven, &unusable, redirect, min_version);
-        LoweredTls { certificates: proven, unusable, named, redirect, min_version, print }
+        let (mut client, mut client_written) = (ClientValidation::None, None);
+        if let Some(spec) = &tls.client_validation {
+            let namespace = &self.manifest.name.namespace;
+            let (written, validation) =
+                client_validation::lower(spec, namespace, self.asker, self.certificates, &mut self.problems);
+            (client, client_written) = (validation, Some(written));
+        }
+        let print = conditions::tls_print(&proven, &unusable, redirect, min_version, &client);
+        LoweredTls {
+            certificates: proven,
+            unusable,
+            named,
+            redirect,
+            min_version,
+            client,
+            client_written,
+            print,
+        }
     }
 
     fn rule(

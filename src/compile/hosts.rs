@@ -6,8 +6,9 @@ use std::sync::Arc;
 use http::HeaderName;
 
 use super::claims::{Claim, Claimant};
-use super::gateway_route::{LoweredRoute, LoweredTls};
-use crate::route_map::{Host, HostTls, MatchEntry, MatchTable, Standing};
+use super::gateway_route::{LoweredRoute, LoweredRule, LoweredTls};
+use crate::filters::AuthenticationPlan;
+use crate::route_map::{ClientValidation, Host, HostTls, MatchEntry, MatchTable, Standing};
 use crate::values::{FieldPath, Hostname, Problem, Reason};
 
 /// A compiled host with what it was made from.
@@ -36,6 +37,7 @@ impl HostUnit {
             unusable: set.unusable.clone(),
             redirect: set.redirect,
             min_version: set.min_version,
+            client: set.client.clone(),
         });
         let mut entries = Vec::new();
         for (_, route) in routes.iter().enumerate().filter(|(place, _)| !left_out.contains(place)) {
@@ -46,6 +48,9 @@ impl HostUnit {
                     entries.push(MatchEntry { plan: plan.clone(), rule: rule.rule.clone(), standing });
                 }
             }
+        }
+        if set.is_none_or(|set| set.client == ClientValidation::None) {
+            unasked(&routes, hostname.as_ref(), &mut notes);
         }
         let table = MatchTable::new(entries);
         shadowed(&table, &routes, hostname.as_ref(), &mut notes);
@@ -94,7 +99,7 @@ fn tls_notes(
     hostname: Option<&Hostname>,
     notes: &mut Vec<(usize, Problem)>,
 ) -> Vec<usize> {
-    let host = || hostname.map_or_else(|| "the catch-all".into(), Hostname::to_string);
+    let host = || named(hostname);
     let mut left_out = Vec::new();
     for (place, route) in routes.iter().enumerate() {
         let Some(own) = &route.lowered.tls else { continue };
@@ -117,8 +122,33 @@ fn tls_notes(
     left_out
 }
 
+/// A rule that knows clients by their certificates, under a name that asks for none, knows nobody.
+fn unasked(routes: &[&Claimant], hostname: Option<&Hostname>, notes: &mut Vec<(usize, Problem)>) {
+    for (place, route) in routes.iter().enumerate() {
+        let asks = |rule: &&LoweredRule| {
+            let plans = rule.rule.filters.iter().filter_map(|(_, plan)| plan.get::<AuthenticationPlan>());
+            plans.into_iter().any(AuthenticationPlan::asks_for_certificates)
+        };
+        for rule in route.lowered.rules.iter().filter(asks) {
+            let message = format!(
+                "clients of {} are asked for no certificate, so nobody has one; give its tls clientValidation",
+                named(hostname)
+            );
+            let at = rule.path.field("policy").field("authentication");
+            notes.push((place, Problem::warning(at, Reason::PolicyInvalid, message)));
+        }
+    }
+}
+
+fn named(hostname: Option<&Hostname>) -> String {
+    hostname.map_or_else(|| "the catch-all".into(), Hostname::to_string)
+}
+
 fn differs(a: &LoweredTls, b: &LoweredTls) -> bool {
-    a.named != b.named || a.redirect != b.redirect || a.min_version != b.min_version
+    a.named != b.named
+        || a.redirect != b.redirect
+        || a.min_version != b.min_version
+        || a.client_written != b.client_written
 }
 
 /// An equal match of another object that stands first takes every request: its loser is told.

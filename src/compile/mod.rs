@@ -11,6 +11,7 @@ mod authorities;
 mod backend_tls;
 mod certificates;
 mod claims;
+mod client_validation;
 mod conditions;
 mod gateway_backend;
 mod gateway_policy;
@@ -27,7 +28,7 @@ mod tests;
 
 use std::collections::{BTreeMap, HashMap, btree_map};
 use std::iter::Peekable;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 pub use published::Published;
 pub use report::{Condition, ConditionStatus, ConditionType, ObjectRef, Report, RuleReport};
@@ -41,7 +42,7 @@ use self::hosts::HostUnit;
 use self::policies::{Layer, Stack};
 use self::question::{Asked, Asker, Backends, Gathered, Known, Policies};
 use crate::filters::{AnyPlan, OwnHost, REGISTRY, Unmatched};
-use crate::route_map::{BackendPlan, CertificatePlan, EndpointSet, RouteMap};
+use crate::route_map::{BackendPlan, CertificatePlan, ClientValidationPlan, EndpointSet, RouteMap};
 use crate::snapshot::{Kind, Manifest, SecretData, Snapshot};
 use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem};
 
@@ -95,9 +96,12 @@ pub struct Memo {
     reports: BTreeMap<ObjectName, (conditions::RouteFacts, Arc<Report>)>,
 }
 
-/// Proven certificates by Secret: thousands of routes may name one.
+/// Proven certificates by Secret, and proven validations of clients by their print: thousands of routes may name one.
 #[derive(Default)]
-struct Certificates(HashMap<ObjectName, (Arc<SecretData>, Proven)>);
+struct Certificates {
+    proven: HashMap<ObjectName, (Arc<SecretData>, Proven)>,
+    validations: HashMap<[u8; 32], Weak<ClientValidationPlan>>,
+}
 
 /// A certificate, or one sentence about what is wrong with it.
 type Proven = Result<Arc<CertificatePlan>, String>;
@@ -375,18 +379,29 @@ fn object(manifest: &Manifest, kind: Kind) -> ObjectRef {
 
 impl Certificates {
     fn prove(&mut self, secret: &Arc<SecretData>) -> Proven {
-        if let Some((known, result)) = self.0.get(&secret.name)
+        if let Some((known, result)) = self.proven.get(&secret.name)
             && (Arc::ptr_eq(known, secret) || known.data == secret.data)
         {
             return result.clone();
         }
         let result = certificates::prove(secret).map(Arc::new);
-        self.0.insert(secret.name.clone(), (Arc::clone(secret), result.clone()));
+        self.proven.insert(secret.name.clone(), (Arc::clone(secret), result.clone()));
         result
     }
 
     fn forget_all_but(&mut self, world: &Snapshot) {
-        self.0.retain(|name, _| world.secrets.contains_key(name));
+        self.proven.retain(|name, _| world.secrets.contains_key(name));
+        self.validations.retain(|_, plan| plan.strong_count() > 0);
+    }
+
+    fn validation(&self, print: &[u8; 32]) -> Option<Arc<ClientValidationPlan>> {
+        self.validations.get(print).and_then(Weak::upgrade)
+    }
+
+    fn remember(&mut self, plan: ClientValidationPlan) -> Arc<ClientValidationPlan> {
+        let plan = Arc::new(plan);
+        self.validations.insert(plan.print, Arc::downgrade(&plan));
+        plan
     }
 }
 

@@ -1,7 +1,7 @@
 //! Which Secrets and ConfigMaps an object of ours names: those are watched, and no others are ever read.
 //!
 //! Fields are known by their names, wherever they stand: `…secretRef` and `…secretKeyRef`, `…secretSelector`,
-//! `…configMapRef`, `caCertificateRefs`. A test holds every schema to it.
+//! `…configMapRef`, `caCertificateRefs`, `crlRefs`. A test holds every schema to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -101,7 +101,7 @@ fn means(field: &str) -> Option<Means> {
         Some(Means::Secrets)
     } else if ends(&["configmapref", "configmapkeyref"]) {
         Some(Means::ConfigMap)
-    } else if ends(&["cacertificaterefs"]) {
+    } else if ends(&["cacertificaterefs", "crlrefs"]) {
         Some(Means::Either)
     } else {
         None

@@ -58,6 +58,7 @@ fn exchange() -> Exchange {
                 scheme: Scheme::Https,
                 protocol: Protocol::Http2,
                 server_name: Some("shop.example".into()),
+                certificate: None,
             },
             "shop.example".into(),
             Arc::new(Labels { namespace: "shop".into(), route: "web".into(), rule: "orders".into() }),

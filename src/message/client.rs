@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use crate::message::ClientCertificate;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scheme {
     Http,
@@ -44,4 +46,6 @@ pub struct Client {
     pub protocol: Protocol,
     /// The server name of the TLS handshake (RFC 6066), lower case; none on plain connections and without SNI.
     pub server_name: Option<Arc<str>>,
+    /// What it showed in the TLS handshake, verified as the host asks for now.
+    pub certificate: Option<Arc<ClientCertificate>>,
 }

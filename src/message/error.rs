@@ -33,6 +33,8 @@ pub enum ErrorKind {
     ApiKeyInvalid,
     TokenMissing,
     TokenInvalid,
+    CertificateMissing,
+    CertificateInvalid,
     CredentialsMissing,
     CredentialsInvalid,
     TooManyFailures,
@@ -90,6 +92,8 @@ impl ErrorKind {
         Self::ApiKeyInvalid,
         Self::TokenMissing,
         Self::TokenInvalid,
+        Self::CertificateMissing,
+        Self::CertificateInvalid,
         Self::CredentialsMissing,
         Self::CredentialsInvalid,
         Self::TooManyFailures,
@@ -135,6 +139,8 @@ impl ErrorKind {
             Self::ApiKeyInvalid => "ApiKeyInvalid",
             Self::TokenMissing => "TokenMissing",
             Self::TokenInvalid => "TokenInvalid",
+            Self::CertificateMissing => "CertificateMissing",
+            Self::CertificateInvalid => "CertificateInvalid",
             Self::CredentialsMissing => "CredentialsMissing",
             Self::CredentialsInvalid => "CredentialsInvalid",
             Self::TooManyFailures => "TooManyFailures",
@@ -183,6 +189,8 @@ impl ErrorKind {
             | Self::ApiKeyInvalid
             | Self::TokenMissing
             | Self::TokenInvalid
+            | Self::CertificateMissing
+            | Self::CertificateInvalid
             | Self::CredentialsMissing
             | Self::CredentialsInvalid
             | Self::TooManyFailures

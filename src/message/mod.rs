@@ -4,6 +4,7 @@
 
 mod body;
 mod client;
+mod client_certificate;
 mod error;
 mod exchange;
 mod identity;
@@ -12,6 +13,7 @@ mod strict_json;
 
 pub use body::{Body, BodyError, TooLarge};
 pub use client::{Client, Protocol, Scheme};
+pub use client_certificate::ClientCertificate;
 pub use error::{ErrorKind, ProxyError, Side, Violation};
 pub use exchange::{Captures, Exchange, Labels, Quota, Quotas, RequestId};
 pub use identity::{Identity, IdentityKind, KnownIdentity};

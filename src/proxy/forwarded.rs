@@ -24,13 +24,17 @@ static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static PASSES: HeaderName = HeaderName::from_static("x-portcullis-passes");
 
+/// What a certificate says of its client, written where a hostname's validation wants it.
+pub static X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
 /// Others spell what we set in other ways; backends that read them must not read a client's word.
-static ALIASES: [HeaderName; 5] = [
+static ALIASES: [HeaderName; 6] = [
     HeaderName::from_static("x-forwarded-scheme"),
     HeaderName::from_static("x-forwarded-ssl"),
     HeaderName::from_static("x-forwarded-prefix"),
     HeaderName::from_static("x-forwarded-server"),
     HeaderName::from_static("x-forwarded"),
+    HeaderName::from_static("x-forwarded-client-cert"),
 ];
 
 /// What is written anew for each request.

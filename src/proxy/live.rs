@@ -12,11 +12,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use http::HeaderMap;
 
 use super::certificates::LiveCertificate;
+use super::client_certificates::LiveValidation;
 use super::keep::Kept;
 use super::spread::Spread;
 use crate::filters::{AnyPlan, Filter, Row};
 use crate::message::ErrorKind;
-use crate::route_map::{Action, BackendPlan, EndpointSet, Host, HostIndex, RouteMap, Rule, WeightedTarget};
+use crate::route_map::{
+    Action, BackendPlan, ClientValidation, EndpointSet, Host, HostIndex, RouteMap, Rule, WeightedTarget,
+};
 use crate::telemetry::{RuleStats, Telemetry};
 use crate::upstream::Backend;
 use crate::values::{BackendId, ObjectName, TlsVersion};
@@ -31,6 +34,8 @@ pub struct Live {
     by_id: Table<BackendId, Linked>,
     /// Certificates by Secret, as they are served now.
     served: Table<ObjectName, Arc<LiveCertificate>>,
+    /// By what they are made of.
+    validations: Table<([u8; 32], TlsVersion), Arc<LiveValidation>>,
     /// For requests that no rule matches.
     pub unmatched: LiveFilters,
 }
@@ -56,6 +61,16 @@ pub struct LiveHost {
     /// Rule of each entry of the match table.
     rule_of_entry: Vec<usize>,
     pub certificates: Vec<Arc<LiveCertificate>>,
+    pub clients: Clients,
+}
+
+/// Whether clients of a host are asked for a certificate.
+#[derive(Debug)]
+pub enum Clients {
+    Unasked,
+    By(Arc<LiveValidation>),
+    /// They should be, but nobody can vouch for them.
+    Refused,
 }
 
 /// A linked rule.
@@ -99,6 +114,7 @@ impl Live {
             backends: Vec::new(),
             by_id: Table::default(),
             served: Table::default(),
+            validations: Table::default(),
             unmatched: LiveFilters::default(),
         }
     }
@@ -140,6 +156,15 @@ impl LiveHost {
         let own = &self.host.own_headers;
         while let Some(name) = headers.keys().find(|name| own.hold(name.as_str())).cloned() {
             headers.remove(name);
+        }
+    }
+
+    /// Whether clients of the other one are asked for the same certificates.
+    pub fn asks_as(&self, other: &Self) -> bool {
+        match (&self.clients, &other.clients) {
+            (Clients::Unasked, Clients::Unasked) => true,
+            (Clients::By(one), Clients::By(two)) => one.plan.print == two.plan.print,
+            _ => false,
         }
     }
 
@@ -215,6 +240,9 @@ impl Linker {
             for certificate in &linked.certificates {
                 live.served.insert(certificate.plan.secret.clone(), certificate.clone());
             }
+            if let Clients::By(validation) = &linked.clients {
+                live.validations.insert((validation.plan.print, validation.least), validation.clone());
+            }
             linked
         };
         let hosts: Vec<_> = map.hosts.iter().map(|(name, host)| (name.clone(), link(host))).collect();
@@ -255,7 +283,16 @@ impl Linker {
             // A Secret that is there but of no use now: what was served of it before is better than nothing.
             certificates.extend(tls.unusable.iter().filter_map(|secret| before.served.get(secret)).cloned());
         }
-        LiveHost { host: host.clone(), rules, rule_of_entry, certificates }
+        let clients = match host.tls.as_ref().map(|tls| (&tls.client, tls.min_version)) {
+            None | Some((ClientValidation::None, _)) => Clients::Unasked,
+            Some((ClientValidation::Unusable, _)) => Clients::Refused,
+            Some((ClientValidation::By(plan), least)) => {
+                let key = (plan.print, least);
+                let known = live.validations.get(&key).or_else(|| before.validations.get(&key));
+                LiveValidation::link(plan, least, known).map_or(Clients::Refused, Clients::By)
+            }
+        };
+        LiveHost { host: host.clone(), rules, rule_of_entry, certificates, clients }
     }
 
     fn link_rule(&mut self, rule: &Arc<Rule>, telemetry: &Telemetry, keep: &Kept) -> LiveRule {

@@ -16,11 +16,13 @@
 //! | `listener` | sockets, accepting, handing over to a less busy worker |
 //! | `connection` | one connection: TLS or plain, HTTP/1.1 or HTTP/2, goodbye |
 //! | `tls`, `certificates` | handshakes and certificates by server name |
+//! | `client_certificates` | certificates that clients show: who vouches, for how long |
 //! | `transport`, `frames` | a connection's bytes; the budget of HTTP/2 control frames |
 //! | `gather` | what an HTTP/2 connection says, sent once a poll |
 //! | `watch` | deadlines without timers: one sweep a worker |
 //! | `live`, `keep`, `spread` | the linked route map, state that outlives it, shares by weight |
 //! | `service` | one request: from head to answer |
+//! | `admission` | whether a request may come over its connection |
 //! | `request_head`, `refusal` | hardening and normal form of a head; the answer to one that cannot be read |
 //! | `forwarded` | what backends are told about the client; loops |
 //! | `forward`, `redirect`, `respond_with`, `tunnel` | the actions |
@@ -30,7 +32,9 @@
 //! | `respond` | what each failure answers: the only place with status codes |
 
 mod account;
+mod admission;
 mod certificates;
+mod client_certificates;
 mod connection;
 mod forward;
 mod forwarded;

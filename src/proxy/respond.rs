@@ -52,6 +52,8 @@ pub static TABLE: &[Row] = &[
     row(ErrorKind::ApiKeyInvalid, 401, "The API key is not valid"),
     row(ErrorKind::TokenMissing, 401, "A token is needed"),
     row(ErrorKind::TokenInvalid, 401, "The token is not valid"),
+    row(ErrorKind::CertificateMissing, 401, "A client certificate is needed"),
+    row(ErrorKind::CertificateInvalid, 401, "The client certificate is not valid here"),
     row(ErrorKind::CredentialsMissing, 401, "Credentials are needed"),
     row(ErrorKind::CredentialsInvalid, 401, "The credentials are not valid"),
     row(ErrorKind::TooManyFailures, 429, "Too many credentials were not valid"),

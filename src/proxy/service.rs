@@ -23,7 +23,7 @@ use super::live::{Live, LiveHost};
 use super::observed::{AnswerBody, RequestBody, Upload};
 use super::request_head::take_in;
 use super::watch::Watch;
-use super::{forward, forwarded, redirect, respond, respond_with};
+use super::{admission, forward, forwarded, redirect, respond, respond_with};
 use crate::filters;
 use crate::lifecycle::Phase;
 use crate::message::{
@@ -114,19 +114,20 @@ async fn serve(
 
     let live = worker.live();
     let refusing = Refusing { accept: told.accept.as_ref(), id: account.request_id };
-    let client = || Client {
+    let client = |certificate| Client {
         peer: connection.peer,
         ip: seen.ip,
         scheme: seen.scheme,
         protocol,
         server_name: connection.session.as_ref().and_then(|session| session.server_name.clone()),
+        certificate,
     };
     // Rare, and its state need not be in that of every request.
     let unmatched = |host, parts| {
         let request = Request::from_parts(parts, Body::Empty);
-        Box::pin(unmatched(&live, request, client(), host, worker.outbound(), account, &refusing))
+        Box::pin(unmatched(&live, request, client(None), host, worker.outbound(), account, &refusing))
     };
-    let host = match find_host(connection, &live, &name) {
+    let host = match admission::find_host(connection, &live, &name) {
         Err(error) if error.kind == ErrorKind::NoRouteMatch => return unmatched((*name).into(), parts).await,
         found => found?,
     };
@@ -143,12 +144,13 @@ async fn serve(
         headers: &parts.headers,
     };
     let found = host.host.table.find(&view);
-    if seen.scheme == Scheme::Http
-        && host.host.tls.as_ref().is_some_and(|tls| tls.redirect)
-        && !(found.is_some() && is_acme_challenge(parts.uri.path()))
+    let is_challenge = seen.scheme == Scheme::Http
+        && found.as_ref().is_some_and(|found| admission::is_challenge(host, parts.uri.path(), found.index));
+    if seen.scheme == Scheme::Http && host.host.tls.as_ref().is_some_and(|tls| tls.redirect) && !is_challenge
     {
         return redirect::to_https(&name, worker.shared.https_port, &parts.uri);
     }
+    let admitted = admission::admit(connection, host, &name, is_challenge)?;
     let Some(Found { index, matched_prefix, captures, .. }) = found else {
         return unmatched(exact_name(host, &name), parts).await;
     };
@@ -157,6 +159,9 @@ async fn serve(
     account.matched(rule);
 
     let host_label = exact_name(host, &name);
+    if let Some(told) = admitted.told {
+        parts.headers.insert(&forwarded::X_FORWARDED_CLIENT_CERT, told);
+    }
     let body = match &account.upload {
         None => Body::Empty,
         Some(upload) => {
@@ -171,7 +176,7 @@ async fn serve(
         deadline: deadline(&rule.rule.action, account.started),
         ..Exchange::new(
             Request::from_parts(parts, body),
-            client(),
+            client(admitted.certificate),
             host_label,
             rule.rule.labels.clone(),
             account.request_id,
@@ -252,39 +257,6 @@ async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Re
     }
 }
 
-/// The host's entry; none is 404 (before the first map 503), and 421 when the client meant another certificate's name
-/// (RFC 9110 section 15.5.20).
-fn find_host<'l>(
-    connection: &Connection,
-    live: &'l Live,
-    name: &str,
-) -> Result<&'l Arc<LiveHost>, ProxyError> {
-    let found = live.host(name);
-    if found.is_none() && !live.installed {
-        return Err(ErrorKind::Starting.into());
-    }
-    if let Some(session) = &connection.session {
-        if session.server_name.as_deref() != Some(name) {
-            let meant = live.host(session.server_name.as_deref().unwrap_or_default());
-            let same = match (meant, found) {
-                (Some(meant), Some(found)) => Arc::ptr_eq(meant, found) || meant.shares_certificate(found),
-                _ => false,
-            };
-            if !same {
-                return Err(ErrorKind::MisdirectedRequest.into());
-            }
-        }
-        if found.is_some_and(|host| host.min_version() > session.version) {
-            if session.server_name.as_deref() == Some(name) {
-                // More was asked for since; another connection speaks it, or fails.
-                connection.retire();
-            }
-            return Err(ErrorKind::MisdirectedRequest.into());
-        }
-    }
-    found.ok_or_else(|| ErrorKind::NoRouteMatch.into())
-}
-
 fn exact_name(host: &LiveHost, name: &str) -> Arc<str> {
     match &host.host.hostname {
         Some(crate::values::Hostname::Exact(exact)) => exact.clone(),
@@ -297,10 +269,6 @@ fn deadline(action: &Action, started: tokio::time::Instant) -> Option<tokio::tim
         Action::Forward(plan) => plan.timeouts.request.map(|limit| started + limit),
         _ => None,
     }
-}
-
-fn is_acme_challenge(path: &str) -> bool {
-    path.starts_with("/.well-known/acme-challenge/")
 }
 
 fn no_content() -> Response {

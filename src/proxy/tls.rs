@@ -9,7 +9,9 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use rustls::ServerConfig;
 use rustls::crypto::aws_lc_rs::{self, Ticketer};
-use rustls::server::{Acceptor, ClientHello, ResolvesServerCert};
+use rustls::pki_types::CertificateDer;
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -17,7 +19,8 @@ use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::certificates::LiveCertificate;
-use super::live::Live;
+use super::client_certificates::{LiveValidation, NotValid, Shown};
+use super::live::{Clients, Live};
 use super::worker::Worker;
 use crate::telemetry::HandshakeFailure;
 use crate::values::TlsVersion;
@@ -38,6 +41,9 @@ pub struct Session {
     /// As the client sent it, lower case.
     pub server_name: Option<Arc<str>>,
     pub version: TlsVersion,
+    /// Whether the client was asked for a certificate.
+    pub asked: bool,
+    pub shown: Option<Shown>,
 }
 
 /// The configurations of all listeners, by the least version that they speak.
@@ -45,6 +51,7 @@ pub struct Session {
 pub struct Configurations {
     tls12: Arc<ServerConfig>,
     tls13: Arc<ServerConfig>,
+    resolver: Arc<Resolver>,
 }
 
 impl Configurations {
@@ -52,29 +59,55 @@ impl Configurations {
     /// The crypto library fails.
     pub fn new(live: &Arc<ArcSwap<Live>>) -> Result<Self, rustls::Error> {
         let resolver = Arc::new(Resolver { live: live.clone() });
-        let of = |least| server_config(least, resolver.clone()).map(Arc::new);
-        Ok(Self { tls12: of(TlsVersion::Tls12)?, tls13: of(TlsVersion::Tls13)? })
+        let of = |least| server_config(least, resolver.clone(), None).map(Arc::new);
+        let (tls12, tls13) = (of(TlsVersion::Tls12)?, of(TlsVersion::Tls13)?);
+        Ok(Self { tls12, tls13, resolver })
     }
 
-    fn at_least(&self, version: TlsVersion) -> &Arc<ServerConfig> {
+    fn at_least(&self, version: TlsVersion) -> Arc<ServerConfig> {
         match version {
-            TlsVersion::Tls12 => &self.tls12,
-            TlsVersion::Tls13 => &self.tls13,
+            TlsVersion::Tls12 => self.tls12.clone(),
+            TlsVersion::Tls13 => self.tls13.clone(),
         }
+    }
+
+    fn asking(&self, validation: &LiveValidation) -> Option<Arc<ServerConfig>> {
+        let made = validation.config.get_or_init(|| {
+            let config = server_config(validation.least, self.resolver.clone(), Some(&validation.verifier));
+            config
+                .map(Arc::new)
+                .map_err(|error| tracing::error!(%error, "clients cannot be asked for certificates"))
+                .ok()
+        });
+        made.clone()
     }
 }
 
-fn server_config(least: TlsVersion, resolver: Arc<Resolver>) -> Result<ServerConfig, rustls::Error> {
+/// Sessions of clients that were asked for certificates are not resumed: a ticket would go on vouching for a client
+/// whose certificate is revoked, or whose authority is no longer one.
+fn server_config(
+    least: TlsVersion,
+    resolver: Arc<Resolver>,
+    clients: Option<&Arc<dyn ClientCertVerifier>>,
+) -> Result<ServerConfig, rustls::Error> {
     let versions: &[_] = match least {
         TlsVersion::Tls12 => &[&rustls::version::TLS13, &rustls::version::TLS12],
         TlsVersion::Tls13 => &[&rustls::version::TLS13],
     };
-    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
-        .with_protocol_versions(versions)?
-        .with_no_client_auth()
-        .with_cert_resolver(resolver);
+    let builder = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(versions)?;
+    let builder = match clients {
+        Some(verifier) => builder.with_client_cert_verifier(verifier.clone()),
+        None => builder.with_no_client_auth(),
+    };
+    let mut config = builder.with_cert_resolver(resolver);
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    config.ticketer = Ticketer::new()?;
+    if clients.is_some() {
+        config.session_storage = Arc::new(NoServerSessionStorage {});
+        config.send_tls13_tickets = 0;
+    } else {
+        config.ticketer = Ticketer::new()?;
+    }
     config.max_early_data_size = 0;
     Ok(config)
 }
@@ -86,7 +119,7 @@ pub async fn handshake(worker: &Worker, socket: TcpStream) -> Option<Established
         Err(error) => return failed(worker, &error),
     };
     let server_name = start.client_hello().server_name().map(str::to_ascii_lowercase);
-    let Some(config) = configuration(worker, server_name.as_deref()) else {
+    let Some((config, validation)) = configuration(worker, server_name.as_deref()) else {
         worker.stats.handshake_failure(HandshakeFailure::UnknownName);
         let _ = start.io.write_all(&UNRECOGNIZED_NAME).await;
         let _ = start.io.shutdown().await;
@@ -103,7 +136,18 @@ pub async fn handshake(worker: &Worker, socket: TcpStream) -> Option<Established
     };
     worker.stats.handshake(version.as_str());
     let http2 = session.alpn_protocol() == Some(b"h2");
-    let session = Session { server_name: server_name.map(Arc::from), version };
+    let shown = match &validation {
+        Some(validation) => match shown(session.peer_certificates(), validation) {
+            Ok(shown) => shown,
+            Err(NotValid) => {
+                worker.stats.handshake_failure(HandshakeFailure::ClientCertificate);
+                return None;
+            }
+        },
+        None => None,
+    };
+    let asked = validation.is_some();
+    let session = Session { server_name: server_name.map(Arc::from), version, asked, shown };
     Some(Established { stream: Box::new(stream), session, http2 })
 }
 
@@ -117,6 +161,9 @@ fn cause(error: &io::Error) -> HandshakeFailure {
     match error.get_ref().and_then(|cause| cause.downcast_ref()) {
         Some(Error::AlertReceived(_)) => HandshakeFailure::Alert,
         Some(Error::PeerIncompatible(_) | Error::NoApplicationProtocol) => HandshakeFailure::NothingInCommon,
+        Some(Error::NoCertificatesPresented | Error::InvalidCertificate(_)) => {
+            HandshakeFailure::ClientCertificate
+        }
         Some(Error::InvalidMessage(_)) => HandshakeFailure::NotTls,
         Some(_) => HandshakeFailure::Other,
         None => HandshakeFailure::Closed,
@@ -135,12 +182,31 @@ impl ResolvesServerCert for Resolver {
     }
 }
 
-/// How hands are shaken under a name; none: it has no certificate.
-fn configuration(worker: &Worker, server_name: Option<&str>) -> Option<Arc<ServerConfig>> {
-    let live = worker.live();
+/// How hands are shaken under a name, and who vouches for its clients; none: it has no certificate.
+fn configuration(
+    worker: &Worker,
+    server_name: Option<&str>,
+) -> Option<(Arc<ServerConfig>, Option<Arc<LiveValidation>>)> {
+    let (live, configurations) = (worker.live(), &worker.shared.tls);
     certificates(&live, server_name).next()?;
     let host = live.host(server_name.unwrap_or_default())?;
-    Some(worker.shared.tls.at_least(host.min_version()).clone())
+    match &host.clients {
+        Clients::By(validation) => Some((configurations.asking(validation)?, Some(validation.clone()))),
+        // Requests are refused one by one, with a reason.
+        Clients::Unasked | Clients::Refused => Some((configurations.at_least(host.min_version()), None)),
+    }
+}
+
+/// What a client showed, which the handshake verified.
+fn shown(
+    chain: Option<&[CertificateDer<'static>]>,
+    by: &Arc<LiveValidation>,
+) -> Result<Option<Shown>, NotValid> {
+    match chain {
+        Some(chain) if !chain.is_empty() => Shown::new(chain.to_vec(), by).map(Some).ok_or(NotValid),
+        _ if by.is_required() => Err(NotValid),
+        _ => Ok(None),
+    }
 }
 
 /// The certificates that may be shown to a client that asks for `server_name`.

@@ -9,7 +9,7 @@ use super::backend::{Address, BackendPlan, BackendTarget, BackendTlsPlan, HostHe
 use super::hosts::{Host, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};
 use super::matching::{MatchEntry, MatchPlan, PathPredicate};
 use super::predicates::{Comparison, Miss, NamedPredicate};
-use super::tls::HostTls;
+use super::tls::{ClientValidation, HostTls};
 use crate::filters::{REGISTRY, TimeoutsPlan};
 use crate::message::Labels;
 use crate::values::TlsVersion;
@@ -59,6 +59,21 @@ impl Display for HostTls {
             write!(f, " {} or later", self.min_version.as_str())?;
         }
         writeln!(f, "{}", if self.redirect { ", plain HTTP is redirected" } else { "" })?;
+        match &self.client {
+            ClientValidation::None => {}
+            ClientValidation::Unusable => {
+                writeln!(f, "    clients: nobody, what vouches for them cannot be used")?
+            }
+            ClientValidation::By(plan) => {
+                let (authorities, lists) = (plan.authorities.len(), plan.revoked.len());
+                write!(
+                    f,
+                    "    clients: {:?}, {authorities} authorities, {lists} revocation lists",
+                    plan.mode
+                )?;
+                writeln!(f, ", forward {:?}", plan.forward)?;
+            }
+        }
         for certificate in &self.certificates {
             let names = certificate.names.join(" ");
             let (from, to) = (certificate.not_before, certificate.not_after);
@@ -370,6 +385,7 @@ mod tests {
             unusable: vec![shop("old")],
             redirect: true,
             min_version: TlsVersion::Tls13,
+            client: ClientValidation::Unusable,
         };
         let hostname: Hostname = "shop.example".parse().expect("a hostname");
         let target = BackendTarget::Service { service: shop("orders"), port: 80 };
@@ -388,6 +404,7 @@ mod tests {
         let mut expected = String::from(
             "host shop.example
   tls 1.3 or later, plain HTTP is redirected
+    clients: nobody, what vouches for them cannot be used
     certificate shop/shop-tls for shop.example, valid 1..2
     unusable shop/old
   PathTemplate /users/{id}, method GET|POST, header x-tenant ~ \"a+\" -> shop/web/second

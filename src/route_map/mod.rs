@@ -26,7 +26,7 @@ pub use predicates::{
     Comparison, HeaderPredicate, Miss, NamedPredicate, PatternText, Predicates, RequestView,
 };
 pub use template::{InvalidTemplate, Template};
-pub use tls::{CertificatePlan, HostTls, PrivateKey};
+pub use tls::{CertificatePlan, ClientValidation, ClientValidationPlan, HostTls, PrivateKey};
 pub use trace::{Candidate, Trace, Verdict, trace};
 
 pub use crate::values::PathRewrite;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::values::{ObjectName, Redacted, TlsVersion};
+use crate::values::{ForwardedCertificate, ObjectName, Redacted, TlsVersion, ValidationMode};
 
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HostTls {
@@ -15,6 +15,30 @@ pub struct HostTls {
     pub redirect: bool,
     /// What a client must speak at least.
     pub min_version: TlsVersion,
+    pub client: ClientValidation,
+}
+
+/// Whether clients are asked for a certificate.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub enum ClientValidation {
+    #[default]
+    None,
+    By(Arc<ClientValidationPlan>),
+    /// They should be, but who vouches for them is not there or cannot be used: nobody is served.
+    Unusable,
+}
+
+/// Who vouches for clients.
+#[derive(Debug, PartialEq)]
+pub struct ClientValidationPlan {
+    pub mode: ValidationMode,
+    pub forward: ForwardedCertificate,
+    /// Certificates, DER.
+    pub authorities: Vec<Vec<u8>>,
+    /// Revocation lists, DER (RFC 5280 section 5); none: nothing is known to be revoked.
+    pub revoked: Vec<Vec<u8>>,
+    /// SHA-256 of all of this: another print is another validation.
+    pub print: [u8; 32],
 }
 
 /// A certificate chain whose key was proven to belong to it.

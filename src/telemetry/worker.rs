@@ -17,11 +17,21 @@ pub enum HandshakeFailure {
     NothingInCommon,
     /// The client refused our certificate or sent another alert.
     Alert,
+    /// The client showed no certificate, or one that nobody vouches for.
+    ClientCertificate,
     Other,
 }
 
-pub(super) const FAILURES: [&str; 7] =
-    ["timed_out", "closed", "not_tls", "unknown_name", "nothing_in_common", "alert", "other"];
+pub(super) const FAILURES: [&str; 8] = [
+    "timed_out",
+    "closed",
+    "not_tls",
+    "unknown_name",
+    "nothing_in_common",
+    "alert",
+    "client_certificate",
+    "other",
+];
 /// Listener and protocol of a connection, as `WorkerStats::connection` is told them.
 pub(super) const LISTENERS: [&str; 2] = ["http", "https"];
 pub(super) const PROTOCOLS: [&str; 2] = ["HTTP/1.1", "HTTP/2"];
@@ -33,7 +43,7 @@ pub struct WorkerStats {
     pub(super) open: [[Count; 2]; 2],
     pub(super) opened: [[Count; 2]; 2],
     pub(super) handshakes: [Count; 2],
-    pub(super) failures: [Count; 7],
+    pub(super) failures: [Count; 8],
     pub(super) panics: Count,
 }
 

@@ -1,6 +1,7 @@
 //! The small words of the configuration language, each parsed once at the border and unable to hold a wrong value.
 
 mod byte_size;
+mod client_validation;
 mod duration;
 mod hostname;
 mod names;
@@ -12,6 +13,7 @@ mod secret;
 mod tls_version;
 
 pub use byte_size::{ByteSize, InvalidByteSize};
+pub use client_validation::{ForwardedCertificate, ValidationMode};
 pub use duration::{Duration, InvalidDuration};
 pub use hostname::{Hostname, InvalidHostname};
 pub use names::{

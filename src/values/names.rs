@@ -58,14 +58,14 @@ pub struct SecretRef {
     pub namespace: Option<String>,
 }
 
-/// Certificate authorities: the key `ca.crt` of a ConfigMap or Secret.
+/// A ConfigMap or Secret with authorities (ca.crt) or what they revoked (ca.crl).
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct CaCertificateRef {
     /// ConfigMap or Secret.
     #[serde(default)]
     pub kind: CaCertificateKind,
-    /// Name of the object; its key ca.crt holds the certificates in PEM.
+    /// Name of the object, which holds PEM.
     #[schemars(length(min = 1, max = 253), regex(pattern = "^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$"))]
     pub name: String,
     /// Another one only where a ReferenceGrant there allows it.
@@ -79,6 +79,15 @@ pub enum CaCertificateKind {
     #[default]
     ConfigMap,
     Secret,
+}
+
+impl CaCertificateKind {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::ConfigMap => "ConfigMap",
+            Self::Secret => "Secret",
+        }
+    }
 }
 
 /// One key of a Secret.

@@ -76,15 +76,19 @@ impl ServerCertVerifier for Anything {
     }
 }
 
-/// A client that offers these protocols.
-pub fn client(alpn: &[&str]) -> Arc<ClientConfig> {
+/// The beginning of a client's configuration.
+pub fn trusting_anything() -> rustls::ConfigBuilder<ClientConfig, rustls::client::WantsClientCert> {
     let provider = aws_lc_rs::default_provider();
-    let mut config = ClientConfig::builder_with_provider(Arc::new(provider.clone()))
+    ClientConfig::builder_with_provider(Arc::new(provider.clone()))
         .with_safe_default_protocol_versions()
         .expect("versions")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(Anything(provider)))
-        .with_no_client_auth();
+}
+
+/// A client that offers these protocols.
+pub fn client(alpn: &[&str]) -> Arc<ClientConfig> {
+    let mut config = trusting_anything().with_no_client_auth();
     config.alpn_protocols = alpn.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
     config.enable_early_data = true;
     Arc::new(config)

@@ -19,12 +19,12 @@ use crate::message::Scheme;
 use crate::proxy::respond::row_of;
 use crate::route_map::path::normal_form;
 use crate::route_map::{
-    Action, BackendTarget, Candidate, EndpointSet, ForwardPlan, Host, HostTls, RequestView, RouteMap, Rule,
-    Trace, Verdict, WeightedTarget, trace,
+    Action, BackendTarget, Candidate, ClientValidation, EndpointSet, ForwardPlan, Host, HostTls, RequestView,
+    RouteMap, Rule, Trace, Verdict, WeightedTarget, trace,
 };
 use crate::snapshot::Snapshot;
 use crate::standalone;
-use crate::values::{BackendId, Hostname, TlsVersion};
+use crate::values::{BackendId, Hostname, TlsVersion, ValidationMode};
 
 /// Matches that the answer lists, and endpoints that it names for a backend.
 const MAX_LISTED: usize = 20;
@@ -212,6 +212,21 @@ impl Lines {
                         .map_or_else(|_| "(no date)".to_owned(), |date| date.to_string());
                     let names = certificate.names.join(" ");
                     self.add("", format!("certificate {} for {names}, until {until}", certificate.secret));
+                }
+                match &tls.client {
+                    ClientValidation::None => {}
+                    ClientValidation::By(plan) => {
+                        let mode = match plan.mode {
+                            ValidationMode::Require => "must",
+                            ValidationMode::Optional => "may",
+                        };
+                        let count = plan.authorities.len();
+                        self.add("", format!("clients {mode} show a certificate of {count} authorities"));
+                    }
+                    ClientValidation::Unusable => {
+                        self.add("answer", "503 PolicyInvalid: what vouches for clients cannot be used");
+                        return false;
+                    }
                 }
                 true
             }

@@ -127,6 +127,7 @@ fn exchange(question: &Question, somebody: &Somebody, path: &str, found: &Found<
                 scheme: question.scheme,
                 protocol: Protocol::Http11,
                 server_name: None,
+                certificate: None,
             },
             question.host.as_str().into(),
             found.rule.labels.clone(),

@@ -112,6 +112,8 @@ impl Gate<'_> {
 pub enum Scheme {
     ApiKey,
     Bearer,
+    /// Of the TLS handshake.
+    Certificate,
 }
 
 impl Scheme {
@@ -119,6 +121,7 @@ impl Scheme {
         HeaderValue::from_static(match self {
             Self::ApiKey => "ApiKey realm=\"api\"",
             Self::Bearer => "Bearer realm=\"api\"",
+            Self::Certificate => "Certificate realm=\"api\"",
         })
     }
 
@@ -127,7 +130,7 @@ impl Scheme {
         match self {
             // RFC 6750 section 3.1: an error only when a token was shown.
             Self::Bearer => HeaderValue::from_static("Bearer realm=\"api\", error=\"invalid_token\""),
-            Self::ApiKey => self.challenge(),
+            Self::ApiKey | Self::Certificate => self.challenge(),
         }
     }
 
@@ -135,6 +138,7 @@ impl Scheme {
         match self {
             Self::ApiKey => ErrorKind::ApiKeyMissing,
             Self::Bearer => ErrorKind::TokenMissing,
+            Self::Certificate => ErrorKind::CertificateMissing,
         }
     }
 
@@ -142,6 +146,7 @@ impl Scheme {
         match self {
             Self::ApiKey => ErrorKind::ApiKeyInvalid,
             Self::Bearer => ErrorKind::TokenInvalid,
+            Self::Certificate => ErrorKind::CertificateInvalid,
         }
     }
 }
