@@ -6,11 +6,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use clap::{Args, ValueEnum};
+use ipnet::IpNet;
 
 use super::logging;
 use crate::app::{self, Ended, Settings, Source};
 use crate::compile::{HostnameClaims, LoopbackHosts, Options};
 use crate::controller::{self, PeerSettings};
+use crate::message::Scheme;
 use crate::proxy;
 use crate::telemetry::AccessTarget;
 use crate::values::Duration;
@@ -49,6 +51,25 @@ pub struct Run {
     /// How many proxies in front of the gateway are trusted to say who the client is
     #[arg(long, value_name = "N", env = "PORTCULLIS_TRUSTED_HOPS", default_value_t = 0)]
     trusted_hops: u8,
+    /// Listeners whose connections begin with a PROXY header (version 1 or 2), which says who the client is
+    #[arg(
+        long,
+        value_name = "http|https",
+        env = "PORTCULLIS_PROXY_PROTOCOL",
+        value_delimiter = ',',
+        requires = "trusted_proxies"
+    )]
+    proxy_protocol: Vec<Listener>,
+    /// Addresses or networks that may send it; on those listeners nobody else has a connection
+    #[arg(
+        long,
+        value_name = "NETWORK",
+        env = "PORTCULLIS_TRUSTED_PROXIES",
+        value_delimiter = ',',
+        value_parser = network,
+        requires = "proxy_protocol"
+    )]
+    trusted_proxies: Vec<IpNet>,
     /// How long to go on accepting after the signal to end [default: 5s in a cluster, 0s with --manifests]
     #[arg(long, value_name = "DURATION", env = "PORTCULLIS_DRAIN_DELAY")]
     drain_delay: Option<Duration>,
@@ -122,6 +143,34 @@ pub enum Hostnames {
     Listed,
 }
 
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Listener {
+    Http,
+    Https,
+}
+
+impl From<Listener> for Scheme {
+    fn from(listener: Listener) -> Self {
+        match listener {
+            Listener::Http => Self::Http,
+            Listener::Https => Self::Https,
+        }
+    }
+}
+
+/// An address is the network of itself; one with bits behind the network's could mean either.
+fn network(text: &str) -> Result<IpNet, String> {
+    if let Ok(address) = text.parse::<IpAddr>() {
+        return Ok(address.into());
+    }
+    let network: IpNet =
+        text.parse().map_err(|_| "expected an address or a network like 10.0.0.0/8".to_owned())?;
+    match network.trunc() == network {
+        true => Ok(network),
+        false => Err(format!("a network is written with its first address, {}", network.trunc())),
+    }
+}
+
 impl From<Hostnames> for HostnameClaims {
     fn from(claims: Hostnames) -> Self {
         match claims {
@@ -152,6 +201,10 @@ fn settings(args: Run) -> Settings {
             https: or_every_address(args.https, 8443),
             workers: args.workers.map_or_else(app::default_workers, usize::from),
             trusted_hops: args.trusted_hops.into(),
+            proxy_protocol: proxy::ProxyProtocol {
+                listeners: args.proxy_protocol.into_iter().map(Scheme::from).collect(),
+                trusted: args.trusted_proxies,
+            },
             loopback_backends: files,
             own_ports: files,
             installation: Arc::from(args.class_name.as_str()),

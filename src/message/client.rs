@@ -37,7 +37,7 @@ pub enum Protocol {
 /// The client of one request.
 #[derive(Clone, Debug)]
 pub struct Client {
-    /// The other end of the TCP connection.
+    /// The other end of the TCP connection, or whom a load balancer there speaks for (PROXY protocol).
     pub peer: SocketAddr,
     /// The client's address after the trusted hops of `X-Forwarded-For` were taken away.
     pub ip: IpAddr,

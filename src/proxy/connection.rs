@@ -25,9 +25,9 @@ use super::tls::Session;
 use super::transport::{Transport, Wire};
 use super::watch::{Verdict, Wait, Watch, Watched};
 use super::worker::Worker;
-use super::{refusal, service, tls, tunnel};
+use super::{proxy_header, refusal, service, tls, tunnel};
 use crate::message::Scheme;
-use crate::telemetry::HandshakeFailure;
+use crate::telemetry::{HandshakeFailure, HeaderRefusal};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What is read at most before we know which HTTP it is.
@@ -43,6 +43,7 @@ const SOON: Duration = Duration::from_secs(1);
 /// What the requests of a connection share.
 pub struct Connection {
     pub worker: Rc<Worker>,
+    /// The other end, or whom a load balancer there speaks for.
     pub peer: SocketAddr,
     pub scheme: Scheme,
     /// Of the handshake; none on plain connections.
@@ -84,6 +85,17 @@ impl Drop for Place {
 async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bool) {
     let watched = worker.sweep.watch(Wait::FirstByte, Some(age(worker)));
     let watch = watched.share();
+    let scheme = if tls { Scheme::Https } else { Scheme::Http };
+    let (mut socket, mut peer) = (socket, peer);
+    let said = &worker.settings.proxy_protocol;
+    if said.listeners.contains(&scheme) {
+        let header = proxy_header::receive(&mut socket, peer, &said.trusted);
+        match unless_cut(&watch, header).await.unwrap_or(Err(HeaderRefusal::Unfinished)) {
+            Ok(client) => peer = client,
+            Err(why) => return worker.stats.header_refused(why),
+        }
+        watch.read_waits(Wait::FirstByte);
+    }
     let (wire, read_ahead, http2, session) = if tls {
         let Some(established) = unless_cut(&watch, tls::handshake(worker, socket)).await else {
             worker.stats.handshake_failure(HandshakeFailure::TimedOut);
@@ -93,13 +105,11 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
         watch.read_waits(Wait::FirstByte);
         (Wire::Tls(established.stream), Bytes::new(), established.http2, Some(established.session))
     } else {
-        let mut socket = socket;
         let Some(Some((read_ahead, http2))) = unless_cut(&watch, sniff(&mut socket, &watch)).await else {
             return;
         };
         (Wire::Plain(socket), read_ahead, http2, None)
     };
-    let scheme = if tls { Scheme::Https } else { Scheme::Http };
     let connection = Rc::new(Connection {
         worker: worker.clone(),
         peer,

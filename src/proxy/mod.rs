@@ -15,6 +15,7 @@
 //! | `worker` | a thread: its runtime, newest map, phase of the drain |
 //! | `listener` | sockets, accepting, handing over to a less busy worker |
 //! | `connection` | one connection: TLS or plain, HTTP/1.1 or HTTP/2, goodbye |
+//! | `proxy_header` | what a load balancer says at the start of a connection |
 //! | `tls`, `certificates` | handshakes and certificates by server name |
 //! | `client_certificates` | certificates that clients show: who vouches, for how long |
 //! | `transport`, `frames` | a connection's bytes; the budget of HTTP/2 control frames |
@@ -47,6 +48,7 @@ mod observed;
 mod offload;
 mod outbound;
 mod plane;
+pub mod proxy_header;
 mod redirect;
 mod refusal;
 mod request_head;
@@ -63,4 +65,4 @@ mod watch;
 mod worker;
 
 pub use plane::DataPlane;
-pub use settings::{Addresses, Limits, Settings};
+pub use settings::{Addresses, Limits, ProxyProtocol, Settings};

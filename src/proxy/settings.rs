@@ -4,6 +4,10 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ipnet::IpNet;
+
+use crate::message::Scheme;
+
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// Port 0 binds any. Empty: no such listener.
@@ -12,6 +16,8 @@ pub struct Settings {
     pub workers: usize,
     /// How many proxies in front of us are ours: that many entries of `X-Forwarded-For` are believed.
     pub trusted_hops: usize,
+    /// Load balancers that say who their clients are before the first byte of those.
+    pub proxy_protocol: ProxyProtocol,
     /// Egress guard: loopback addresses may be backends (file mode).
     pub loopback_backends: bool,
     /// Clients reach the listeners under their own ports (file mode). Otherwise a Service stands before them, and HTTPS
@@ -20,6 +26,14 @@ pub struct Settings {
     /// Names this installation in `Via`-like loop detection (four passes: 508).
     pub installation: Arc<str>,
     pub limits: Limits,
+}
+
+/// Which listeners' connections begin with a PROXY header, and whose is believed. On such a listener nobody else has a
+/// connection.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyProtocol {
+    pub listeners: Vec<Scheme>,
+    pub trusted: Vec<IpNet>,
 }
 
 /// Hardening defaults; see docs/limits.md. Everything that a client could hold or fill has its bound here.

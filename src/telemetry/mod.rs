@@ -19,4 +19,4 @@ pub use hits::HitCount;
 pub use record::{Record, Somebody};
 pub use rule::{InFlight, Limited, RuleStats, Ruling, Sample};
 pub use stats::Telemetry;
-pub use worker::{HandshakeFailure, OpenConnection, WorkerStats};
+pub use worker::{HandshakeFailure, HeaderRefusal, OpenConnection, WorkerStats};

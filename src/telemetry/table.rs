@@ -7,7 +7,7 @@ use super::backend::{BackendTotals, Connect};
 use super::cells::{Count, Total};
 use super::control::{ControlTotals, STEPS};
 use super::rule::{DURATIONS, RuleTotals, SIZES};
-use super::worker::{FAILURES, LISTENERS, PROTOCOLS, VERSIONS};
+use super::worker::{FAILURES, LISTENERS, PROTOCOLS, REFUSALS, VERSIONS};
 use super::{BackendStats, RuleStats, WorkerStats};
 
 /// One row.
@@ -216,6 +216,17 @@ pub(super) const METRICS: &[Metric] = &[
         labels: &["listener", "protocol"],
         help: "Connections of clients since the start",
         read: |scrape, emit| connections(scrape, emit, |worker| &worker.opened),
+    },
+    Metric {
+        name: "portcullis_proxy_headers_refused_total",
+        kind: Kind::Counter,
+        labels: &["cause"],
+        help: "Connections without a PROXY header that counts, on listeners that want one",
+        read: |scrape, emit| {
+            for (at, cause) in REFUSALS.iter().enumerate() {
+                emit(&[cause], sum(scrape, |worker| &worker.refused_headers[at]));
+            }
+        },
     },
     Metric {
         name: "portcullis_tls_handshakes_total",

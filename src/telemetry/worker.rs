@@ -22,6 +22,19 @@ pub enum HandshakeFailure {
     Other,
 }
 
+/// Why a connection has no PROXY header that counts; a closed set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HeaderRefusal {
+    /// Its address is not trusted to tell anything.
+    Untrusted,
+    Missing,
+    Malformed,
+    /// The connection ended, or too much time went by.
+    Unfinished,
+}
+
+pub(super) const REFUSALS: [&str; 4] = ["untrusted", "missing", "malformed", "unfinished"];
+
 pub(super) const FAILURES: [&str; 8] = [
     "timed_out",
     "closed",
@@ -44,6 +57,7 @@ pub struct WorkerStats {
     pub(super) opened: [[Count; 2]; 2],
     pub(super) handshakes: [Count; 2],
     pub(super) failures: [Count; 8],
+    pub(super) refused_headers: [Count; 4],
     pub(super) panics: Count,
 }
 
@@ -71,6 +85,10 @@ impl WorkerStats {
 
     pub fn handshake_failure(&self, cause: HandshakeFailure) {
         self.failures[cause as usize].add(1);
+    }
+
+    pub fn header_refused(&self, why: HeaderRefusal) {
+        self.refused_headers[why as usize].add(1);
     }
 
     /// Code of ours panicked; one request or connection was lost by it.

@@ -23,6 +23,7 @@ mod proxy_change;
 mod proxy_filters;
 mod proxy_hostile;
 mod proxy_limits;
+mod proxy_protocol;
 mod proxy_requests;
 mod proxy_rig;
 mod proxy_streams;

@@ -47,6 +47,7 @@ impl Gateway {
             https: vec![any],
             workers: 2,
             trusted_hops: 0,
+            proxy_protocol: Default::default(),
             loopback_backends: true,
             own_ports: false,
             installation: "test".into(),
