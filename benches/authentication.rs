@@ -226,6 +226,7 @@ fn options() -> Options {
         namespace: "platform".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        served: None,
     }
 }
 

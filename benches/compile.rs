@@ -129,6 +129,7 @@ fn options() -> Options {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        served: None,
         namespace: "platform".into(),
     }
 }

@@ -19,6 +19,7 @@ NAMESPACE = "gateway"
 CHART = ROOT / "charts" / "portcullis"
 RELEASE = "gw"
 NAME = f"{RELEASE}-portcullis"
+VALUES = "replicas=0,service.type=ClusterIP"
 
 
 class Gateway(Process):
@@ -54,7 +55,7 @@ class Installation:
         kube = world.kube
         if NAMESPACE not in kube.kubectl("get", "namespaces", "-o", "name"):
             kube.namespace(NAMESPACE)
-            kube.helm("install", RELEASE, CHART, "-n", NAMESPACE, "--set", "replicas=0,service.type=ClusterIP")
+            kube.helm("install", RELEASE, CHART, "-n", NAMESPACE, "--set", VALUES)
             until("the API knows GatewayRoutes", lambda: "gwr" in kube.kubectl("api-resources"))
         token = kube.kubectl("-n", NAMESPACE, "create", "token", NAME, "--duration=4h").strip()
         self.kubeconfig = world.data / "gateway.kubeconfig"

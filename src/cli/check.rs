@@ -13,6 +13,7 @@ use super::findings;
 use super::run::Hostnames;
 use crate::compile::{LoopbackHosts, Memo, Options, compile};
 use crate::standalone;
+use crate::values::LabelSelector;
 
 #[derive(Args, Debug)]
 pub struct Check {
@@ -27,6 +28,9 @@ pub struct Check {
     /// Who may claim a hostname
     #[arg(long, value_name = "FirstCome|Listed", default_value = "FirstCome")]
     hostnames: Hostnames,
+    /// Objects of namespaces with these labels only, and of the installation's own [default: all]
+    #[arg(long, value_name = "LABELS")]
+    namespace_selector: Option<LabelSelector>,
     /// Namespace of the installation: policies there may apply to everything
     #[arg(long, value_name = "NAME", default_value = "default")]
     namespace: String,
@@ -49,6 +53,7 @@ pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
         hostnames: args.hostnames.into(),
         loopback: LoopbackHosts::Allowed,
         namespace: args.namespace.as_str().into(),
+        served: args.namespace_selector.clone(),
     };
     let (compiled, _) = compile(&world, &options, Memo::default());
     let findings = findings::all(&world, &compiled);

@@ -11,11 +11,11 @@ use ipnet::IpNet;
 use super::logging;
 use crate::app::{self, Ended, Settings, Source};
 use crate::compile::{HostnameClaims, LoopbackHosts, Options};
-use crate::controller::{self, PeerSettings};
+use crate::controller::{self, Area, PeerSettings};
 use crate::message::Scheme;
 use crate::proxy;
 use crate::telemetry::AccessTarget;
-use crate::values::Duration;
+use crate::values::{Duration, LabelSelector};
 
 #[derive(Args, Debug)]
 pub struct Run {
@@ -88,6 +88,15 @@ struct Cluster {
     /// Read these namespaces only [default: all]
     #[arg(long, value_name = "NAME", env = "PORTCULLIS_WATCH_NAMESPACES", value_delimiter = ',')]
     watch_namespaces: Vec<String>,
+    /// Serve objects of namespaces with these labels only, as key=value[,key=value]; the installation's own always
+    /// counts (this also with --manifests) [default: all]
+    #[arg(
+        long,
+        value_name = "LABELS",
+        env = "PORTCULLIS_NAMESPACE_SELECTOR",
+        conflicts_with = "watch_namespaces"
+    )]
+    namespace_selector: Option<LabelSelector>,
     /// Namespace of the installation: its Lease and its peer Service are there, and policies that may apply to
     /// everything (this also with --manifests)
     #[arg(long, value_name = "NAME", env = "POD_NAMESPACE", default_value = "default")]
@@ -124,10 +133,14 @@ impl Cluster {
         let controller = controller::Settings {
             kubeconfig: self.kubeconfig,
             class_name: class_name.into(),
+            area: Area {
+                namespaces: self.watch_namespaces,
+                selector: self.namespace_selector,
+                installation: self.namespace.as_str().into(),
+            },
             namespace: self.namespace,
             pod_name: self.pod_name,
             pod_ip: self.pod_ip,
-            watch_namespaces: self.watch_namespaces,
             lease_name: self.lease_name,
             peers: peers.map(|(service, token_file)| PeerSettings { service, token_file }),
         };
@@ -194,6 +207,7 @@ pub fn run(args: Run) -> anyhow::Result<ExitCode> {
 fn settings(args: Run) -> Settings {
     let files = !args.manifests.is_empty();
     let namespace = Arc::from(args.cluster.namespace.as_str());
+    let served = args.cluster.namespace_selector.clone();
     Settings {
         source: if files { Source::Files(args.manifests) } else { args.cluster.source(&args.class_name) },
         proxy: proxy::Settings {
@@ -218,6 +232,7 @@ fn settings(args: Run) -> Settings {
             hostnames: args.hostnames.into(),
             loopback: if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused },
             namespace,
+            served,
         },
         admin: args
             .admin

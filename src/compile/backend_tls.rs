@@ -71,9 +71,8 @@ fn client_certificate(
         return Err(not_permitted(at, "Secret", &name));
     }
     let Some(secret) = asker.secret(&name).filter(|secret| &*secret.kind == TLS_SECRET) else {
-        let message =
-            format!("there is no Secret {name} of type kubernetes.io/tls; create it or correct the name");
-        return Err(Problem::error(at, Reason::SecretNotFound, message));
+        let (reason, message) = asker.no_certificate(&name);
+        return Err(Problem::error(at, reason, message));
     };
     certificates.prove(&secret).map_err(|message| {
         Problem::error(at, Reason::InvalidCertificate, format!("Secret {name}: {message}"))

@@ -188,8 +188,7 @@ fn admits(allowed: &AllowedNamespaces, world: &Snapshot, namespace: &Arc<str>) -
         AllowedFrom::Selector => {
             let Some(selector) = &allowed.selector else { return false };
             let Some(namespace) = world.namespaces.get(namespace) else { return false };
-            !selector.match_labels.is_empty()
-                && selector.match_labels.iter().all(|(key, value)| namespace.labels.get(key) == Some(value))
+            selector.selects(&namespace.labels)
         }
     }
 }

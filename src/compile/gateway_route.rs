@@ -206,10 +206,8 @@ impl Lowering<'_, '_> {
                 continue;
             }
             let Some(data) = self.asker.secret(&name).filter(|secret| &*secret.kind == TLS_SECRET) else {
-                let message = format!(
-                    "there is no Secret {name} of type kubernetes.io/tls; create it or correct the name"
-                );
-                self.problems.push(Problem::error(path, Reason::SecretNotFound, message));
+                let (reason, message) = self.asker.no_certificate(&name);
+                self.problems.push(Problem::error(path, reason, message));
                 continue;
             };
             match self.certificates.prove(&data) {

@@ -44,7 +44,7 @@ use self::question::{Asked, Asker, Backends, Gathered, Known, Policies};
 use crate::filters::{AnyPlan, OwnHost, REGISTRY, Unmatched};
 use crate::route_map::{BackendPlan, CertificatePlan, ClientValidationPlan, EndpointSet, RouteMap};
 use crate::snapshot::{Kind, Manifest, SecretData, Snapshot};
-use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem};
+use crate::values::{BackendId, FieldPath, Hostname, LabelSelector, ObjectName, Problem};
 
 /// What the installation decides about compiling; the same on all replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,6 +55,16 @@ pub struct Options {
     pub loopback: LoopbackHosts,
     /// The installation's own: only policies there may apply to everything, or to namespaces by label.
     pub namespace: Arc<str>,
+    /// Objects of ours count only in namespaces with these labels, and in the installation's own.
+    pub served: Option<LabelSelector>,
+}
+
+impl Options {
+    fn serve(&self, world: &Snapshot, namespace: &Arc<str>) -> bool {
+        let Some(selector) = &self.served else { return true };
+        *namespace == self.namespace
+            || world.namespaces.get(namespace).is_some_and(|namespace| selector.selects(&namespace.labels))
+    }
 }
 
 /// Who may claim a hostname.
@@ -231,7 +241,8 @@ fn route_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> BTreeMap
         };
         (name.clone(), unit)
     };
-    world.world.routes.iter().map(unit).collect()
+    let routes = world.world.routes.iter();
+    routes.filter(|(name, _)| options.serve(world.world, &name.namespace)).map(unit).collect()
 }
 
 fn reports(claimants: &[Claimant], facts: Vec<conditions::RouteFacts>, memo: &mut Memo) -> Vec<Arc<Report>> {
@@ -259,6 +270,9 @@ fn reports(claimants: &[Claimant], facts: Vec<conditions::RouteFacts>, memo: &mu
 fn backend_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> Backends {
     let mut known = std::mem::take(&mut memo.backends);
     for (name, manifest) in &world.world.backends {
+        if !options.serve(world.world, &name.namespace) {
+            continue;
+        }
         let unit = match known.remove(name) {
             Some(unit) if lowers_alike(&unit.manifest, manifest) && unit.asked.stands(world) => {
                 unit.now(manifest)
@@ -274,6 +288,9 @@ fn backend_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> Backen
 fn policy_units(known: Known<'_>, options: &Options, memo: &mut Memo) -> Policies {
     let mut units = std::mem::take(&mut memo.policies);
     for (name, manifest) in &known.world.policies {
+        if !options.serve(known.world, &name.namespace) {
+            continue;
+        }
         let unit = match units.remove(name) {
             Some(unit) if lowers_alike(&unit.manifest, manifest) && unit.asked.stands(known) => {
                 PolicyUnit { manifest: Arc::clone(manifest), ..unit }

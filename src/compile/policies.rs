@@ -20,6 +20,7 @@ use crate::filters::{
     AnyPlan, Applies, Combine, Derive, OwnHost, REGISTRY, Ring, Scope, Selection, TimeoutsPlan,
 };
 use crate::route_map::{PolicyBy, PolicyMember, PolicyOrigin};
+use crate::snapshot::{self, Unreadable};
 use crate::values::{
     ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Problem, Reason, Redacted, SecretData,
     SecretKeyRef, SecretRef, Severity,
@@ -424,8 +425,8 @@ impl Scope for Asking<'_, '_> {
         let name = self.named(&at, "Secret", &secret.name, secret.namespace.as_deref())?;
         let found = self.asker.secret(&name);
         if found.is_none() {
-            let message = format!("there is no Secret {name}; create it or correct the name");
-            self.refuse(at, Reason::SecretNotFound, message);
+            let (reason, message) = self.asker.why_not(snapshot::Kind::Secret, &name);
+            self.refuse(at, reason, message);
         }
         found
     }
@@ -436,15 +437,23 @@ impl Scope for Asking<'_, '_> {
         self.value(at, ("Secret", &found.name), &found.data, secret.key.as_deref()).cloned()
     }
 
-    fn secrets(&mut self, selector: &LabelSelector) -> Selection {
-        self.asker.secrets(&self.holder.name.namespace, selector)
+    fn secrets(&mut self, at: FieldPath, selector: &LabelSelector) -> Selection {
+        let namespace = Arc::clone(&self.holder.name.namespace);
+        if self.asker.is_unreadable(Unreadable::Labelled(Arc::clone(&namespace), selector.clone())) {
+            let message = format!(
+                "the gateway may not list the Secrets of namespace {namespace}, so it cannot find any by label; name one \
+                 by secretRef, or let its service account list them (the chart's rbac.secrets)"
+            );
+            self.refuse(at, Reason::RefNotPermitted, message);
+        }
+        self.asker.secrets(&namespace, selector)
     }
 
     fn config_map(&mut self, at: FieldPath, map: &ConfigMapKeyRef) -> Option<Arc<str>> {
         let name = self.named(&at, "ConfigMap", &map.name, map.namespace.as_deref())?;
         let Some(found) = self.asker.config_map(&name) else {
-            let message = format!("there is no ConfigMap {name}; create it or correct the name");
-            self.refuse(at, Reason::ConfigMapNotFound, message);
+            let (reason, message) = self.asker.why_not(snapshot::Kind::ConfigMap, &name);
+            self.refuse(at, reason, message);
             return None;
         };
         self.value(at, ("ConfigMap", &name), &found.data, map.key.as_deref()).cloned()

@@ -11,8 +11,8 @@ use super::gateway_backend::LoweredBackend;
 use super::gateway_policy::LoweredPolicy;
 use super::grants;
 use crate::filters::{Derive, OwnHost, Selection};
-use crate::snapshot::{ConfigMapData, Kind, SecretData, ServiceData, Snapshot};
-use crate::values::{LabelSelector, ObjectName};
+use crate::snapshot::{ConfigMapData, Kind, SecretData, ServiceData, Snapshot, Unreadable};
+use crate::values::{LabelSelector, ObjectName, Reason};
 
 /// What can be asked: the world, and the backends and policies as they were lowered from it.
 #[derive(Clone, Copy)]
@@ -96,6 +96,8 @@ pub(super) enum Question {
     Backend(ObjectName),
     Policy(ObjectName),
     Granted(Reference),
+    /// Whether the source could read it at all.
+    Readable(Unreadable),
 }
 
 /// A reference from an object of ours to an object of another namespace.
@@ -118,6 +120,7 @@ pub(super) enum Answer {
     Backend(Option<Arc<LoweredBackend>>),
     Policy(Option<Arc<LoweredPolicy>>),
     Granted(bool),
+    Readable(bool),
 }
 
 impl Question {
@@ -133,6 +136,7 @@ impl Question {
             Self::Backend(name) => Answer::Backend(backends.get(name).cloned()),
             Self::Policy(name) => Answer::Policy(policies.get(name).cloned()),
             Self::Granted(reference) => Answer::Granted(grants::allows(world, reference)),
+            Self::Readable(what) => Answer::Readable(!world.unreadable.contains(what)),
         }
     }
 }
@@ -160,7 +164,7 @@ impl Answer {
             }
             (Self::Backend(a), Self::Backend(b)) => same(a, b, |_, _| false),
             (Self::Policy(a), Self::Policy(b)) => same(a, b, |_, _| false),
-            (Self::Granted(a), Self::Granted(b)) => a == b,
+            (Self::Granted(a), Self::Granted(b)) | (Self::Readable(a), Self::Readable(b)) => a == b,
             _ => false,
         }
     }
@@ -263,6 +267,37 @@ impl<'w> Asker<'w> {
         }
         let reference = Reference { by: self.by, from: Arc::clone(from), group, kind, to: to.clone() };
         matches!(self.ask(Question::Granted(reference)), Answer::Granted(true))
+    }
+
+    /// Why a Secret or ConfigMap that is named cannot be had.
+    pub fn why_not(&mut self, kind: Kind, name: &ObjectName) -> (Reason, String) {
+        let word = kind.as_str();
+        if self.is_unreadable(Unreadable::One(kind, name.clone())) {
+            let message = format!(
+                "the gateway may not read {word} {name}; let its service account get, list and watch it (the chart's rbac.secrets), or name another"
+            );
+            return (Reason::RefNotPermitted, message);
+        }
+        let reason = if kind == Kind::Secret { Reason::SecretNotFound } else { Reason::ConfigMapNotFound };
+        (reason, format!("there is no {word} {name}; create it or correct the name"))
+    }
+
+    /// The same for one that must hold a certificate.
+    pub fn no_certificate(&mut self, name: &ObjectName) -> (Reason, String) {
+        match self.why_not(Kind::Secret, name) {
+            (Reason::SecretNotFound, _) => {
+                let message = format!(
+                    "there is no Secret {name} of type kubernetes.io/tls; create it or correct the name"
+                );
+                (Reason::SecretNotFound, message)
+            }
+            unreadable => unreadable,
+        }
+    }
+
+    /// Whether something is not there because it may not be read.
+    pub fn is_unreadable(&mut self, what: Unreadable) -> bool {
+        matches!(self.ask(Question::Readable(what)), Answer::Readable(false))
     }
 
     pub fn finish(mut self) -> Asked {

@@ -32,8 +32,6 @@ pub trait Watch: Send + Sync + 'static {
     const VERSION: &'static str;
     const NAME: &'static str;
     const PLURAL: &'static str;
-    /// Only objects that match are listed and watched at all.
-    const FIELDS: Option<&'static str> = None;
     /// A kind that need not be installed: absent, it is an empty list.
     const OPTIONAL: bool = false;
     type Raw: DeserializeOwned;
@@ -50,7 +48,7 @@ pub fn api<W: Watch>(client: &Client, namespace: Option<&Arc<str>>) -> Api<Watch
     }
 }
 
-/// Something that is done with each kind, in each place where it is read.
+/// Something that is done with each kind that is read as a whole, in each place where it is read.
 pub trait Each {
     fn kind<W: Watch>(&mut self, namespace: Option<&Arc<str>>);
 }
@@ -69,7 +67,6 @@ pub fn each(namespaces: &[String], to_do: &mut impl Each) {
         to_do.kind::<Routes>(place);
         to_do.kind::<Backends>(place);
         to_do.kind::<Policies>(place);
-        to_do.kind::<Secrets>(place);
         to_do.kind::<Services>(place);
         to_do.kind::<EndpointSlices>(place);
         to_do.kind::<Grants>(place);
@@ -84,9 +81,6 @@ pub struct Backends;
 pub struct Policies;
 #[derive(Debug)]
 pub struct Secrets;
-/// Secrets that are named, or found by labels that are; of any type.
-#[derive(Debug)]
-pub struct NamedSecrets;
 #[derive(Debug)]
 pub struct ConfigMaps;
 #[derive(Debug)]
@@ -143,21 +137,6 @@ impl Watch for Secrets {
     const VERSION: &'static str = "v1";
     const NAME: &'static str = "Secret";
     const PLURAL: &'static str = "secrets";
-    /// The other Secrets never leave the API server.
-    const FIELDS: Option<&'static str> = Some(TLS_SECRETS_ONLY);
-    type Raw = Secret;
-
-    fn convert(raw: Secret) -> Result<Option<Object>, String> {
-        SecretData::new(raw).map(|secret| Some(Object::Secret(secret)))
-    }
-}
-
-impl Watch for NamedSecrets {
-    const KIND: Kind = Kind::Secret;
-    const GROUP: &'static str = "";
-    const VERSION: &'static str = "v1";
-    const NAME: &'static str = "Secret";
-    const PLURAL: &'static str = "secrets";
     type Raw = Secret;
 
     fn convert(raw: Secret) -> Result<Option<Object>, String> {
@@ -177,8 +156,6 @@ impl Watch for ConfigMaps {
         ConfigMapData::new(raw).map(|map| Some(Object::ConfigMap(map)))
     }
 }
-
-const TLS_SECRETS_ONLY: &str = "type=kubernetes.io/tls";
 
 impl Watch for Services {
     const KIND: Kind = Kind::Service;
@@ -329,7 +306,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::snapshot::TLS_SECRET;
 
     #[test]
     fn the_spec_stays_text_and_managed_fields_are_dropped() {
@@ -361,10 +337,5 @@ mod tests {
         assert_eq!(failure.kind, Some(Kind::Service));
         assert!(list[1].object.as_ref().is_ok_and(Option::is_some));
         assert!(list[2].object.is_err());
-    }
-
-    #[test]
-    fn the_field_selector_names_the_type_that_is_kept() {
-        assert_eq!(Secrets::FIELDS, Some(&*format!("type={TLS_SECRET}")));
     }
 }

@@ -16,6 +16,7 @@ mod peer_port;
 mod pulse;
 mod replicas;
 mod served;
+mod sources;
 mod status;
 mod wanted;
 mod watch;
@@ -44,6 +45,7 @@ use crate::compile::Published;
 use crate::lifecycle::{DrainSignal, Guard};
 use crate::snapshot::Update;
 use crate::telemetry::Telemetry;
+use crate::values::LabelSelector;
 
 const CONNECT: Duration = Duration::from_secs(5);
 
@@ -59,11 +61,20 @@ pub struct Settings {
     pub pod_name: String,
     /// Where the other replicas reach this one.
     pub pod_ip: Option<IpAddr>,
-    /// Empty: all.
-    pub watch_namespaces: Vec<String>,
+    pub area: Area,
     pub lease_name: String,
     /// None: this process is the only replica.
     pub peers: Option<PeerSettings>,
+}
+
+/// Whose objects are ours.
+#[derive(Clone, Debug, Default)]
+pub struct Area {
+    /// Read these namespaces only; empty: all.
+    pub namespaces: Vec<String>,
+    /// Objects of ours count only in namespaces with these labels, and in that of the installation.
+    pub selector: Option<LabelSelector>,
+    pub installation: Arc<str>,
 }
 
 #[derive(Clone, Debug)]
@@ -155,7 +166,7 @@ pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
     let class_name = &settings.class_name;
     let writer = Writer::new(&client, class_name, &settings.pod_name, peers.clone(), served, term, published);
     tokio::spawn(writer.run());
-    let watches = watch::watches(&client, &settings.watch_namespaces, &telemetry, &pulse, updates);
+    let watches = watch::watches(&client, &settings.area, &telemetry, &pulse, updates);
     tokio::spawn(async move {
         if let Some(peers) = peers {
             peers.seen().await;

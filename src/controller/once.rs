@@ -9,9 +9,12 @@ use kube::api::ListParams;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Api, Client, Config};
 
-use super::kinds::{Each, Watch, Watched, api, each};
+use super::kinds::{ConfigMaps, Each, Secrets, Watch, Watched, api, each};
+use super::sources::{Reach, Sources, by_name};
+use super::wanted::{Source, wanted};
 use super::{Error, connect};
 use crate::snapshot::{Change, Failure, Kind, Object, Snapshot};
+use crate::values::ObjectName;
 
 /// Objects of one request; a large cluster takes several.
 const PAGE: u32 = 500;
@@ -60,7 +63,52 @@ pub(super) async fn read_by(client: &Client, namespaces: &[String]) -> Result<Fo
             }
         }
     }
+    read_named(client, namespaces, &mut found).await;
     Ok(found)
+}
+
+/// The Secrets and ConfigMaps that the objects name.
+async fn read_named(client: &Client, namespaces: &[String], found: &mut Found) {
+    let reach = if namespaces.is_empty() { Reach::Cluster } else { Reach::Namespaces };
+    let mut sources = Sources::new(reach);
+    let world = &found.world;
+    for manifest in world.routes.values().chain(world.backends.values()).chain(world.policies.values()) {
+        wanted(manifest).iter().for_each(|source| sources.want(source));
+    }
+    let mut planned: Vec<Source> = sources.plan().into_iter().collect();
+    while let Some(source) = planned.pop() {
+        let outcome = match source.kind {
+            Kind::ConfigMap => list(&api::<ConfigMaps>(client, source.namespace.as_ref()), &source).await,
+            _ => list(&api::<Secrets>(client, source.namespace.as_ref()), &source).await,
+        };
+        match outcome {
+            Ok((objects, failures)) => {
+                let is_wanted =
+                    |name: &ObjectName| !source.is_together() || sources.is_wanted(&by_name(&source, name));
+                for object in objects.into_iter().filter(|object| is_wanted(&object.name())) {
+                    found.world.apply(Change::Put(object));
+                }
+                let failures = failures.into_iter();
+                found.world.failures.extend(failures.filter(|one| one.name.as_ref().is_none_or(is_wanted)));
+            }
+            Err(kube::Error::Api(status)) if status.code == 403 && source.is_together() => {
+                let before = sources.plan();
+                sources.refuse(&source);
+                planned.extend(sources.plan().into_iter().filter(|source| !before.contains(source)));
+            }
+            Err(error) => {
+                if let kube::Error::Api(status) = &error
+                    && status.code == 403
+                {
+                    found.world.unreadable.extend(source.unreadable());
+                }
+                let of = source.namespace.as_deref().unwrap_or_default();
+                let plural = if source.kind == Kind::ConfigMap { "configmaps" } else { "secrets" };
+                let which = source.fields().or_else(|| source.labels()).unwrap_or_default();
+                found.unread.push(format!("{plural} of namespace {of} with {which} cannot be read: {error}"));
+            }
+        }
+    }
 }
 
 /// Each kind's list, to be awaited.
@@ -81,7 +129,8 @@ impl Each for Lists<'_> {
         let api = api::<W>(self.client, namespace);
         let namespace = namespace.cloned();
         self.all.push(Box::pin(async move {
-            let outcome = match list(&api).await {
+            let whole = Source::all(W::KIND, namespace.clone());
+            let outcome = match list(&api, &whole).await {
                 Err(kube::Error::Api(status)) if W::OPTIONAL && status.code == 404 => {
                     Ok((Vec::new(), Vec::new()))
                 }
@@ -93,9 +142,9 @@ impl Each for Lists<'_> {
 }
 
 /// What can be read of all pages, and what cannot.
-async fn list<W: Watch>(api: &Api<Watched<W>>) -> kube::Result<(Vec<Object>, Vec<Failure>)> {
-    let fields = W::FIELDS.map(Into::into);
-    let mut page = ListParams { field_selector: fields, ..ListParams::default() }.limit(PAGE);
+async fn list<W: Watch>(api: &Api<Watched<W>>, source: &Source) -> kube::Result<(Vec<Object>, Vec<Failure>)> {
+    let (field_selector, label_selector) = (source.fields(), source.labels());
+    let mut page = ListParams { field_selector, label_selector, ..ListParams::default() }.limit(PAGE);
     let (mut objects, mut failures) = (Vec::new(), Vec::new());
     loop {
         let list = match tokio::time::timeout(REQUEST, api.list(&page)).await {

@@ -2,6 +2,7 @@
 //! what the replicas serve.
 
 mod fake_api;
+mod named;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use tokio::sync::{mpsc, watch as channel};
 use tokio::time::Instant;
 
 use self::fake_api::{FakeApi, until};
+use super::Area;
 use super::lease::{Candidate, Term};
 use super::once;
 use super::peer_port::{self, TokenFile};
@@ -27,11 +29,10 @@ use crate::snapshot::{Change, Kind, Manifest, RawObject, Snapshot, Update};
 use crate::telemetry::Telemetry;
 use crate::values::ObjectName;
 
-const KINDS: [&str; 8] = [
+const KINDS: [&str; 7] = [
     "gatewayroutes",
     "gatewaybackends",
     "gatewaypolicies",
-    "secrets",
     "services",
     "endpointslices",
     "namespaces",
@@ -55,10 +56,14 @@ struct Listener {
 
 impl Listener {
     fn start(fake: &FakeApi, namespaces: &[String]) -> Self {
+        Self::of(fake, &Area { namespaces: namespaces.to_vec(), ..Area::default() })
+    }
+
+    fn of(fake: &FakeApi, area: &Area) -> Self {
         let (sender, updates) = mpsc::channel(64);
         let telemetry = Telemetry::new(1);
         let pulse = Pulse::new(telemetry.clone());
-        for task in watches(&fake.client(), namespaces, &telemetry, &pulse, sender) {
+        for task in watches(&fake.client(), area, &telemetry, &pulse, sender) {
             tokio::spawn(task);
         }
         Self { updates, telemetry, world: Snapshot::default(), synced: false, listed: 0 }
@@ -104,83 +109,6 @@ async fn lists_then_synced_then_what_happens() {
     here.until("b came", |here| here.routes() == ["a", "b"]).await;
     fake.delete("gatewayroutes", "shop", "a");
     here.until("a went", |here| here.routes() == ["b"]).await;
-}
-
-fn secret(name: &str, kind: &str, label: &str) -> Value {
-    json!({"apiVersion": "v1", "kind": "Secret", "type": kind,
-        "metadata": {"name": name, "namespace": "shop", "labels": {"keys": label}}, "data": {"key": "YQ=="}})
-}
-
-fn naming(name: &str, entry: Value) -> Value {
-    let mut route = route(name, 1);
-    route["spec"]["policy"] = json!({"authentication": {"anyOf": [entry]}});
-    route
-}
-
-impl Listener {
-    fn secrets(&self) -> Vec<&str> {
-        self.world.secrets.keys().map(|name| &*name.name).collect()
-    }
-}
-
-#[tokio::test]
-async fn only_secrets_that_are_named_are_read_and_a_route_comes_with_them() {
-    let fake = FakeApi::start().await;
-    for (name, kind, label) in [
-        ("cert", "kubernetes.io/tls", "none"),
-        ("one", "Opaque", "none"),
-        ("two", "Opaque", "shop"),
-        ("three", "Opaque", "shop"),
-        ("stranger", "Opaque", "other"),
-    ] {
-        fake.put("secrets", secret(name, kind, label));
-    }
-    fake.put("gatewayroutes", naming("a", json!({"apiKey": {"secretRef": {"name": "one"}}})));
-    let mut here = Listener::start(&fake, &[]);
-    here.until("synced", |here| here.synced).await;
-    assert_eq!((here.routes(), here.secrets()), (vec!["a"], vec!["cert", "one"]));
-
-    // With the route that names them, not after it.
-    fake.put(
-        "gatewayroutes",
-        naming("b", json!({"apiKey": {"secretSelector": {"matchLabels": {"keys": "shop"}}}})),
-    );
-    here.until("b came", |here| here.routes() == ["a", "b"]).await;
-    assert_eq!(here.secrets(), ["cert", "one", "three", "two"]);
-
-    // Out of the selection and into it.
-    fake.put("secrets", secret("two", "Opaque", "other"));
-    fake.put("secrets", secret("stranger", "Opaque", "shop"));
-    here.until("the selection is another", |here| here.secrets() == ["cert", "one", "stranger", "three"])
-        .await;
-    fake.delete("secrets", "shop", "three");
-    here.until("three went", |here| here.secrets() == ["cert", "one", "stranger"]).await;
-
-    // Nobody names them any more: they are forgotten. The certificate is held by its type.
-    fake.put("gatewayroutes", naming("b", json!({"apiKey": {"secretRef": {"name": "cert"}}})));
-    here.until("b names another", |here| here.secrets() == ["cert", "one"]).await;
-    fake.delete("gatewayroutes", "shop", "b");
-    fake.delete("gatewayroutes", "shop", "a");
-    here.until("all is forgotten", |here| here.secrets() == ["cert"]).await;
-}
-
-#[tokio::test]
-async fn a_config_map_that_may_not_be_read_holds_nobody_up() {
-    let fake = FakeApi::start().await;
-    let by_map = json!({"jwt": {"jwks": {"configMapRef": {"name": "keys"}}}});
-    fake.put("gatewayroutes", naming("a", by_map));
-    fake.refuse("configmaps", Some(403));
-    let began = Instant::now();
-    let mut here = Listener::start(&fake, &[]);
-    here.until("synced", |here| here.synced).await;
-    assert!(began.elapsed() < Duration::from_secs(2), "it waited for what is refused");
-    assert_eq!((here.routes(), here.world.config_maps.len()), (vec!["a"], 0));
-    fake.put(
-        "configmaps",
-        json!({"metadata": {"name": "keys", "namespace": "shop"}, "data": {"jwks.json": "{}"}}),
-    );
-    fake.refuse("configmaps", None);
-    here.until("it may be read", |here| here.world.config_maps.len() == 1).await;
 }
 
 #[tokio::test]
@@ -249,14 +177,14 @@ async fn grants_that_are_not_installed_hold_nobody_up_and_count_once_they_are() 
 #[tokio::test]
 async fn a_refused_kind_is_counted_stops_no_other_and_readiness_waits_for_it() {
     let fake = FakeApi::start().await;
-    fake.refuse("secrets", Some(403));
+    fake.refuse("services", Some(403));
     fake.put("gatewayroutes", route("a", 1));
     let mut here = Listener::start(&fake, &[]);
     here.until("the routes are known", |here| here.routes() == ["a"]).await;
-    until("it was tried again", || fake.count("LIST secrets") >= 2).await;
+    until("it was tried again", || fake.count("LIST services") >= 2).await;
     assert!(!here.synced);
-    assert!(here.telemetry.render().contains(r#"errors_total{kind="secrets"}"#));
-    fake.refuse("secrets", None);
+    assert!(here.telemetry.render().contains(r#"errors_total{kind="services"}"#));
+    fake.refuse("services", None);
     here.until("synced", |here| here.synced).await;
 }
 
@@ -295,13 +223,13 @@ async fn read_once_every_page_is_taken_and_what_is_refused_is_said() {
         json!({"metadata": {"name": "bad", "namespace": "shop"}, "spec": {"ports": "many"}}),
     );
     fake.refuse("referencegrants", Some(404));
-    fake.refuse("secrets", Some(403));
+    fake.refuse("endpointslices", Some(403));
     let found = once::read_by(&fake.client(), &[]).await.unwrap();
     assert!(KINDS.iter().all(|kind| fake.count(&format!("LIST {kind}")) > 0), "each kind that is watched");
     assert_eq!((found.world.routes.len(), fake.count("LIST gatewayroutes")), (1_001, 3));
     assert_eq!(found.world.failures[0].name, Some(ObjectName::new("shop", "bad")));
     assert_eq!(found.unread.len(), 1);
-    assert!(found.unread[0].starts_with("secrets cannot be read: "), "{:?}", found.unread);
+    assert!(found.unread[0].starts_with("endpointslices cannot be read: "), "{:?}", found.unread);
 
     let none = once::read_by(&fake.client(), &["pay".into()]).await.unwrap();
     assert_eq!((none.world.routes.len(), fake.count("LIST namespaces")), (0, 1));

@@ -1,14 +1,16 @@
-//! Which Secrets and ConfigMaps an object of ours names: those are watched, and no others are ever read.
+//! Which Secrets and ConfigMaps an object of ours names: those are kept, and no others.
 //!
 //! Fields are known by their names, wherever they stand: `…secretRef` and `…secretKeyRef`, `…secretSelector`,
-//! `…configMapRef`, `caCertificateRefs`, `crlRefs`. A test holds every schema to it.
+//! `…configMapRef`, `certificateRefs`, `clientCertificateRef`, `caCertificateRefs`, `crlRefs`. A test holds every schema
+//! to it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use serde_json::Value;
 
-use crate::snapshot::{Kind, Manifest};
+use crate::snapshot::{Kind, Manifest, TLS_SECRET, Unreadable};
+use crate::values::{LabelSelector, ObjectName};
 
 /// What one watch is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -24,7 +26,15 @@ pub struct Source {
 pub enum Only {
     Everything,
     Named(Arc<str>),
+    /// A Secret of type `kubernetes.io/tls`, by its name.
+    Certificate(Arc<str>),
     Labelled(BTreeMap<String, String>),
+    /// Many by name, of which the wanted ones are kept.
+    Together {
+        certificates: bool,
+        /// Tells one from those before it.
+        serial: u32,
+    },
 }
 
 impl Source {
@@ -36,7 +46,11 @@ impl Source {
     pub fn fields(&self) -> Option<String> {
         match &self.only {
             Only::Named(name) => Some(format!("metadata.name={name}")),
-            Only::Everything | Only::Labelled(_) => None,
+            Only::Certificate(name) => Some(format!("metadata.name={name},type={TLS_SECRET}")),
+            Only::Together { certificates: true, .. } => Some(format!("type={TLS_SECRET}")),
+            // The bulk of many clusters, and nothing that anybody names.
+            Only::Together { .. } if self.kind == Kind::Secret => Some("type!=helm.sh/release.v1".to_owned()),
+            Only::Everything | Only::Labelled(_) | Only::Together { .. } => None,
         }
     }
 
@@ -45,12 +59,37 @@ impl Source {
             Only::Labelled(labels) => Some(
                 labels.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(","),
             ),
-            Only::Everything | Only::Named(_) => None,
+            Only::Everything | Only::Named(_) | Only::Certificate(_) | Only::Together { .. } => None,
         }
+    }
+
+    /// Of what is wanted by its name.
+    pub fn name(&self) -> Option<ObjectName> {
+        match &self.only {
+            Only::Named(name) | Only::Certificate(name) => {
+                Some(ObjectName::new(self.namespace.clone()?, Arc::clone(name)))
+            }
+            Only::Everything | Only::Labelled(_) | Only::Together { .. } => None,
+        }
+    }
+
+    /// What cannot be had where this may not be read.
+    pub fn unreadable(&self) -> Option<Unreadable> {
+        match &self.only {
+            Only::Labelled(labels) => {
+                let selector = LabelSelector { match_labels: labels.clone() };
+                Some(Unreadable::Labelled(self.namespace.clone()?, selector))
+            }
+            _ => Some(Unreadable::One(self.kind, self.name()?)),
+        }
+    }
+
+    pub const fn is_together(&self) -> bool {
+        matches!(self.only, Only::Together { .. })
     }
 }
 
-/// What a manifest names besides certificates, which are watched by their type.
+/// What a manifest names.
 pub fn wanted(manifest: &Manifest) -> BTreeSet<Source> {
     let mut found = BTreeSet::new();
     if let Ok(spec) = serde_json::from_str(&manifest.spec) {
@@ -66,6 +105,12 @@ fn collect(value: &Value, namespace: &Arc<str>, found: &mut BTreeSet<Source>) {
             for (name, member) in members {
                 match means(name) {
                     Some(Means::Secret) => found.extend(named(Kind::Secret, member, namespace)),
+                    Some(Means::Certificate) => match member {
+                        Value::Array(items) => {
+                            found.extend(items.iter().filter_map(|item| certificate(item, namespace)));
+                        }
+                        one => found.extend(certificate(one, namespace)),
+                    },
                     Some(Means::ConfigMap) => found.extend(named(Kind::ConfigMap, member, namespace)),
                     Some(Means::Secrets) => found.extend(labelled(member, namespace)),
                     Some(Means::Either) => {
@@ -88,6 +133,8 @@ enum Means {
     Secret,
     Secrets,
     ConfigMap,
+    /// One or a list.
+    Certificate,
     /// A list whose items say their kind.
     Either,
 }
@@ -103,6 +150,8 @@ fn means(field: &str) -> Option<Means> {
         Some(Means::ConfigMap)
     } else if ends(&["cacertificaterefs", "crlrefs"]) {
         Some(Means::Either)
+    } else if ends(&["certificaterefs", "certificateref"]) {
+        Some(Means::Certificate)
     } else {
         None
     }
@@ -112,6 +161,14 @@ fn named(kind: Kind, reference: &Value, namespace: &Arc<str>) -> Option<Source> 
     let text = |name: &str| reference.get(name).and_then(Value::as_str).filter(|text| !text.is_empty());
     let namespace = text("namespace").map_or_else(|| Arc::clone(namespace), Into::into);
     Some(Source { kind, namespace: Some(namespace), only: Only::Named(text("name")?.into()) })
+}
+
+fn certificate(reference: &Value, namespace: &Arc<str>) -> Option<Source> {
+    let source = named(Kind::Secret, reference, namespace)?;
+    match source.only {
+        Only::Named(name) => Some(Source { only: Only::Certificate(name), ..source }),
+        _ => None,
+    }
 }
 
 /// Without labels it would be everybody's Secrets.
@@ -137,7 +194,6 @@ fn labelled(selector: &Value, namespace: &Arc<str>) -> Option<Source> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::values::ObjectName;
 
     fn of(spec: &str) -> Vec<String> {
         let manifest = Manifest {
@@ -162,13 +218,15 @@ mod tests {
         let spec = r#"{"tls": {"certificateRefs": [{"name": "cert"}]},
             "policy": {"a": [{"secretRef": {"name": "one"}}, {"clientSecretRef": {"name": "two", "namespace": "other"}}],
                 "b": {"secretSelector": {"matchLabels": {"k": "v", "a/b": "c"}}, "configMapRef": {"name": "map", "key": "x"}}},
-            "rules": [{"caCertificateRefs": [{"kind": "ConfigMap", "name": "ca"}, {"kind": "Secret", "name": "ca"}]}]}"#;
+            "rules": [{"caCertificateRefs": [{"kind": "ConfigMap", "name": "ca"}, {"kind": "Secret", "name": "ca"}], "clientCertificateRef": {"name": "client"}}]}"#;
         assert_eq!(
             of(spec),
             [
                 "Secret other metadata.name=two",
                 "Secret shop metadata.name=ca",
                 "Secret shop metadata.name=one",
+                "Secret shop metadata.name=cert,type=kubernetes.io/tls",
+                "Secret shop metadata.name=client,type=kubernetes.io/tls",
                 "Secret shop a/b=c,k=v",
                 "ConfigMap shop metadata.name=ca",
                 "ConfigMap shop metadata.name=map",
@@ -199,13 +257,11 @@ mod tests {
             for (name, field) in schema["properties"].as_object().into_iter().flatten() {
                 let path = format!("{path}.{name}");
                 let word = name.to_ascii_lowercase();
-                let certificates = ["certificaterefs", "clientcertificateref"].contains(&word.as_str());
                 let others =
                     ["backendref", "backendrefs", "parentrefs", "policyrefs", "targetrefs", "selector"];
                 let is_reference =
                     word.ends_with("ref") || word.ends_with("refs") || word.ends_with("selector");
-                if is_reference && means(name).is_none() && !certificates && !others.contains(&word.as_str())
-                {
+                if is_reference && means(name).is_none() && !others.contains(&word.as_str()) {
                     unknown.push(path.clone());
                 }
                 walk(field, &path, unknown);

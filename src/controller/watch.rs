@@ -1,5 +1,5 @@
-//! The API server's watches. One watch a kind, or a kind and namespace, or a Secret or ConfigMap that is named; one task
-//! gathers what they hear ([`super::gather`]).
+//! The API server's watches. One watch a kind, or a kind and namespace, and those of the Secrets and ConfigMaps that are
+//! named ([`super::sources`]); one task gathers what they hear ([`super::gather`]).
 //!
 //! Invariants: a list takes effect as a whole and only when it is complete, so that an error never empties anything;
 //! `Synced` is told once, after every first list; a watch that fails is tried again for ever and stops no other.
@@ -16,10 +16,11 @@ use kube::{Api, Client};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::gather::{Heard, gather};
-use super::kinds::{ConfigMaps, Each, NamedSecrets, Watch, Watched, api, each};
+use super::gather::Heard;
+use super::kinds::{ConfigMaps, Each, Secrets, Watch, Watched, api, each};
 use super::pulse::Pulse;
 use super::wanted::{Only, Source};
+use super::{Area, gather};
 use crate::snapshot::{Kind, Update};
 use crate::telemetry::Telemetry;
 
@@ -30,7 +31,7 @@ const FIRST_DELAY: Duration = Duration::from_millis(200);
 const LONGEST_DELAY: Duration = Duration::from_secs(3);
 /// Failures so far apart do not add up.
 const CALM: Duration = Duration::from_secs(30);
-/// How often a kind that is not installed is looked for.
+/// How often what is not installed or may not be read is looked for.
 const ABSENT: Duration = if cfg!(test) { Duration::from_millis(50) } else { Duration::from_secs(10) };
 /// The server ends a watch after so many seconds and sends a bookmark before; a connection silent for longer is dead.
 const WATCH_SECONDS: u32 = 90;
@@ -43,7 +44,7 @@ pub type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 /// All watches and the gatherer, as futures to be spawned. They end when nobody takes the updates any more.
 pub fn watches(
     client: &Client,
-    namespaces: &[String],
+    area: &Area,
     telemetry: &Telemetry,
     pulse: &Pulse,
     updates: mpsc::Sender<Update>,
@@ -51,9 +52,9 @@ pub fn watches(
     let (heard, receiver) = mpsc::channel(WAITING);
     let start = Start { client: client.clone(), telemetry: telemetry.clone(), pulse: pulse.clone(), heard };
     let mut every = Every { start: &start, tasks: Vec::new(), sources: BTreeSet::new() };
-    each(namespaces, &mut every);
+    each(&area.namespaces, &mut every);
     let Every { mut tasks, sources, .. } = every;
-    tasks.push(Box::pin(gather(start, receiver, sources, pulse.clone(), updates)));
+    tasks.push(Box::pin(gather::gather(start, area.clone(), receiver, sources, pulse.clone(), updates)));
     tasks
 }
 
@@ -81,11 +82,11 @@ impl Each for Every<'_> {
 }
 
 impl Start {
-    /// The watch of a Secret or ConfigMap that is named, or of Secrets by label.
+    /// The watch of Secrets or ConfigMaps that are named, or of Secrets by label.
     pub fn named(&self, source: &Source) -> Task {
         match source.kind {
             Kind::ConfigMap => self.watch::<ConfigMaps>(source.clone()),
-            _ => self.watch::<NamedSecrets>(source.clone()),
+            _ => self.watch::<Secrets>(source.clone()),
         }
     }
 
@@ -134,10 +135,11 @@ impl One {
 
     async fn follow<W: Watch>(&self, api: &Api<Watched<W>>) -> End {
         let mut config = watcher::Config::default().timeout(WATCH_SECONDS);
-        config.field_selector = self.source.fields().or_else(|| W::FIELDS.map(str::to_owned));
+        config.field_selector = self.source.fields();
         config.label_selector = self.source.labels();
         let mut stream = pin!(watcher::watcher(api.clone(), config));
         let mut list = (Vec::new(), Vec::new());
+        let mut listed = false;
         let mut trouble = Trouble::default();
         while let Some(event) = stream.next().await {
             let heard = match event {
@@ -155,6 +157,7 @@ impl One {
                 }
                 Ok(Event::InitDone) => {
                     let (objects, failures) = std::mem::take(&mut list);
+                    listed = true;
                     tracing::debug!(kind = W::PLURAL, objects = objects.len(), "listed");
                     Heard::Listed { objects, failures }
                 }
@@ -173,9 +176,16 @@ impl One {
                         tracing::debug!(kind = W::PLURAL, "not installed");
                         return End::Absent;
                     }
+                    let refused =
+                        code(&error) == Some(403) && self.source.only != Only::Everything && !listed;
+                    if refused && self.source.is_together() {
+                        // Nothing is missing: each is read on its own then.
+                        let _ = self.tell(Heard::Refused).await;
+                        return End::Closed;
+                    }
                     self.telemetry.control().watch_error(W::PLURAL);
                     self.pulse.trouble();
-                    let delay = trouble.next(Instant::now());
+                    let delay = if refused { ABSENT } else { trouble.next(Instant::now()) };
                     if trouble.is_worth_a_line(Instant::now()) {
                         let namespace = self.source.namespace.as_deref();
                         tracing::warn!(
@@ -186,11 +196,11 @@ impl One {
                             "a watch failed; it is tried again, what is known stays"
                         );
                     }
-                    // What may not be read is not there, for the one who names it; nobody else waits for it.
-                    if code(&error) == Some(403) && self.source.only != Only::Everything && !trouble.told {
+                    // What may not be read is not there, for the one who names it; nobody else waits for it. What was
+                    // read before stays.
+                    if refused && !trouble.told {
                         trouble.told = true;
-                        let nothing = Heard::Listed { objects: Vec::new(), failures: Vec::new() };
-                        if self.tell(nothing).await.is_err() {
+                        if self.tell(Heard::Refused).await.is_err() {
                             return End::Closed;
                         }
                     }

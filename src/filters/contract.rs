@@ -161,7 +161,7 @@ pub trait Scope {
 
     /// The Secrets of the object's own namespace that have all these labels, in the order of their names. The same
     /// `Arc` for as long as they stay the same.
-    fn secrets(&mut self, selector: &LabelSelector) -> Selection;
+    fn secrets(&mut self, at: FieldPath, selector: &LabelSelector) -> Selection;
 
     /// The value of one key of a ConfigMap.
     fn config_map(&mut self, at: FieldPath, map: &ConfigMapKeyRef) -> Option<Arc<str>>;

@@ -35,7 +35,7 @@ impl Scope for NoScope {
         None
     }
 
-    fn secrets(&mut self, _: &LabelSelector) -> Selection {
+    fn secrets(&mut self, _: FieldPath, _: &LabelSelector) -> Selection {
         Selection::default()
     }
 

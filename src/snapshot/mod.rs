@@ -14,7 +14,7 @@ pub use convert::{RawObject, TLS_SECRET};
 pub use documents::{Document, documents};
 pub use object::{
     Change, EndpointAddress, EndpointSliceData, Failure, Grant, GrantFrom, GrantTo, Kind, Manifest,
-    NamespaceData, Object, Origin, ServiceData, ServicePort, SlicePort,
+    NamespaceData, Object, Origin, ServiceData, ServicePort, SlicePort, Unreadable,
 };
 pub use read::read;
 pub use update::Update;

@@ -1,10 +1,10 @@
 //! The objects of the world, trimmed to what matters to a gateway.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use crate::values::{ConfigMapData, ObjectName, SecretData};
+use crate::values::{ConfigMapData, LabelSelector, ObjectName, SecretData};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Kind {
@@ -155,6 +155,16 @@ pub enum Change {
     },
     /// All failures of the source, replacing those it told before.
     Failures(Vec<Failure>),
+    /// All that objects of ours name and the source may not read, replacing what it told before.
+    Unreadable(BTreeSet<Unreadable>),
+}
+
+/// What is named and may not be read.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unreadable {
+    One(Kind, ObjectName),
+    /// Secrets of a namespace, by label.
+    Labelled(Arc<str>, LabelSelector),
 }
 
 impl Object {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::object::{
-    Change, EndpointSliceData, Failure, Grant, Kind, Manifest, NamespaceData, Object, ServiceData,
+    Change, EndpointSliceData, Failure, Grant, Kind, Manifest, NamespaceData, Object, ServiceData, Unreadable,
 };
 use crate::values::{ConfigMapData, ObjectName, SecretData};
 
@@ -22,6 +22,7 @@ pub struct Snapshot {
     pub namespaces: BTreeMap<Arc<str>, Arc<NamespaceData>>,
     pub grants: BTreeMap<ObjectName, Arc<Grant>>,
     pub failures: Vec<Failure>,
+    pub unreadable: BTreeSet<Unreadable>,
     /// The Service of each slice, kept by `apply`, so that a change of one does not look through all.
     pub slice_services: BTreeMap<ObjectName, Arc<str>>,
 }
@@ -36,6 +37,11 @@ impl Snapshot {
             Change::Failures(failures) if failures == self.failures => false,
             Change::Failures(failures) => {
                 self.failures = failures;
+                true
+            }
+            Change::Unreadable(unreadable) if unreadable == self.unreadable => false,
+            Change::Unreadable(unreadable) => {
+                self.unreadable = unreadable;
                 true
             }
         }

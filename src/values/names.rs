@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use kube::KubeSchema;
@@ -132,4 +133,25 @@ pub struct LabelSelector {
     #[schemars(extend("minProperties" = 1, "maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63}))]
     #[x_kube(validation = ("self.all(key, size(key) <= 317)", "a label's name has at most 317 characters"))]
     pub match_labels: BTreeMap<String, String>,
+}
+
+/// `key=value[,key=value]`, as on a command line.
+impl FromStr for LabelSelector {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let label = |pair: &str| match pair.split_once('=') {
+            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+            _ => Err(format!("{pair:?} is not key=value")),
+        };
+        Ok(Self { match_labels: text.split(',').map(label).collect::<Result<_, _>>()? })
+    }
+}
+
+impl LabelSelector {
+    /// One without labels selects nothing: what it could mean is everything.
+    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
+        !self.match_labels.is_empty()
+            && self.match_labels.iter().all(|(name, value)| labels.get(name) == Some(value))
+    }
 }

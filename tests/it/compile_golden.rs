@@ -142,6 +142,7 @@ fn options(text: &str) -> Options {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        served: None,
         namespace: "platform".into(),
     };
     let first = text.lines().next().unwrap_or_default();
@@ -149,6 +150,7 @@ fn options(text: &str) -> Options {
         match word.split_once('=') {
             Some(("hostnames", "Listed")) => options.hostnames = HostnameClaims::Listed,
             Some(("loopback", "Allowed")) => options.loopback = LoopbackHosts::Allowed,
+            Some(("served", labels)) => options.served = Some(labels.parse().expect("key=value")),
             Some(("class", class)) => options.class_name = class.into(),
             _ => panic!("no such option: {word}"),
         }

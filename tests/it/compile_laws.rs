@@ -19,6 +19,7 @@ fn options() -> Options {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        served: None,
         namespace: "red".into(),
     }
 }

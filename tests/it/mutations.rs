@@ -132,6 +132,7 @@ fn broken_manifests_cost_nobody_else_anything_and_mean_the_same_with_a_memo() {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        served: None,
         namespace: "default".into(),
     };
     let chance = &mut Chance::new(1);

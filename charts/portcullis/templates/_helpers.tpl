@@ -52,7 +52,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
-{{/* What a replica reads, wherever its Roles stand. */}}
+{{/* What a replica reads, wherever its Roles stand. Secrets may have Roles of their own. */}}
 {{- define "portcullis.readRules" -}}
 - apiGroups: [portcullis.dev]
   resources: [gatewayroutes, gatewaybackends, gatewaypolicies]
@@ -61,7 +61,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
   resources: [gatewayroutes/status, gatewaybackends/status, gatewaypolicies/status]
   verbs: [patch, update]
 - apiGroups: [""]
-  resources: [configmaps, secrets, services]
+  resources: [configmaps, {{ if eq .Values.rbac.secrets "cluster" }}secrets, {{ end }}services]
   verbs: [get, list, watch]
 - apiGroups: [discovery.k8s.io]
   resources: [endpointslices]

@@ -17,6 +17,8 @@ VARIANTS = {
     "cluster-ip": ["service.type=ClusterIP"],
     "monitored": ["metrics.serviceMonitor.enabled=true"],
     "dual-stack": ["bindAddress=[::]", "service.ipFamilyPolicy=PreferDualStack"],
+    "secrets-of-namespaces": ["rbac.secrets=namespaces", "rbac.secretNamespaces={shop,pay}", "namespaceSelector.team=web"],
+    "secrets-by-name": ["rbac.secrets=names", "rbac.secretNames.shop={tls,key}", "watchNamespaces={shop}"],
     "own-secret": ["peer.existingSecret=mine", "networkPolicy.enabled=false", "workers=4"],
 }
 
@@ -209,6 +211,20 @@ class Chart(unittest.TestCase):
         self.assertEqual({r["metadata"]["namespace"] for r in roles}, {"gateway", "shop", "pay"})
         self.assertEqual(env(render("watchNamespaces={shop,pay}"))["PORTCULLIS_WATCH_NAMESPACES"], "shop,pay")
 
+    def test_secrets_can_be_read_where_the_values_say_and_nowhere_else(self):
+        def readable(*values):
+            """Kind and namespace of each Role that lets Secrets be read, with the names, if only some."""
+            objects = render(*values)
+            return sorted((r["kind"], r["metadata"].get("namespace"), tuple(rule.get("resourceNames", ())))
+                          for r in of(objects, "Role") + of(objects, "ClusterRole") for rule in r["rules"]
+                          if "secrets" in rule["resources"])
+        self.assertEqual(readable(), [("ClusterRole", None, ())])
+        self.assertEqual(readable("watchNamespaces={shop}"), [("Role", "shop", ())])
+        self.assertEqual(readable(*VARIANTS["secrets-of-namespaces"]), [("Role", "pay", ()), ("Role", "shop", ())])
+        self.assertEqual(readable(*VARIANTS["secrets-by-name"]), [("Role", "shop", ("tls", "key"))])
+        self.assertEqual(readable("rbac.secrets=names"), [])
+        self.assertEqual(env(render("namespaceSelector.team=web,namespaceSelector.a/b=c"))["PORTCULLIS_NAMESPACE_SELECTOR"], "a/b=c,team=web")
+
     def test_two_releases_share_nothing(self):
         def names(objects):
             return {(o["kind"], o["metadata"].get("namespace"), o["metadata"]["name"]) for o in objects}
@@ -227,11 +243,15 @@ class Chart(unittest.TestCase):
 
     def test_values_are_checked(self):
         for bad in ("kind=Pod", "replicas=-1", "drain.delay=5", "service.type=ExternalName", "replicsa=3", "hostnames=All",
-                    "trustedHops=-1", "accessLog=stderr", "watchNamespaces={Shop}", "image.digest=sha256:12"):
+                    "trustedHops=-1", "accessLog=stderr", "watchNamespaces={Shop}", "image.digest=sha256:12",
+                    "rbac.secrets=some", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
+                    "rbac.secrets=names,rbac.secretNamespaces={shop}"):
             with self.subTest(bad), self.assertRaises(CommandFailed):
                 render(bad)
         with self.assertRaisesRegex(CommandFailed, "leave watchNamespaces empty"):
             render("hostnames=Listed", "watchNamespaces={shop}")
+        with self.assertRaisesRegex(CommandFailed, "leave watchNamespaces empty"):
+            render("namespaceSelector.a=b", "watchNamespaces={shop}")
         render("replicas=3", "drain.delay=1m30s")  # the control
 
     def test_every_value_is_in_the_schema_and_used(self):

@@ -24,7 +24,7 @@ use crate::route_map::{
 };
 use crate::snapshot::Snapshot;
 use crate::standalone;
-use crate::values::{BackendId, Hostname, TlsVersion, ValidationMode};
+use crate::values::{BackendId, Hostname, LabelSelector, TlsVersion, ValidationMode};
 
 /// Matches that the answer lists, and endpoints that it names for a backend.
 const MAX_LISTED: usize = 20;
@@ -61,6 +61,14 @@ pub struct Explain {
     /// Who may claim a hostname
     #[arg(long, env = "PORTCULLIS_HOSTNAMES", value_name = "FirstCome|Listed", default_value = "FirstCome")]
     hostnames: Hostnames,
+    /// Objects of namespaces with these labels only, and of the installation's own [default: all]
+    #[arg(
+        long,
+        env = "PORTCULLIS_NAMESPACE_SELECTOR",
+        value_name = "LABELS",
+        conflicts_with = "watch_namespaces"
+    )]
+    namespace_selector: Option<LabelSelector>,
     /// Namespace of the installation: policies there may apply to everything
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "default")]
     namespace: String,
@@ -76,6 +84,7 @@ pub fn run(args: &Explain) -> anyhow::Result<ExitCode> {
         hostnames: args.hostnames.into(),
         loopback: if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused },
         namespace: args.namespace.as_str().into(),
+        served: args.namespace_selector.clone(),
     };
     let (compiled, _) = compile(&world, &options, Memo::default());
     let somebody = args.somebody.clone().unwrap_or_default();

@@ -1,7 +1,8 @@
 //! What neither a law nor a golden case of tests/it can tell, since it is not to be seen from outside.
 
 use super::{Compiled, HostnameClaims, LoopbackHosts, Memo, Options, compile};
-use crate::snapshot::{Change, Object, Origin, Snapshot, documents, read};
+use crate::snapshot::{Change, Kind, Object, Origin, Snapshot, Unreadable, documents, read};
+use crate::values::{LabelSelector, ObjectName};
 
 /// The objects of a text of manifests.
 fn objects(text: &str) -> Vec<Object> {
@@ -25,12 +26,68 @@ fn options() -> Options {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        served: None,
         namespace: "a".into(),
     }
 }
 
 fn fresh(world: &Snapshot) -> Compiled {
     compile(world, &options(), Memo::default()).0
+}
+
+#[test]
+fn what_may_not_be_read_says_so_and_costs_its_own_rules() {
+    let text = r#"
+apiVersion: portcullis.dev/v1alpha1
+kind: GatewayRoute
+metadata: {name: r}
+spec:
+  hostnames: [a.example]
+  tls: {certificateRefs: [{name: cert}]}
+  rules:
+  - name: named
+    policy: {authentication: {anyOf: [{name: k, apiKey: {secretRef: {name: key}}}]}}
+    respond: {status: 200}
+  - name: found
+    matches: [{path: {value: /found}}]
+    policy: {authentication: {anyOf: [{name: k, apiKey: {secretSelector: {matchLabels: {a: b}}}}]}}
+    respond: {status: 200}
+  - name: open
+    matches: [{path: {value: /open}}]
+    respond: {status: 200}
+"#;
+    let mut world = world(objects(text));
+    let said = |world: &Snapshot| {
+        let (compiled, memo) = compile(world, &options(), Memo::default());
+        let problems = &compiled.reports[0].problems;
+        let said: Vec<_> = problems.iter().map(|one| format!("{} {one}", one.reason.as_str())).collect();
+        (said, compiled, memo)
+    };
+    let (before, first, memo) = said(&world);
+    assert_eq!(before.len(), 3, "{before:?}");
+    assert!(before.iter().all(|one| one.starts_with("SecretNotFound ")), "{before:?}");
+    let labels = LabelSelector { match_labels: [("a".into(), "b".into())].into() };
+    let unreadable = ["cert", "key"]
+        .map(|name| Unreadable::One(Kind::Secret, ObjectName::new("default", name)))
+        .into_iter()
+        .chain([Unreadable::Labelled("default".into(), labels)]);
+    world.apply(Change::Unreadable(unreadable.collect()));
+    let (mut after, second, _) = said(&world);
+    after.retain(|one| !one.contains("no Secret has these labels"));
+    assert_eq!(after.len(), 3, "{after:?}");
+    for (one, field) in
+        after.iter().zip(["policy.authentication.anyOf[0].apiKey.secretRef", "secretSelector", "spec.tls"])
+    {
+        assert!(
+            one.starts_with("RefNotPermitted ") && one.contains("rbac.secrets") && one.contains(field),
+            "{one}"
+        );
+    }
+    assert_eq!(compile(&world, &options(), memo).0, second, "with a memo as without");
+    // By label it is a warning as long as there merely is none; what cannot be told denies.
+    assert_ne!(first.map, second.map);
+    let map = format!("{:?}", second.map);
+    assert_eq!(map.matches("PolicyInvalid").count(), 2, "{map}");
 }
 
 #[test]

@@ -47,6 +47,8 @@ struct Store {
     compacted: u64,
     /// Every request gets this status.
     refused: Option<u16>,
+    /// Lists and watches get 403 but those of one of these names.
+    only: Option<Vec<String>>,
     /// So many lists fail with 500.
     failing_lists: u32,
 }
@@ -133,6 +135,12 @@ impl FakeApi {
         self.state().kinds.entry(plural.into()).or_default().refused = status;
     }
 
+    /// As a Role with `resourceNames` has it.
+    pub fn only_by_name(&self, plural: &str, names: &[&str]) {
+        let names = names.iter().map(|name| (*name).to_owned()).collect();
+        self.state().kinds.entry(plural.into()).or_default().only = Some(names);
+    }
+
     pub fn fail_lists(&self, plural: &str, times: u32) {
         self.state().kinds.entry(plural.into()).or_default().failing_lists = times;
     }
@@ -184,6 +192,13 @@ impl FakeApi {
             let store = state.kinds.entry(plural.into()).or_default();
             if let Some(status) = store.refused {
                 return refusal(status, "refused by the test");
+            }
+            let named =
+                selected(&query, "fieldSelector").into_iter().find(|(field, _)| field == "metadata.name");
+            let is_allowed =
+                |only: &Vec<String>| named.is_some_and(|(_, name)| only.iter().any(|one| one == name));
+            if store.only.as_ref().is_some_and(|only| !is_allowed(only)) {
+                return refusal(403, "not by this name");
             }
             if verb == "LIST" && store.failing_lists > 0 {
                 store.failing_lists -= 1;
@@ -333,6 +348,7 @@ fn selected<'q>(query: &'q str, kind: &str) -> Vec<(String, &'q str)> {
     let of_kind = query.split('&').filter_map(|pair| pair.strip_prefix(kind)?.strip_prefix('='));
     let terms = of_kind.flat_map(|terms| terms.split("%2C"));
     terms
+        .filter(|term| !term.contains("%21%3D") && !term.contains("!%3D"))
         .filter_map(|term| term.split_once("%3D"))
         .map(|(name, value)| (name.replace("%2F", "/"), value))
         .collect()

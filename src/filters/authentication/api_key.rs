@@ -130,7 +130,7 @@ fn keys(
                     "without labels it would mean every Secret; give at least one",
                 );
             }
-            let secrets = scope.secrets(selector);
+            let secrets = scope.secrets(at.clone(), selector);
             let label = format!("apiKey {name} {:?}", selector.match_labels);
             let made = scope.derived(&label, &secrets, &mut |before| {
                 Arc::new(KeyTable::new(name, &secrets, before.and_then(KeyTable::of).as_deref()))

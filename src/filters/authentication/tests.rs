@@ -63,7 +63,7 @@ impl Scope for World {
         self.secret(at, &name)?.data.get(secret.key.as_deref()?).cloned()
     }
 
-    fn secrets(&mut self, selector: &LabelSelector) -> Selection {
+    fn secrets(&mut self, _: FieldPath, selector: &LabelSelector) -> Selection {
         let has = |secret: &&Arc<SecretData>| {
             selector.match_labels.iter().all(|(name, value)| secret.labels.get(name) == Some(value))
         };
