@@ -178,6 +178,27 @@ fn load_sees_an_unannounced_close_and_a_body_that_was_cut() {
 }
 
 #[test]
+fn explain_shows_the_policy_in_force_as_it_was_written() {
+    let spec = "{hostnames: [a.example], policy: {cors: {allowOrigins: ['https://b.example'], allowCredentials: true}}, rules: [{name: the-rule, policy: {authentication: {anyOf: [{name: keys, apiKey: {secretSelector: {matchLabels: {keys: shop}}}}]}}, respond: {status: 200}}]}";
+    let policy = "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayPolicy\nmetadata: {name: safe, namespace: test}\nspec:\n  targetRefs: [{kind: Namespace}]\n  policy: {securityHeaders: {frameOptions: Deny}}\n---\n";
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: k, namespace: test, labels: {keys: shop}}\nstringData: {key: a-canary-of-a-key}\n";
+    let folder = folder(&[("a.yaml", &(policy.to_owned() + &route("a", spec) + secret))]);
+    let output =
+        run(&["explain", "GET", "http://a.example/", "--manifests", folder.path().to_str().expect("UTF-8")]);
+    let told = text(&output.stdout);
+    let expected = "policy    authentication (from the rule)
+            anyOf: [{apiKey: {secretSelector: {matchLabels: {keys: shop}}}, name: keys}]
+          cors (from the route)
+            allowCredentials: true
+            allowOrigins: [https://b.example]
+          securityHeaders (from GatewayPolicy test/safe, default for the namespace)
+            frameOptions: Deny
+";
+    assert!(told.contains(expected), "{told}");
+    assert!(!told.contains("canary") && !told.contains("Plan"), "{told}");
+}
+
+#[test]
 fn explain_names_the_rule() {
     let files = [(
         "a.yaml",

@@ -2,6 +2,7 @@
 
 mod question;
 mod somebody;
+mod written;
 
 use std::fmt::{self, Display, Formatter};
 use std::path::PathBuf;
@@ -88,7 +89,7 @@ pub fn run(args: &Explain) -> anyhow::Result<ExitCode> {
     };
     let (compiled, _) = compile(&world, &options, Memo::default());
     let somebody = args.somebody.clone().unwrap_or_default();
-    let explanation = explain(&compiled.map, &question, &somebody, &|backend| match backend {
+    let explanation = explain(&compiled.map, &world, &question, &somebody, &|backend| match backend {
         BackendTarget::Service { service, port } => Some(endpoints(&world, service, *port)),
         BackendTarget::Hosts(_) => None,
     });
@@ -125,9 +126,10 @@ pub struct Explanation {
     pub served: bool,
 }
 
-/// Walks the way of `question` through `map`. `endpoints_of` knows the endpoints of a target; none: not known here.
+/// Walks the way of `question` through `map`, which was made of `world`. `endpoints_of` knows the endpoints of a target; none: not known here.
 pub fn explain(
     map: &RouteMap,
+    world: &Snapshot,
     question: &Question,
     somebody: &Somebody,
     endpoints_of: &dyn Fn(&BackendTarget) -> Option<EndpointSet>,
@@ -164,7 +166,7 @@ pub fn explain(
         lines.add("answer", "404 NoRouteMatch");
         return lines.end(false);
     };
-    lines.rule(found.rule);
+    lines.rule(world, found.rule);
     for (name, value) in &found.captures.0 {
         lines.add("capture", format!("{name} = {value:?}"));
     }
@@ -281,16 +283,14 @@ impl Lines {
         }
     }
 
-    fn rule(&mut self, rule: &Rule) {
+    /// With what is in force of its policy, as it was written.
+    fn rule(&mut self, world: &Snapshot, rule: &Rule) {
         let labels = &rule.labels;
         self.add("rule", format!("{} of {}/{}", labels.rule, labels.namespace, labels.route));
         for (place, member) in rule.policy.iter().enumerate() {
-            let label = if place == 0 { "policy" } else { "" };
-            // Gates that add up stand in the same order in both.
-            let before = rule.policy[..place].iter().filter(|known| known.row == member.row).count();
-            match rule.filters.iter().filter(|(row, _)| *row == member.row).nth(before) {
-                Some((_, plan)) => self.add(label, format!("{member}: {plan:?}")),
-                None => self.add(label, member),
+            self.add(if place == 0 { "policy" } else { "" }, member);
+            for line in written::lines(world, rule, member) {
+                self.add("", format!("  {line}"));
             }
         }
     }
@@ -463,7 +463,8 @@ mod tests {
     fn explained(map: &RouteMap, url: &str, headers: &[&str]) -> Explanation {
         let headers: Vec<_> = headers.iter().map(|header| (*header).to_owned()).collect();
         let address: std::net::SocketAddr = "10.0.0.1:8080".parse().expect("an address");
-        explain(map, &Question::new("GET", url, &headers).expect("a question"), &Somebody::default(), &|_| {
+        let question = Question::new("GET", url, &headers).expect("a question");
+        explain(map, &Snapshot::default(), &question, &Somebody::default(), &|_| {
             Some(EndpointSet { endpoints: vec![Endpoint::from(address)], ..EndpointSet::default() })
         })
     }
