@@ -12,8 +12,12 @@ installed = None  # see installed.py
 
 
 def start(part, tools_, binary_, data_, cgroup):
+    """`tools` is the folder of the programs that the part needs; in `peers` it is the identity provider itself."""
     global tools, binary, data, kube, control_plane, node
     tools, binary, data = tools_, binary_, data_
+    if part == "peers":
+        isolation.addresses()
+        return
     pods = part == "pods"
     # Where no node is, processes of the run stand in for Pods, with addresses like theirs.
     isolation.addresses(*([] if pods else [f"{cluster.HOST}/24", cluster.PODS]))
