@@ -244,7 +244,7 @@ class Chart(unittest.TestCase):
     def test_values_are_checked(self):
         for bad in ("kind=Pod", "replicas=-1", "drain.delay=5", "service.type=ExternalName", "replicsa=3", "hostnames=All",
                     "trustedHops=-1", "accessLog=stderr", "watchNamespaces={Shop}", "image.digest=sha256:12",
-                    "rbac.secrets=some", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
+                    "rbac.secrets=some", "maxConnections=0", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
                     "rbac.secrets=names,rbac.secretNamespaces={shop}"):
             with self.subTest(bad), self.assertRaises(CommandFailed):
                 render(bad)
@@ -267,6 +267,10 @@ class Chart(unittest.TestCase):
         generated = files(ROOT / "crds")
         self.assertEqual(set(generated), {"gatewayroutes.yaml", "gatewaybackends.yaml", "gatewaypolicies.yaml"})
         self.assertEqual(files(CHART / "crds"), generated, "run `make crds`")
+
+    def test_numbers_arrive_as_they_are_written(self):
+        self.assertEqual(env(render())["PORTCULLIS_MAX_CONNECTIONS"], "10000")
+        self.assertEqual(env(render("maxConnections=25000000"))["PORTCULLIS_MAX_CONNECTIONS"], "25000000")
 
     def test_no_image_of_a_registry(self):
         for name, values in VARIANTS.items():
