@@ -35,6 +35,12 @@ pub(super) struct Written {
     forward: ForwardedCertificate,
 }
 
+impl Written {
+    pub fn forwards(&self) -> bool {
+        self.forward != ForwardedCertificate::None
+    }
+}
+
 pub(super) fn lower(
     spec: &ClientValidationSpec,
     namespace: &Arc<str>,

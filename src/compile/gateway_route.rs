@@ -69,6 +69,13 @@ pub(super) struct LoweredTls {
     pub print: u64,
 }
 
+impl LoweredTls {
+    /// Whether backends are told of the certificates that clients show.
+    pub fn tells_of_clients(&self) -> bool {
+        self.client_written.as_ref().is_some_and(Written::forwards)
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct LoweredRule {
     pub index: usize,

@@ -56,7 +56,9 @@ impl HostUnit {
         shadowed(&table, &routes, hostname.as_ref(), &mut notes);
         let lowered = routes.iter().map(|route| route.lowered.clone()).collect();
         let own_headers = routes.iter().flat_map(|route| &route.lowered.own_headers);
-        let own_headers = own_headers.map(HeaderName::as_str).collect();
+        // Every request loses the one that everybody knows; where it is written, its other spellings go as well.
+        let told = set.is_some_and(LoweredTls::tells_of_clients).then_some("x-forwarded-client-cert");
+        let own_headers = own_headers.map(HeaderName::as_str).chain(told).collect();
         let host = Arc::new(Host { hostname, tls, table, own_headers });
         let tls_print = set.map_or(0, |set| set.print);
         Self { routes: lowered, owner: claim.owner.clone(), tls: set_by, left_out, host, tls_print, notes }

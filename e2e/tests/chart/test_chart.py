@@ -19,6 +19,7 @@ VARIANTS = {
     "dual-stack": ["bindAddress=[::]", "service.ipFamilyPolicy=PreferDualStack"],
     "secrets-of-namespaces": ["rbac.secrets=namespaces", "rbac.secretNamespaces={shop,pay}", "namespaceSelector.team=web"],
     "secrets-by-name": ["rbac.secrets=names", "rbac.secretNames.shop={tls,key}", "watchNamespaces={shop}"],
+    "proxy-protocol": ["proxyProtocol.listeners={http,https}", "proxyProtocol.trustedProxies={10.0.0.0/24,fd00::1}"],
     "own-secret": ["peer.existingSecret=mine", "networkPolicy.enabled=false", "workers=4"],
 }
 
@@ -245,13 +246,17 @@ class Chart(unittest.TestCase):
         for bad in ("kind=Pod", "replicas=-1", "drain.delay=5", "service.type=ExternalName", "replicsa=3", "hostnames=All",
                     "trustedHops=-1", "accessLog=stderr", "watchNamespaces={Shop}", "image.digest=sha256:12",
                     "rbac.secrets=some", "maxConnections=0", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
-                    "rbac.secrets=names,rbac.secretNamespaces={shop}"):
+                    "rbac.secrets=names,rbac.secretNamespaces={shop}",
+                    "proxyProtocol.listeners={admin}", "proxyProtocol.trustedProxies={everybody}"):
             with self.subTest(bad), self.assertRaises(CommandFailed):
                 render(bad)
         with self.assertRaisesRegex(CommandFailed, "leave watchNamespaces empty"):
             render("hostnames=Listed", "watchNamespaces={shop}")
         with self.assertRaisesRegex(CommandFailed, "leave watchNamespaces empty"):
             render("namespaceSelector.a=b", "watchNamespaces={shop}")
+        for half in ("proxyProtocol.listeners={http}", "proxyProtocol.trustedProxies={10.0.0.0/8}"):
+            with self.subTest(half), self.assertRaisesRegex(CommandFailed, "go together"):
+                render(half)
         render("replicas=3", "drain.delay=1m30s")  # the control
 
     def test_every_value_is_in_the_schema_and_used(self):
