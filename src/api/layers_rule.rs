@@ -286,6 +286,10 @@ impl<'a> Rule<'a> {
 
 /// The field below `path`, and what is wrong with it.
 fn rewrite_problem(path: &PathRewriteSpec) -> Result<(), (&'static str, String)> {
+    if path.as_template().is_some() {
+        // The compiler reads it.
+        return Ok(());
+    }
     let field = match (&path.replace_prefix, &path.replace_full) {
         (Some(_), None) => "replacePrefix",
         (None, Some(_)) => "replaceFull",

@@ -22,11 +22,11 @@ use crate::api::{
 use crate::message::{ErrorKind, Labels, Scheme};
 use crate::route_map::{
     Action, BackendPlan, CertificatePlan, ClientValidation, Comparison, ForwardPlan, HeaderPredicate,
-    MatchPlan, NamedPredicate, PathPredicate, PatternText, Predicates, RedirectPlan, RespondPlan, Rule,
-    Template, Unserved, WeightedBackend, WeightedTarget,
+    MatchPlan, NamedPredicate, PathChange, PathPredicate, PatternText, Predicates, RedirectPlan, RespondPlan,
+    Rule, Template, Unserved, WeightedBackend, WeightedTarget,
 };
 use crate::snapshot::{Kind, Manifest, TLS_SECRET};
-use crate::values::{BackendId, FieldPath, Hostname, ObjectName, PathRewrite, Problem, Reason, TlsVersion};
+use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem, Reason, TlsVersion};
 
 /// What one object may spend on regular expressions, in bytes of their text.
 const REGEX_BUDGET: usize = 32 << 10;
@@ -480,14 +480,14 @@ impl Lowering<'_, '_> {
     }
 
     fn redirect(&mut self, spec: &RedirectSpec, at: &FieldPath, prefixes_only: bool) -> Option<RedirectPlan> {
-        let path = match spec.path.as_ref().map(PathRewrite::new).transpose() {
-            Ok(path) => path,
-            Err(error) => {
-                self.problems.push(invalid(at.field("path"), &error));
-                return None;
-            }
-        };
-        if path.as_ref().is_some_and(PathRewrite::replaces_prefix) && !prefixes_only {
+        let mut path = None;
+        if let Some(spec) = &spec.path {
+            let holder = Holder { kind: "GatewayRoute", name: &self.manifest.name, rule: None };
+            let (asker, budget) = (&mut *self.asker, &mut self.budget);
+            let at = at.field("path");
+            path = Some(policies::path_change(spec, &at, holder, asker, budget, &mut self.problems)?);
+        }
+        if path.as_ref().is_some_and(PathChange::replaces_prefix) && !prefixes_only {
             let message =
                 "replacePrefix needs matches of type PathPrefix only; use replaceFull or split the rule";
             self.problems.push(Problem::error(

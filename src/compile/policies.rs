@@ -15,15 +15,15 @@ use super::gateway_policy::LoweredPolicy;
 use super::gateway_route::not_permitted;
 use super::question::Asker;
 use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
-use crate::expression::{Environment, Expression, Kind};
+use crate::expression::{Environment, Expression, Kind, Refused, Template};
 use crate::filters::{
-    AnyPlan, Applies, Combine, Derive, OwnHost, REGISTRY, Ring, Scope, Selection, TimeoutsPlan,
+    AnyPlan, Applies, Combine, Derive, OwnHost, PathChange, REGISTRY, Ring, Scope, Selection, TimeoutsPlan,
 };
 use crate::route_map::{PolicyBy, PolicyMember, PolicyOrigin};
 use crate::snapshot::{self, Unreadable};
 use crate::values::{
-    ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Problem, Reason, Redacted, SecretData,
-    SecretKeyRef, SecretRef, Severity,
+    ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, PathRewriteSpec, Problem, Reason, Redacted,
+    SecretData, SecretKeyRef, SecretRef, Severity,
 };
 
 /// What one object may hold of expressions.
@@ -158,6 +158,21 @@ pub(super) fn compile(
         broken: parsed.broken,
         own_headers: parsed.own_headers.clone(),
     }
+}
+
+/// Proves the `path` of a redirect, which is no policy and has expressions all the same.
+pub(super) fn path_change(
+    spec: &PathRewriteSpec,
+    at: &FieldPath,
+    holder: Holder<'_>,
+    asker: &mut Asker<'_>,
+    budget: &mut Budget,
+    problems: &mut Vec<Problem>,
+) -> Option<PathChange> {
+    let mut asking = Asking { asker, holder, budget, problems: Vec::new() };
+    let change = PathChange::new(spec, at, Reason::Invalid, &mut asking);
+    problems.append(&mut asking.problems);
+    change.map_err(|problem| problems.extend(problem)).ok()
 }
 
 impl Layer {
@@ -367,6 +382,26 @@ struct Asking<'a, 'w> {
 }
 
 impl Asking<'_, '_> {
+    /// Takes expressions off the object's budget.
+    fn spend(&mut self, at: &FieldPath, expressions: usize, bytes: usize) -> Option<()> {
+        let Budget { expressions_left, expression_bytes_left } = &*self.budget;
+        let left = (expressions_left.checked_sub(expressions), expression_bytes_left.checked_sub(bytes));
+        let (Some(expressions_left), Some(expression_bytes_left)) = left else {
+            let message = format!(
+                "the object has more than {MAX_EXPRESSIONS} expressions or {MAX_EXPRESSION_BYTES} bytes of them; \
+                 split it"
+            );
+            self.refuse(at.clone(), Reason::PolicyInvalid, message);
+            return None;
+        };
+        *self.budget = Budget { expressions_left, expression_bytes_left };
+        Some(())
+    }
+
+    fn told<T>(&mut self, at: FieldPath, parsed: Result<T, Refused>) -> Option<T> {
+        parsed.map_err(|refused| self.refuse(at, Reason::PolicyInvalid, refused.to_string())).ok()
+    }
+
     fn refuse(&mut self, at: FieldPath, reason: Reason, message: String) {
         self.problems.push(Problem::error(at, reason, message));
     }
@@ -470,24 +505,20 @@ impl Scope for Asking<'_, '_> {
         environment: &'static Environment,
         wanted: Kind,
     ) -> Option<Expression> {
-        let Budget { expressions_left, expression_bytes_left } = &*self.budget;
-        let left = (expressions_left.checked_sub(1), expression_bytes_left.checked_sub(source.len()));
-        let (Some(expressions), Some(bytes)) = left else {
-            let message = format!(
-                "the object has more than {MAX_EXPRESSIONS} expressions or {MAX_EXPRESSION_BYTES} bytes of them; \
-                 split it"
-            );
-            self.refuse(at, Reason::PolicyInvalid, message);
-            return None;
-        };
-        *self.budget = Budget { expressions_left: expressions, expression_bytes_left: bytes };
-        match Expression::parse(source, environment, wanted) {
-            Ok(expression) => Some(expression),
-            Err(refused) => {
-                self.refuse(at, Reason::PolicyInvalid, refused.to_string());
-                None
-            }
-        }
+        self.spend(&at, 1, source.len())?;
+        self.told(at, Expression::parse(source, environment, wanted))
+    }
+
+    fn template(
+        &mut self,
+        at: FieldPath,
+        source: &str,
+        environment: &'static Environment,
+    ) -> Option<Template> {
+        self.spend(&at, 0, source.len())?;
+        let template = self.told(at.clone(), Template::parse(source, environment))?;
+        self.spend(&at, template.expressions(), 0)?;
+        Some(template)
     }
 
     fn holder(&self) -> String {

@@ -1,11 +1,12 @@
 //! Conversions between types, sizes and networks.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
 
 use super::fault::{Meter, Why};
-use super::value::{Octets, Value};
+use super::value::{Octets, Text, Value};
 
 type Made<'v> = Result<Value<'v>, Why>;
 
@@ -81,6 +82,15 @@ pub(super) fn string<'v>(meter: &mut Meter, values: &[Value<'v>]) -> Made<'v> {
         [Value::Network(network)] => Value::text(network.to_string()),
         _ => return Err(Why::NoOverload),
     })
+}
+
+/// What `string()` gives.
+pub(super) fn text(value: Value<'_>) -> Result<Cow<'_, str>, Why> {
+    match string(&mut Meter::new(), &[value])? {
+        Value::Text(Text::Borrowed(text)) => Ok(Cow::Borrowed(text)),
+        Value::Text(Text::Made(text)) => Ok(Cow::Owned(text.to_string())),
+        _ => Err(Why::NoOverload),
+    }
 }
 
 /// The shortest text that stands for the value; very large and small ones with an exponent.

@@ -29,7 +29,14 @@ pub enum Why {
     DuplicateKey,
     BadValue,
     TooExpensive,
+    // What no place in a request may hold.
+    ControlCharacter,
+    EmptySegment,
+    DotSegment,
+    TooLong,
 }
+
+impl std::error::Error for Fault {}
 
 impl Why {
     pub const fn as_str(self) -> &'static str {
@@ -44,6 +51,10 @@ impl Why {
             Self::DuplicateKey => "the map has a key twice",
             Self::BadValue => "the value cannot be converted",
             Self::TooExpensive => "evaluating the expression costs too much",
+            Self::ControlCharacter => "the value has control characters",
+            Self::EmptySegment => "the value leaves a segment of the path empty",
+            Self::DotSegment => "the value makes a dot segment of the path",
+            Self::TooLong => "what is filled in is too long",
         }
     }
 }

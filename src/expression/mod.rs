@@ -21,6 +21,9 @@ mod operators;
 mod parse;
 mod pattern;
 mod refused;
+mod template;
+#[cfg(test)]
+mod template_tests;
 #[cfg(test)]
 mod tests;
 mod texts;
@@ -36,6 +39,7 @@ pub use fault::{Fault, MAX_STEPS, Why};
 pub use kind::{Kind, Scalar};
 pub use parse::{MAX_DEPTH, MAX_NODES, MAX_SOURCE};
 pub use refused::Refused;
+pub use template::{PathTemplate, Template};
 pub use value::Value;
 
 use self::node::Node;

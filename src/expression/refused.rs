@@ -20,6 +20,12 @@ impl Refused {
         Self { message: message.into(), at, line: 1, column: at + 1 }
     }
 
+    /// The same in a text in which the source begins there.
+    pub(super) const fn moved(mut self, by: usize) -> Self {
+        self.at += by;
+        self
+    }
+
     /// With line and column, which take the source to know.
     pub(super) fn seen_in(mut self, source: &str) -> Self {
         let before = source.get(..self.at).unwrap_or(source);

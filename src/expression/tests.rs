@@ -27,7 +27,7 @@ impl Outbound for Nowhere {
     }
 }
 
-fn exchange() -> Exchange {
+pub(super) fn exchange() -> Exchange {
     let mut request = Request::default();
     *request.method_mut() = http::Method::POST;
     *request.uri_mut() = "/orders/7?page=2&tag=a&tag=b+c&n%C3%A9=%C3%A9".parse().expect("a URI");

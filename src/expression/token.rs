@@ -39,6 +39,23 @@ pub(super) fn tokens(source: &str) -> Result<Vec<(Token<'_>, usize)>, Refused> {
     }
 }
 
+/// Where the brace is that closes one which opened before `source`. What follows it need not be CEL.
+pub(super) fn closing_brace(source: &str) -> Result<usize, Refused> {
+    let mut lexer = Lexer { source, at: 0 };
+    let mut open = 0_usize;
+    loop {
+        lexer.skip();
+        let at = lexer.at;
+        match lexer.next()? {
+            Token::Symbol("{") => open += 1,
+            Token::Symbol("}") if open == 0 => return Ok(at),
+            Token::Symbol("}") => open -= 1,
+            Token::End => return Err(Refused::at(0, "the ${ before this is not closed by a }")),
+            _ => {}
+        }
+    }
+}
+
 struct Lexer<'s> {
     source: &'s str,
     at: usize,

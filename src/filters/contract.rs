@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::asked::Inquiry;
 use super::fetched::{FetchPlan, Fetched, OwnHost};
 use super::offload::Offload;
-use crate::expression::{Environment, Expression, Kind};
+use crate::expression::{Environment, Expression, Kind, Template};
 use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError, Response};
 use crate::values::{
     ConfigMapKeyRef, FieldPath, LabelSelector, Problem, Reason, Redacted, SecretData, SecretKeyRef, SecretRef,
@@ -183,6 +183,14 @@ pub trait Scope {
     fn holder(&self) -> String {
         String::new()
     }
+
+    /// Text with `${expression}` in it; its expressions count like others.
+    fn template(
+        &mut self,
+        at: FieldPath,
+        source: &str,
+        environment: &'static Environment,
+    ) -> Option<Template>;
 
     /// Whether what is fetched may be on the gateway's own host.
     fn own_host(&self) -> OwnHost {

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::chain::run;
 use super::contract::{Decision, Derive, Filter, Keep, Outcome, Scope, Selection};
-use crate::expression::{Environment, Expression, Kind};
+use crate::expression::{Environment, Expression, Kind, Template};
 use crate::message::{
     Body, Client, ErrorKind, Exchange, Labels, LocalFuture, Outbound, Protocol, ProxyError, Request,
     RequestId, Response, Scheme,
@@ -55,6 +55,15 @@ impl Scope for NoScope {
         wanted: Kind,
     ) -> Option<Expression> {
         Expression::parse(source, environment, wanted).ok()
+    }
+
+    fn template(
+        &mut self,
+        _: FieldPath,
+        source: &str,
+        environment: &'static Environment,
+    ) -> Option<Template> {
+        Template::parse(source, environment).ok()
     }
 
     fn warn(&mut self, _: Problem) {}

@@ -4,6 +4,8 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use super::contract::Scope;
+use crate::expression::{Environment, Fault, Subject, Template};
 use crate::values::{FieldPath, Problem, Reason};
 
 /// Changes to header fields.
@@ -48,7 +50,6 @@ pub struct HeaderSpec {
     pub name: String,
     /// Value of the field.
     #[schemars(length(max = 1024), regex(pattern = VALUE))]
-    #[x_kube(validation = ("!self.contains('${')", NO_EXPRESSION))]
     pub value: String,
 }
 
@@ -58,21 +59,35 @@ const TOKEN: &str = "^[-A-Za-z0-9!#$%&'*+.^_`|~]+$";
 const VALUE: &str = "^([!-~]([\t -~]*[!-~])?)?$";
 
 const NOT_OURS: &str = "Host (use host), Content-Length, Transfer-Encoding, Connection, Upgrade, TE, Trailer, Keep-Alive and Proxy-* are not changed here";
-const NO_EXPRESSION: &str = "expressions (${...}) are not supported here yet";
-
 /// Proven changes.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct HeaderEdits {
     remove: Box<[HeaderName]>,
-    set: Box<[(HeaderName, HeaderValue)]>,
-    add: Box<[(HeaderName, HeaderValue)]>,
+    set: Box<[(HeaderName, Value)]>,
+    add: Box<[(HeaderName, Value)]>,
 }
 
+#[derive(Clone, Debug, PartialEq)]
+enum Value {
+    Fixed(HeaderValue),
+    Filled(Template),
+}
+
+/// The values of fields whose templates are filled in, in the order of the fields.
+#[derive(Debug, Default)]
+pub struct Filled(Vec<HeaderValue>);
+
 impl HeaderEdits {
-    /// Proves what is written at `headers`; problems carry paths from there.
-    pub fn new(spec: &HeadersSpec, problems: &mut Vec<Problem>) -> Self {
+    /// Proves what is written at `headers`; problems carry paths from there. What expressions may read is in
+    /// `environment`.
+    pub fn new(
+        spec: &HeadersSpec,
+        environment: &'static Environment,
+        scope: &mut dyn Scope,
+        problems: &mut Vec<Problem>,
+    ) -> Self {
         let at = FieldPath::new("headers");
-        let mut edits = Edits { problems, seen: Vec::new() };
+        let mut edits = Edits { problems, environment, scope, seen: Vec::new() };
         let remove: Vec<_> = spec
             .remove
             .iter()
@@ -109,15 +124,38 @@ impl HeaderEdits {
         Self { remove: remove.into(), set: set.into(), add: add.into() }
     }
 
-    pub fn apply(&self, headers: &mut HeaderMap) {
+    /// What the templates are filled with: before anything is changed.
+    ///
+    /// # Errors
+    /// An expression has no value, or none that a field can have.
+    pub fn fill(&self, subject: &Subject<'_>) -> Result<Filled, Fault> {
+        let mut filled = Filled::default();
+        for (_, value) in self.set.iter().chain(&self.add) {
+            if let Value::Filled(template) = value {
+                filled.0.push(template.header(subject)?);
+            }
+        }
+        Ok(filled)
+    }
+
+    pub fn apply(&self, headers: &mut HeaderMap, filled: Filled) {
         for name in &self.remove {
             headers.remove(name);
         }
-        for (name, value) in &self.set {
-            headers.insert(name, value.clone());
+        let mut filled = filled.0.into_iter();
+        let mut value = |value: &Value| match value {
+            Value::Fixed(value) => Some(value.clone()),
+            Value::Filled(_) => filled.next(),
+        };
+        for (name, written) in &self.set {
+            if let Some(value) = value(written) {
+                headers.insert(name, value);
+            }
         }
-        for (name, value) in &self.add {
-            headers.append(name, value.clone());
+        for (name, written) in &self.add {
+            if let Some(value) = value(written) {
+                headers.append(name, value);
+            }
         }
     }
 }
@@ -139,6 +177,8 @@ pub(super) fn is_forbidden(name: &HeaderName) -> bool {
 
 struct Edits<'a> {
     problems: &'a mut Vec<Problem>,
+    environment: &'static Environment,
+    scope: &'a mut dyn Scope,
     seen: Vec<HeaderName>,
 }
 
@@ -160,17 +200,24 @@ impl Edits<'_> {
         None
     }
 
-    fn field(&mut self, field: &HeaderSpec, path: &FieldPath) -> Option<(HeaderName, HeaderValue)> {
+    fn field(&mut self, field: &HeaderSpec, path: &FieldPath) -> Option<(HeaderName, Value)> {
         let name = self.name(&field.name, &path.field("name"));
         let path = path.field("value");
-        if field.value.contains("${") {
-            self.refuse(path, NO_EXPRESSION);
-            return None;
+        let is_plain = |text: &str| {
+            text.trim() == text && text.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b))
+        };
+        let mut text = field.value.as_str();
+        let template;
+        if text.contains("${") {
+            template = self.scope.template(path.clone(), text, self.environment)?;
+            match template.as_text() {
+                Some(plain) => text = plain,
+                None if is_plain(&template.outline()) => return Some((name?, Value::Filled(template))),
+                None => {}
+            }
         }
-        let text = field.value.as_str();
-        let is_plain = text.trim() == text && text.bytes().all(|b| b == b'\t' || (b' '..=b'~').contains(&b));
         match HeaderValue::from_str(text) {
-            Ok(value) if is_plain => Some((name?, value)),
+            Ok(value) if is_plain(text) => Some((name?, Value::Fixed(value))),
             _ => {
                 self.refuse(path, "a value has visible ASCII characters, and spaces and tabs between them");
                 None
@@ -197,6 +244,7 @@ impl Edits<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::filters::contract_tests::NoScope;
 
     fn field(name: &str, value: &str) -> HeaderSpec {
         HeaderSpec { name: name.into(), value: value.into() }
@@ -204,7 +252,7 @@ mod tests {
 
     fn edits(spec: &HeadersSpec) -> Result<HeaderEdits, Vec<String>> {
         let mut problems = Vec::new();
-        let edits = HeaderEdits::new(spec, &mut problems);
+        let edits = HeaderEdits::new(spec, &crate::expression::REQUEST, &mut NoScope, &mut problems);
         if problems.is_empty() {
             Ok(edits)
         } else {
@@ -223,7 +271,7 @@ mod tests {
         for (name, value) in [("cookie", "a"), ("cookie", "b"), ("x-a", "0"), ("x-a", "9"), ("x-b", "0")] {
             headers.append(name, HeaderValue::from_static(value));
         }
-        edits(&spec).expect("valid").apply(&mut headers);
+        edits(&spec).expect("valid").apply(&mut headers, Filled::default());
         let all: Vec<_> = headers.iter().map(|(n, v)| (n.as_str(), v.to_str().expect("ASCII"))).collect();
         assert_eq!(all, [("x-b", "0"), ("x-b", "1"), ("x-b", "2"), ("x-a", "1")]);
     }
@@ -272,8 +320,11 @@ mod tests {
             assert!(edits(&spec).is_err(), "{name:?}: {value:?}");
             assert!(!token.is_match(name) || !text.is_match(value), "{name:?}: {value:?}");
         }
-        let spec = HeadersSpec { set: vec![field("x", "${request.host}")], ..HeadersSpec::default() };
-        assert!(edits(&spec).is_err());
+        // What stands around an expression, and what follows `$${`, is text like any other.
+        for value in ["a\r\n${request.host}", " ${request.host}", "$${ä"] {
+            let spec = HeadersSpec { set: vec![field("x", value)], ..HeadersSpec::default() };
+            assert!(edits(&spec).is_err(), "{value:?}");
+        }
     }
 
     #[test]

@@ -11,6 +11,7 @@ mod contract_tests;
 mod fetched;
 mod header_edits;
 mod offload;
+mod path_change;
 mod query_edits;
 mod registry;
 
@@ -38,6 +39,7 @@ pub use contract_tests::NoScope;
 pub use cors::Cors;
 pub use fetched::{FetchPlan, Fetched, OwnHost, Reader, Step, Transport, Url};
 pub use offload::{Offload, Taken, Work};
+pub use path_change::PathChange;
 pub use registry::REGISTRY;
 pub use request::Request;
 pub use response::Response;

@@ -1,5 +1,6 @@
 //! `request`: changes what the backend is asked: header fields, path, host, query.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use http::HeaderValue;
@@ -9,9 +10,11 @@ use serde::{Deserialize, Serialize};
 
 use super::contract::{Applies, Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
 use super::header_edits::{HeaderEdits, HeadersSpec};
+use super::path_change::PathChange;
 use super::query_edits::{QueryEdits, QuerySpec};
-use crate::message::{ErrorKind, Exchange};
-use crate::values::{FieldPath, Hostname, PathRewrite, PathRewriteSpec, Problem, Reason};
+use crate::expression::{Fault, REQUEST, Subject};
+use crate::message::{ErrorKind, Exchange, ProxyError};
+use crate::values::{FieldPath, Hostname, PathRewriteSpec, Problem, Reason};
 
 pub struct Request;
 
@@ -37,10 +40,10 @@ pub struct Spec {
 /// DNS labels.
 const HOSTNAME: &str = r"^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$";
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     headers: HeaderEdits,
-    path: Option<PathRewrite>,
+    path: Option<PathChange>,
     host: Option<HeaderValue>,
     query: Option<QueryEdits>,
 }
@@ -51,18 +54,17 @@ impl Member for Request {
     type Spec = Spec;
     type Plan = Plan;
 
-    fn compile(spec: Spec, _: &mut dyn Scope) -> Result<Plan, Vec<Problem>> {
+    fn compile(spec: Spec, scope: &mut dyn Scope) -> Result<Plan, Vec<Problem>> {
         let mut problems = Vec::new();
-        let headers = HeaderEdits::new(&spec.headers.unwrap_or_default(), &mut problems);
-        let query = spec.query.map(|query| QueryEdits::new(&query, &mut problems));
-        let mut refuse = |path, message| problems.push(Problem::error(path, Reason::PolicyInvalid, message));
-        let path = spec.path.and_then(|path| match PathRewrite::new(&path) {
-            Ok(rewrite) => Some(rewrite),
-            Err(error) => {
-                refuse(FieldPath::new("path"), error.to_string());
-                None
-            }
+        let headers = HeaderEdits::new(&spec.headers.unwrap_or_default(), &REQUEST, scope, &mut problems);
+        let query = spec.query.map(|query| QueryEdits::new(&query, &REQUEST, scope, &mut problems));
+        // What the scope has told already costs the member all the same.
+        let path = spec.path.and_then(|path| {
+            PathChange::new(&path, &FieldPath::new("path"), Reason::PolicyInvalid, scope)
+                .map_err(|problem| problems.extend(problem))
+                .ok()
         });
+        let mut refuse = |path, message| problems.push(Problem::error(path, Reason::PolicyInvalid, message));
         let host = spec.host.and_then(|host| match (host.parse(), HeaderValue::from_str(&host)) {
             (Ok(Hostname::Exact(_)), Ok(value)) => Some(value),
             _ => {
@@ -84,42 +86,50 @@ impl FilterKind for Request {
 
 impl Filter for Plan {
     fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
-        self.headers.apply(exchange.request.headers_mut());
+        // Expressions see the request as it came: all is read before anything is changed.
+        let read =
+            self.headers.fill(&Subject { exchange }).and_then(|filled| Ok((filled, self.target(exchange)?)));
+        let (filled, target) = match read {
+            Ok(read) => read,
+            Err(fault) => return ProxyError::caused(ErrorKind::ExpressionFailed, fault).into(),
+        };
+        self.headers.apply(exchange.request.headers_mut(), filled);
         if let Some(host) = &self.host {
             exchange.host_override = Some(host.clone());
         }
-        if self.path.is_none() && self.query.is_none() {
-            return Decision::Continue;
-        }
-        match self.target(exchange) {
-            Some(uri) => {
+        let Some(target) = target else { return Decision::Continue };
+        let mut parts = exchange.request.uri().clone().into_parts();
+        parts.path_and_query = PathAndQuery::try_from(target).ok();
+        match Uri::from_parts(parts) {
+            Ok(uri) => {
                 *exchange.request.uri_mut() = uri;
                 Decision::Continue
             }
             // A path in normal form and one of ours make a path, and neither can be long: this takes a bug to happen.
-            None => ErrorKind::BadRequest.into(),
+            Err(_) => ErrorKind::BadRequest.into(),
         }
     }
 }
 
 impl Plan {
-    fn target(&self, exchange: &Exchange) -> Option<Uri> {
+    /// The new path and query. `None`: they stay.
+    fn target(&self, exchange: &Exchange) -> Result<Option<String>, Fault> {
+        if self.path.is_none() && self.query.is_none() {
+            return Ok(None);
+        }
         let uri = exchange.request.uri();
-        let path = match &self.path {
-            Some(rewrite) => rewrite.apply(uri.path(), exchange.matched_prefix),
+        let mut target = match &self.path {
+            Some(change) => change.apply(exchange)?,
             None => uri.path().to_owned(),
         };
         let query = match &self.query {
-            Some(edits) => edits.apply(uri.query()),
-            None => uri.query().unwrap_or_default().to_owned(),
+            Some(edits) => Cow::Owned(edits.apply(uri.query(), &Subject { exchange })?),
+            None => Cow::Borrowed(uri.query().unwrap_or_default()),
         };
-        let mut target = path;
         if !query.is_empty() {
             target.push('?');
             target.push_str(&query);
         }
-        let mut parts = uri.clone().into_parts();
-        parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
-        Uri::from_parts(parts).ok()
+        Ok(Some(target))
     }
 }

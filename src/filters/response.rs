@@ -6,9 +6,10 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use super::contract::{Applies, Filter, FilterKind, Keep, Member, Outcome, Ring, Scope};
-use super::header_edits::{HeaderEdits, HeadersSpec};
+use super::header_edits::{Filled, HeaderEdits, HeadersSpec};
+use crate::expression::REQUEST;
 use crate::message::{ErrorKind, Exchange};
-use crate::values::Problem;
+use crate::values::{FieldPath, Problem, Reason};
 
 pub struct Response;
 
@@ -21,7 +22,7 @@ pub struct Spec {
     pub headers: Option<HeadersSpec>,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     headers: HeaderEdits,
 }
@@ -32,9 +33,24 @@ impl Member for Response {
     type Spec = Spec;
     type Plan = Plan;
 
-    fn compile(spec: Spec, _: &mut dyn Scope) -> Result<Plan, Vec<Problem>> {
+    fn compile(spec: Spec, scope: &mut dyn Scope) -> Result<Plan, Vec<Problem>> {
         let mut problems = Vec::new();
-        let headers = HeaderEdits::new(&spec.headers.unwrap_or_default(), &mut problems);
+        let spec = spec.headers.unwrap_or_default();
+        for (list, fields) in [("set", &spec.set), ("add", &spec.add)] {
+            for (index, field) in fields.iter().enumerate() {
+                // The request is gone by the time of the answer.
+                if field.value.replace("$${", "").contains("${") {
+                    let at = FieldPath::new("headers").field(list).index(index).field("value");
+                    let message =
+                        "expressions (${...}) are not supported in answers; write $${ for the text ${";
+                    problems.push(Problem::error(at, Reason::PolicyInvalid, message));
+                }
+            }
+        }
+        if !problems.is_empty() {
+            return Err(problems);
+        }
+        let headers = HeaderEdits::new(&spec, &REQUEST, scope, &mut problems);
         if problems.is_empty() { Ok(Plan { headers }) } else { Err(problems) }
     }
 }
@@ -51,7 +67,7 @@ impl Filter for Plan {
     fn response<'a>(&'a self, _: &'a mut Exchange, mut response: crate::message::Response) -> Outcome<'a> {
         let is_ours = response.extensions().get::<ErrorKind>().is_some();
         if !is_ours {
-            self.headers.apply(response.headers_mut());
+            self.headers.apply(response.headers_mut(), Filled::default());
         }
         Outcome::Ready(response)
     }

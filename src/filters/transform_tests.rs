@@ -107,3 +107,80 @@ async fn only_a_backends_answer_is_changed() {
         assert_eq!((headers.contains_key("x-a"), headers.contains_key("server")), expected);
     }
 }
+
+/// What becomes of a request with these header fields; `Err` is what is answered in the backend's place.
+async fn changed(
+    spec: Value,
+    uri: &str,
+    fields: &[(&'static str, &'static str)],
+) -> Result<Exchange, ErrorKind> {
+    let filters = [linked("request", &spec).expect("valid")];
+    let mut exchange = exchange(uri, 0, Rc::new(FakeOutbound::default()));
+    for (name, value) in fields {
+        exchange.request.headers_mut().append(*name, http::HeaderValue::from_static(value));
+    }
+    let mut was_sent = false;
+    let response = run(&filters, &mut exchange, fail, async |_: &mut Exchange| {
+        was_sent = true;
+        Response::default()
+    })
+    .await;
+    match response.extensions().get::<ErrorKind>() {
+        Some(kind) if !was_sent => Err(*kind),
+        _ => Ok(exchange),
+    }
+}
+
+#[tokio::test]
+async fn expressions_see_the_request_as_it_came() {
+    let spec = json!({
+        "headers": {"set": [{"name": "X-Path", "value": "${request.path}"}, {"name": "X-B", "value": "${request.headers['x-a']}"}],
+            "add": [{"name": "X-C", "value": "costs $${5}"}], "remove": ["X-A"]},
+        "path": {"template": "/t/${request.headers['x-a']}"},
+        "query": {"set": [{"name": "a", "value": "${request.query['a']}&${request.path}"}], "add": [{"name": "b", "value": "1"}]},
+    });
+    let asked = changed(spec, "/old?a=1%202&c=3", &[("x-a", "x y")]).await.expect("it is sent");
+    assert_eq!(asked.request.uri().to_string(), "/t/x%20y?c=3&a=1%202%26%2Fold&b=1");
+    let field =
+        |name: &str| asked.request.headers().get(name).map(|value| value.to_str().expect("ASCII").to_owned());
+    assert_eq!(
+        ["x-path", "x-a", "x-b", "x-c"].map(field),
+        [Some("/old".into()), None, Some("x y".into()), Some("costs ${5}".into())]
+    );
+}
+
+#[tokio::test]
+async fn what_cannot_be_filled_in_is_400_and_nothing_is_sent() {
+    for spec in [
+        json!({"headers": {"set": [{"name": "X-B", "value": "${request.headers['nosuch']}"}]}}),
+        json!({"headers": {"add": [{"name": "X-B", "value": "${request.query['a']}"}]}}),
+        json!({"path": {"template": "/${request.headers['nosuch']}"}}),
+        json!({"path": {"template": "/a/${request.headers['x-a']}"}}),
+        json!({"query": {"set": [{"name": "a", "value": "${request.headers['nosuch']}"}]}}),
+    ] {
+        let failed = changed(spec.clone(), "/?a=b%0d%0aSet-Cookie:c", &[("x-a", "..")]).await;
+        assert_eq!(
+            failed.map(|asked| asked.request.uri().to_string()),
+            Err(ErrorKind::ExpressionFailed),
+            "{spec}"
+        );
+    }
+}
+
+#[test]
+fn templates_are_checked_where_they_stand() {
+    for (member, spec, path) in [
+        ("request", json!({"path": {"template": "/a", "replaceFull": "/b"}}), "path"),
+        ("request", json!({"path": {"template": "/a/../${path.id}"}}), "path.template"),
+        ("request", json!({"host": "${request.host}"}), "host"),
+        (
+            "response",
+            json!({"headers": {"set": [{"name": "a", "value": "${identity.id}"}]}}),
+            "headers.set[0].value",
+        ),
+    ] {
+        let problems = linked(member, &spec).err().expect("refused");
+        assert_eq!(problems[0].path.as_str(), path, "{spec}");
+    }
+    assert!(linked("response", &json!({"headers": {"set": [{"name": "a", "value": "$${x}"}]}})).is_ok());
+}

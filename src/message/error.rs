@@ -58,6 +58,8 @@ pub enum ErrorKind {
     IntrospectionFailed,
     /// A body of a type that the rule does not take.
     UnsupportedMediaType,
+    /// An expression of a transform has no value for the request, or none that may stand where it is to be put.
+    ExpressionFailed,
     /// A parameter or field is missing or of the wrong form.
     ValidationFailed,
     // The backend's.
@@ -110,6 +112,7 @@ impl ErrorKind {
         Self::KeysUnavailable,
         Self::IntrospectionFailed,
         Self::UnsupportedMediaType,
+        Self::ExpressionFailed,
         Self::ValidationFailed,
         Self::NoHealthyEndpoints,
         Self::ConnectFailure,
@@ -157,6 +160,7 @@ impl ErrorKind {
             Self::KeysUnavailable => "KeysUnavailable",
             Self::IntrospectionFailed => "IntrospectionFailed",
             Self::UnsupportedMediaType => "UnsupportedMediaType",
+            Self::ExpressionFailed => "ExpressionFailed",
             Self::ValidationFailed => "ValidationFailed",
             Self::NoHealthyEndpoints => "NoHealthyEndpoints",
             Self::ConnectFailure => "ConnectFailure",
@@ -184,6 +188,7 @@ impl ErrorKind {
             | Self::LoopDetected
             | Self::IpNotAllowed
             | Self::UnsupportedMediaType
+            | Self::ExpressionFailed
             | Self::ValidationFailed
             | Self::ApiKeyMissing
             | Self::ApiKeyInvalid

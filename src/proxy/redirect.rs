@@ -13,7 +13,7 @@ use crate::route_map::RedirectPlan;
 /// is not written.
 ///
 /// # Errors
-/// The new target is no valid field value.
+/// The path has no value for this request, or the new target is no valid field value.
 pub fn answer(plan: &RedirectPlan, exchange: &Exchange) -> Result<Response, ProxyError> {
     let uri = exchange.request.uri();
     let scheme = plan.scheme.unwrap_or(exchange.client.scheme);
@@ -22,7 +22,9 @@ pub fn answer(plan: &RedirectPlan, exchange: &Exchange) -> Result<Response, Prox
     // Gateway API: a scheme without a port means that scheme's own port; neither means the port that was asked.
     let port = plan.port.or(if plan.scheme.is_some() { None } else { asked_port });
     let path = match &plan.path {
-        Some(rewrite) => rewrite.apply(uri.path(), exchange.matched_prefix),
+        Some(change) => {
+            change.apply(exchange).map_err(|fault| ProxyError::caused(ErrorKind::ExpressionFailed, fault))?
+        }
         None => uri.path().to_owned(),
     };
     location(plan.status, scheme, host, port, &path, uri.query())

@@ -46,6 +46,7 @@ pub static TABLE: &[Row] = &[
     closing(ErrorKind::ClientGone, 499, "The client has gone"),
     row(ErrorKind::LoopDetected, 508, "The request goes in circles"),
     row(ErrorKind::UnsupportedMediaType, 415, "The body is of a type that is not taken here"),
+    row(ErrorKind::ExpressionFailed, 400, "The request cannot be changed as it is asked for"),
     row(ErrorKind::ValidationFailed, 400, "The request is not of the form that is asked for"),
     row(ErrorKind::IpNotAllowed, 403, "This address may not ask"),
     row(ErrorKind::ApiKeyMissing, 401, "An API key is needed"),

@@ -4,9 +4,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::filters::TimeoutsPlan;
+use crate::filters::{PathChange, TimeoutsPlan};
 use crate::message::{ErrorKind, Scheme};
-use crate::values::{BackendId, PathRewrite};
+use crate::values::BackendId;
 
 #[derive(Debug, PartialEq)]
 pub enum Action {
@@ -43,7 +43,7 @@ pub struct RedirectPlan {
     pub scheme: Option<Scheme>,
     pub hostname: Option<Arc<str>>,
     pub port: Option<u16>,
-    pub path: Option<PathRewrite>,
+    pub path: Option<PathChange>,
     /// 301, 302, 303, 307 or 308.
     pub status: u16,
 }

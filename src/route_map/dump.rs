@@ -231,7 +231,7 @@ impl Display for RedirectPlan {
             write!(f, ", port {port}")?;
         }
         if let Some(path) = &self.path {
-            write!(f, ", path {path:?}")?;
+            write!(f, ", path {path}")?;
         }
         writeln!(f)
     }

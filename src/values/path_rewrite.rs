@@ -1,5 +1,6 @@
 //! How a request's path is rewritten, as it is written and as it is done: the one word of redirects and `request.path`.
 
+use std::fmt;
 use std::sync::Arc;
 
 use schemars::JsonSchema;
@@ -9,7 +10,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[schemars(extend("x-kubernetes-validations" = [
-    {"rule": "has(self.replacePrefix) != has(self.replaceFull)", "message": "give exactly one of replacePrefix and replaceFull"},
+    {"rule": "[has(self.replacePrefix), has(self.replaceFull), has(self.template)].filter(x, x).size() == 1", "message": ONE_OF_THREE},
 ]))]
 pub struct PathRewriteSpec {
     /// Replaces what the PathPrefix match covers.
@@ -20,7 +21,13 @@ pub struct PathRewriteSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = PATTERN), extend("x-kubernetes-validations" = [normal_form()]))]
     pub replace_full: Option<String>,
+    /// Replaces the whole path; ${expression} is filled in, percent-encoded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = "^/"))]
+    pub template: Option<String>,
 }
+
+const ONE_OF_THREE: &str = "give exactly one of replacePrefix, replaceFull and template";
 
 /// An absolute path of RFC 3986 segments without an empty one (but for a trailing slash).
 const PATTERN: &str = "^/(([-A-Za-z0-9._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})+(/([-A-Za-z0-9._~!$&'()*+,;=:@]|%[0-9A-Fa-f]{2})+)*/?)?$";
@@ -44,7 +51,7 @@ pub enum PathRewrite {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidPathRewrite {
-    #[error("give exactly one of replacePrefix and replaceFull")]
+    #[error("{ONE_OF_THREE}")]
     NotOne,
     #[error("an absolute path begins with '/'")]
     Relative,
@@ -56,15 +63,23 @@ pub enum InvalidPathRewrite {
     Character,
 }
 
+impl PathRewriteSpec {
+    /// The template, where nothing else is given.
+    pub fn as_template(&self) -> Option<&str> {
+        let is_alone = self.replace_prefix.is_none() && self.replace_full.is_none();
+        self.template.as_deref().filter(|_| is_alone)
+    }
+}
+
 impl PathRewrite {
-    /// Proves what is written.
+    /// Proves what is written. A template is not proven here.
     ///
     /// # Errors
-    /// None or two are given, or the text is no path in normal form.
+    /// Not exactly one of `replacePrefix` and `replaceFull` is given, or the text is no path in normal form.
     pub fn new(spec: &PathRewriteSpec) -> Result<Self, InvalidPathRewrite> {
-        match (&spec.replace_prefix, &spec.replace_full) {
-            (Some(path), None) => normal(path).map(Self::ReplacePrefix),
-            (None, Some(path)) => normal(path).map(Self::ReplaceFull),
+        match (&spec.replace_prefix, &spec.replace_full, &spec.template) {
+            (Some(path), None, None) => normal(path).map(Self::ReplacePrefix),
+            (None, Some(path), None) => normal(path).map(Self::ReplaceFull),
             _ => Err(InvalidPathRewrite::NotOne),
         }
     }
@@ -89,6 +104,15 @@ impl PathRewrite {
         let rest = if base.is_empty() { rest.trim_start_matches('/') } else { rest };
         let separate = if base.is_empty() { "/" } else { separate };
         [base, separate, rest].concat()
+    }
+}
+
+impl fmt::Display for PathRewrite {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::ReplacePrefix(path) => write!(f, "replacePrefix {path}"),
+            Self::ReplaceFull(path) => write!(f, "replaceFull {path}"),
+        }
     }
 }
 
@@ -134,7 +158,7 @@ mod tests {
     use super::*;
 
     fn prefix(text: &str) -> PathRewrite {
-        let spec = PathRewriteSpec { replace_prefix: Some(text.into()), replace_full: None };
+        let spec = PathRewriteSpec { replace_prefix: Some(text.into()), ..PathRewriteSpec::default() };
         PathRewrite::new(&spec).expect(text)
     }
 
@@ -165,7 +189,7 @@ mod tests {
 
     #[test]
     fn a_full_replacement_forgets_the_path() {
-        let spec = PathRewriteSpec { replace_prefix: None, replace_full: Some("/new".into()) };
+        let spec = PathRewriteSpec { replace_full: Some("/new".into()), ..PathRewriteSpec::default() };
         assert_eq!(PathRewrite::new(&spec).expect("valid").apply("/old/x", 4), "/new");
     }
 

@@ -105,7 +105,9 @@ fn ages(text: &str) -> BTreeMap<String, i64> {
 fn with_certificates(text: &str) -> String {
     let mut certificates = BTreeMap::new();
     let (mut filled, mut rest) = (String::new(), text);
-    while let Some((before, after)) = rest.split_once("${") {
+    // Other `${…}` are expressions of the case.
+    while let Some(at) = ["${cert:", "${key:"].iter().filter_map(|mark| rest.find(mark)).min() {
+        let (before, after) = (&rest[..at], &rest[at + 2..]);
         let (what, after) = after.split_once('}').expect("a closed placeholder");
         let (part, name) = what.split_once(':').expect("part:name");
         let (certificate, key) = certificates.entry(name).or_insert_with(|| {

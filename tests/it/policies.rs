@@ -66,3 +66,33 @@ fn a_preflight_finds_the_rule_of_the_request_after_it() {
     let failed = gateway.request("GET", "shop.example", "/api", &["Origin: https://b.example"], "");
     assert_eq!((failed.status, failed.field("access-control-allow-origin")), (502, Some("*")), "{failed:?}");
 }
+
+#[test]
+fn what_is_filled_in_goes_to_the_backend_or_nothing_does() {
+    let backend = Backend::start("one");
+    let request = "{path: {template: \"/v1/${path.id}\"}, headers: {set: [{name: X-Tier, value: \"${request.headers['x-tier']}\"}]}, query: {add: [{name: q, value: \"${request.headers['x-tier']}\"}]}}";
+    let spec = format!(
+        "{{hostnames: [a.example], rules: [{{name: filled, matches: [{{path: {{type: PathTemplate, value: '/u/{{id}}'}}}}], policy: {{request: {request}}}, backendRefs: [{{kind: GatewayBackend, name: one}}]}}, {{name: moved, matches: [{{path: {{type: PathTemplate, value: '/old/{{id}}'}}}}], redirect: {{path: {{template: \"/new/${{path.id}}\"}}}}}}]}}"
+    );
+    let manifests = backend.manifest("one") + &route("a", &spec);
+    let gateway = Gateway::start(&[("all.yaml", &manifests)]);
+    let ask = |path: &str, fields: &[&str]| gateway.request("GET", "a.example", path, fields, "");
+    let answer = ask("/u/a%26b?x=1", &["X-Tier: gold & more"]);
+    let seen = answer.json();
+    assert_eq!(
+        (answer.status, &seen["path"], &seen["query"], &seen["headers"]["x-tier"]),
+        (200, &"/v1/a%26b".into(), &"x=1&q=gold%20%26%20more".into(), &"gold & more".into()),
+        "{seen}"
+    );
+    for fields in [&[][..], &["X-Tier: a", "X-Tier: b"]] {
+        let answer = ask("/u/1", fields);
+        assert_eq!(
+            (answer.status, &answer.json()["reason"]),
+            (400, &"ExpressionFailed".into()),
+            "{fields:?}"
+        );
+    }
+    let moved = ask("/old/a%20b", &[]);
+    let location = moved.field("location").unwrap_or_default();
+    assert!(moved.status == 302 && location.ends_with("/new/a%20b"), "{moved:?}");
+}

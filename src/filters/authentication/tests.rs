@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::entry::fingerprint;
 use super::{Authentication, Plan, Spec};
-use crate::expression::{Environment, Expression, Kind};
+use crate::expression::{Environment, Expression, Kind, Template};
 use crate::filters::contract::{Derive, Filter, FilterKind, Keep, Member, Scope, Selection};
 use crate::filters::contract_tests::{FakeOutbound, exchange, fail};
 use crate::filters::run;
@@ -79,6 +79,10 @@ impl Scope for World {
     }
 
     fn expression(&mut self, _: FieldPath, _: &str, _: &'static Environment, _: Kind) -> Option<Expression> {
+        None
+    }
+
+    fn template(&mut self, _: FieldPath, _: &str, _: &'static Environment) -> Option<Template> {
         None
     }
 
