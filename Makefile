@@ -6,7 +6,7 @@ TARGET ?= $(shell uname -m)-unknown-linux-musl
 BIN ?= target/$(TARGET)/dist/portcullis
 IMAGE ?= portcullis:dev
 
-.PHONY: help run program check test test-long e2e bench lint audit crds static image cluster
+.PHONY: help run program check test test-long e2e bench fuzz lint audit crds static image cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ bench: ## CPU for each request, beside nginx in the same run
 	@command -v nginx wrk h2load openssl > /dev/null || e2e/cluster/packages.sh nginx-light wrk nghttp2-client openssl
 	cargo build --profile dist --bin portcullis
 	@benches/http/run
+
+fuzz: ## FUZZ_SECONDS of broken bytes at the start of a connection (nightly Rust, cargo-fuzz)
+	@cp Cargo.lock fuzz/Cargo.lock
+	cargo +nightly fuzz run proxy_header -- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=6000
 
 lint: ## what CI refuses: format, clippy, chart
 	cargo fmt --check
