@@ -227,6 +227,7 @@ fn options() -> Options {
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
         served: None,
+        has_store: false,
     }
 }
 

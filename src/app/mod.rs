@@ -16,7 +16,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-pub use settings::{Settings, Source, default_workers};
+pub use settings::{Settings, Source, Store, default_workers};
 
 use crate::background;
 use crate::controller;
@@ -128,6 +128,11 @@ impl Bound {
             let loopback =
                 if settings.proxy.loopback_backends { Loopback::Allowed } else { Loopback::Refused };
             control.spawn(background::keep_fetching(fetches, Guard::new(loopback), telemetry.clone()));
+        }
+        if let Some(store) = &settings.store
+            && let Some(questions) = plane.store().questions(store.patience)
+        {
+            control.spawn(background::keep_counting(questions, store.url.clone(), telemetry.clone()));
         }
         let readiness = Readiness::default();
         let (updates, receiver) = mpsc::channel(WAITING_UPDATES);

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::background::StoreUrl;
 use crate::compile;
 use crate::controller;
 use crate::proxy;
@@ -17,10 +18,20 @@ pub struct Settings {
     /// Metrics, health, `/status`. None: no such listener.
     pub admin: Option<SocketAddr>,
     pub access_log: AccessTarget,
+    /// Where replicas count together.
+    pub store: Option<Store>,
     /// How long to go on accepting after the signal to end, while load balancers learn of it.
     pub drain_delay: Duration,
     /// How long open requests have after that.
     pub drain_timeout: Duration,
+}
+
+/// The store in which replicas count together.
+#[derive(Clone, Debug)]
+pub struct Store {
+    pub url: StoreUrl,
+    /// No request waits for it longer.
+    pub patience: Duration,
 }
 
 /// Where the configuration comes from.

@@ -4,6 +4,8 @@ mod ask;
 mod client;
 mod dns;
 mod fetch;
+mod store;
 
 pub use dns::Names;
 pub use fetch::keep_fetching;
+pub use store::{StoreUrl, keep_counting};

@@ -52,6 +52,7 @@ pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
         class_name: args.class_name.as_str().into(),
         hostnames: args.hostnames.into(),
         loopback: LoopbackHosts::Allowed,
+        has_store: true,
         namespace: args.namespace.as_str().into(),
         served: args.namespace_selector.clone(),
     };

@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::logging;
 use crate::app::{self, Ended, Settings, Source};
+use crate::background::StoreUrl;
 use crate::compile::{HostnameClaims, LoopbackHosts, Options};
 use crate::controller::{self, Area, PeerSettings};
 use crate::message::Scheme;
@@ -70,6 +71,12 @@ pub struct Run {
         requires = "proxy_protocol"
     )]
     trusted_proxies: Vec<IpNet>,
+    /// Redis in which replicas count together: redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS
+    #[arg(long, value_name = "URL", env = "PORTCULLIS_REDIS", hide_env_values = true)]
+    redis: Option<StoreUrl>,
+    /// How long a request waits for it at most
+    #[arg(long, value_name = "DURATION", env = "PORTCULLIS_REDIS_TIMEOUT", default_value = "20ms")]
+    redis_timeout: Duration,
     /// How long to go on accepting after the signal to end [default: 5s in a cluster, 0s with --manifests]
     #[arg(long, value_name = "DURATION", env = "PORTCULLIS_DRAIN_DELAY")]
     drain_delay: Option<Duration>,
@@ -230,6 +237,7 @@ fn settings(args: Run) -> Settings {
         compile: Options {
             class_name: args.class_name.into(),
             hostnames: args.hostnames.into(),
+            has_store: args.redis.is_some(),
             loopback: if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused },
             namespace,
             served,
@@ -237,6 +245,7 @@ fn settings(args: Run) -> Settings {
         admin: args
             .admin
             .or_else(|| Some(if files { (Ipv4Addr::LOCALHOST, 9090).into() } else { every_address(9090) })),
+        store: args.redis.map(|url| app::Store { url, patience: args.redis_timeout.std() }),
         access_log: match args.access_log.as_str() {
             "off" => AccessTarget::Off,
             "stdout" => AccessTarget::Stdout,

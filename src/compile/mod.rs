@@ -53,6 +53,8 @@ pub struct Options {
     pub class_name: Arc<str>,
     pub hostnames: HostnameClaims,
     pub loopback: LoopbackHosts,
+    /// There is a store in which replicas count together.
+    pub has_store: bool,
     /// The installation's own: only policies there may apply to everything, or to namespaces by label.
     pub namespace: Arc<str>,
     /// Objects of ours count only in namespaces with these labels, and in the installation's own.
@@ -158,6 +160,7 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
         index: &no_index,
         gathered: &gathered,
         own_host,
+        has_store: options.has_store,
     };
     let backends = backend_units(known, options, &mut memo);
     let known = Known { backends: &backends, ..known };

@@ -295,7 +295,15 @@ impl<'a> Stack<'a> {
                 }
             }
             Combine::Both => {
+                let mut taken: Vec<&Arc<LoweredPolicy>> = Vec::new();
                 for (given, from) in imposed.chain(default.flatten()) {
+                    // One that reaches the rule in two ways is one.
+                    if let From::Policy { policy, .. } = from {
+                        if taken.iter().any(|known| Arc::ptr_eq(known, policy)) {
+                            continue;
+                        }
+                        taken.push(policy);
+                    }
                     self.take(row, given, from, effective);
                 }
             }
@@ -524,6 +532,10 @@ impl Scope for Asking<'_, '_> {
     fn holder(&self) -> String {
         let Holder { kind, name, rule } = self.holder;
         format!("{kind} {name} {}", rule.unwrap_or_default())
+    }
+
+    fn has_store(&self) -> bool {
+        self.asker.has_store()
     }
 
     fn own_host(&self) -> OwnHost {

@@ -23,6 +23,7 @@ pub(super) struct Known<'w> {
     pub index: &'w Index,
     pub gathered: &'w Gathered,
     pub own_host: OwnHost,
+    pub has_store: bool,
 }
 
 /// What is found by label, and what is made of it, once for all who ask.
@@ -218,6 +219,10 @@ impl<'w> Asker<'w> {
             Answer::ConfigMap(map) => map,
             _ => None,
         }
+    }
+
+    pub fn has_store(&self) -> bool {
+        self.known.has_store
     }
 
     pub fn own_host(&self) -> OwnHost {

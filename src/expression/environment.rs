@@ -163,14 +163,8 @@ const OF_IDENTITY: &[Field] = &[
     ),
     text(
         "key",
-        "Different for any two clients, of whatever kind; the anonymous have their address",
-        |subject| {
-            let exchange = subject.exchange;
-            Ok(match exchange.identity.known() {
-                Some(known) => Value::text(known.key()),
-                None => Value::text(format!("Anonymous||{}", exchange.client.ip)),
-            })
-        },
+        "Different for any two clients, of whatever kind; the anonymous have their address, of IPv6 its first 64 bits",
+        |subject| Ok(Value::text(subject.exchange.identity_key())),
     ),
 ];
 

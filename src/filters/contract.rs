@@ -17,6 +17,7 @@ use serde_json::Value;
 use super::asked::Inquiry;
 use super::fetched::{FetchPlan, Fetched, OwnHost};
 use super::offload::Offload;
+use super::rate_limits::Store;
 use crate::expression::{Environment, Expression, Kind, Template};
 use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError, Response};
 use crate::values::{
@@ -192,6 +193,11 @@ pub trait Scope {
         environment: &'static Environment,
     ) -> Option<Template>;
 
+    /// Whether the installation has a store in which replicas count together.
+    fn has_store(&self) -> bool {
+        false
+    }
+
     /// Whether what is fetched may be on the gateway's own host.
     fn own_host(&self) -> OwnHost {
         OwnHost::Refused
@@ -223,6 +229,11 @@ pub trait Keep {
     /// Hands over what is to be asked. Without anybody who asks, questions get no answer.
     fn asks(&self, inquiry: Inquiry) {
         drop(inquiry);
+    }
+
+    /// The store in which replicas count together; there may be none behind it.
+    fn store(&self) -> Arc<Store> {
+        Arc::default()
     }
 
     /// What is fetched beside the requests for as long as this, or another that wants the same, is held.

@@ -40,6 +40,7 @@ pub use cors::Cors;
 pub use fetched::{FetchPlan, Fetched, OwnHost, Reader, Step, Transport, Url};
 pub use offload::{Offload, Taken, Work};
 pub use path_change::PathChange;
+pub use rate_limits::{Charged, Charges, Count, SCRIPT, Store};
 pub use registry::REGISTRY;
 pub use request::Request;
 pub use response::Response;

@@ -49,3 +49,13 @@ pub struct Client {
     /// What it showed in the TLS handshake, verified as the host asks for now.
     pub certificate: Option<Arc<ClientCertificate>>,
 }
+
+impl Client {
+    /// The address that tells clients apart: whoever has an IPv6 address has the other 2⁶⁴ of its network too.
+    pub fn network(&self) -> IpAddr {
+        match self.ip.to_canonical() {
+            IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),
+            v4 => v4,
+        }
+    }
+}

@@ -54,6 +54,8 @@ pub enum ErrorKind {
     Starting,
     /// What tokens are checked with was never fetched yet, or its issuer cannot be asked.
     KeysUnavailable,
+    /// A rate limit is counted in the store, which does not answer.
+    StoreUnavailable,
     /// Whoever knows whether a token is good could not be asked.
     IntrospectionFailed,
     /// A body of a type that the rule does not take.
@@ -110,6 +112,7 @@ impl ErrorKind {
         Self::Draining,
         Self::Starting,
         Self::KeysUnavailable,
+        Self::StoreUnavailable,
         Self::IntrospectionFailed,
         Self::UnsupportedMediaType,
         Self::ExpressionFailed,
@@ -158,6 +161,7 @@ impl ErrorKind {
             Self::Draining => "Draining",
             Self::Starting => "Starting",
             Self::KeysUnavailable => "KeysUnavailable",
+            Self::StoreUnavailable => "StoreUnavailable",
             Self::IntrospectionFailed => "IntrospectionFailed",
             Self::UnsupportedMediaType => "UnsupportedMediaType",
             Self::ExpressionFailed => "ExpressionFailed",

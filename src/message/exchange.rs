@@ -45,8 +45,8 @@ pub struct Quota {
     pub limit: Arc<str>,
     /// So many requests more.
     pub left: u64,
-    /// Seconds until all of it is there again.
-    pub resets: u64,
+    /// Seconds until there is more; 0: nothing is missing.
+    pub more: u64,
 }
 
 /// The rate limits that a request was charged to.
@@ -56,11 +56,26 @@ pub struct Quotas {
     pub least: Option<Quota>,
     /// The answer tells some of them already.
     pub told: bool,
+    /// The one that refused works before authentication.
+    pub refused_early: bool,
+    /// Of each of the rule's filters that count: the limits that it charged.
+    pub charged: Vec<ChargedLimits>,
+}
+
+/// Limits of one filter that were charged, by their places as bits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ChargedLimits {
+    /// On this replica.
+    pub here: u16,
+    /// In the store.
+    pub shared: u16,
 }
 
 impl Quotas {
-    pub fn note(&mut self, quota: Quota) {
-        if self.least.as_ref().is_none_or(|least| quota.left < least.left) {
+    pub fn merge(&mut self, quota: Option<Quota>) {
+        if let Some(quota) = quota
+            && self.least.as_ref().is_none_or(|least| quota.left < least.left)
+        {
             self.least = Some(quota);
         }
     }
@@ -131,11 +146,11 @@ impl Exchange {
         }
     }
 
-    /// What limits and caches tell clients apart by: unique over kinds and issuers, the address of the anonymous.
+    /// What limits and caches tell clients apart by: unique over kinds and issuers, the network of the anonymous.
     pub fn identity_key(&self) -> String {
         match self.identity.known() {
             Some(known) => known.key(),
-            None => self.client.ip.to_string(),
+            None => format!("Anonymous||{}", self.client.network()),
         }
     }
 }

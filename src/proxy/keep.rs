@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::offload;
-use crate::filters::{FetchPlan, Fetched, Inquiry, Keep, Offload, Taken, Wanted};
+use crate::filters::{FetchPlan, Fetched, Inquiry, Keep, Offload, Store, Taken, Wanted};
 
 type State = Arc<dyn Any + Send + Sync>;
 
@@ -19,6 +19,8 @@ const FORGET_AFTER: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub struct Kept {
     states: Mutex<HashMap<String, Entry>>,
+    /// Where replicas count together.
+    store: Arc<Store>,
     /// What is wanted, told once to who fetches.
     wanted: mpsc::UnboundedSender<Wanted>,
     /// Until who fetches takes it.
@@ -36,6 +38,7 @@ impl Default for Kept {
         let (wanted, fetches) = mpsc::unbounded_channel();
         Self {
             states: Mutex::default(),
+            store: Arc::default(),
             wanted,
             fetches: Mutex::new(Some(fetches)),
             offload: OnceLock::new(),
@@ -69,6 +72,10 @@ impl Kept {
 }
 
 impl Keep for Kept {
+    fn store(&self) -> Arc<Store> {
+        Arc::clone(&self.store)
+    }
+
     fn state(&self, key: &str, make: &mut dyn FnMut() -> State) -> State {
         let mut states = self.states.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = states.get(key) {

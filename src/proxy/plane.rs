@@ -15,7 +15,7 @@ use super::keep::{Fetches, Kept};
 use super::live::{Linker, Live};
 use super::worker::{Desk, Ear, Shared};
 use super::{Addresses, Settings, listener, tls, worker};
-use crate::filters::Row;
+use crate::filters::{Keep as _, Row, Store};
 use crate::lifecycle::DrainSignal;
 use crate::route_map::{EndpointSet, RouteMap};
 use crate::telemetry::{AccessLog, Telemetry};
@@ -90,6 +90,11 @@ impl DataPlane {
     /// What filters want fetched beside the requests; for the one who fetches it, once.
     pub fn fetches(&self) -> Option<Fetches> {
         self.0.shared.keep.fetches()
+    }
+
+    /// Where replicas count together; somebody has to answer there.
+    pub fn store(&self) -> Arc<Store> {
+        self.0.shared.keep.store()
     }
 
     pub fn addresses(&self) -> &Addresses {

@@ -70,6 +70,7 @@ pub static TABLE: &[Row] = &[
     retry(ErrorKind::Starting, 503, "The gateway has not read its routes yet"),
     retry(ErrorKind::KeysUnavailable, 503, "Tokens cannot be checked now"),
     retry(ErrorKind::IntrospectionFailed, 503, "The token cannot be checked now"),
+    retry(ErrorKind::StoreUnavailable, 503, "Limits cannot be checked now"),
     retry(ErrorKind::NoHealthyEndpoints, 503, "No backend is available"),
     row(ErrorKind::ConnectFailure, 502, "The backend cannot be reached"),
     row(ErrorKind::ConnectTimeout, 504, "The backend cannot be reached in time"),
@@ -262,6 +263,7 @@ mod tests {
                 "Starting",
                 "KeysUnavailable",
                 "IntrospectionFailed",
+                "StoreUnavailable",
                 "NoHealthyEndpoints"
             ]
         );

@@ -54,6 +54,14 @@ struct State {
     synced: Option<Instant>,
     installed: Option<Instant>,
     leader: bool,
+    store: Option<StoreState>,
+}
+
+/// How the store does in which replicas count together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct StoreState {
+    pub up: bool,
+    pub failures: u64,
 }
 
 #[derive(Debug)]
@@ -72,6 +80,8 @@ pub(super) struct ControlTotals {
     pub sync_age: Option<Duration>,
     pub config_age: Option<Duration>,
     pub leader: bool,
+    /// None: there is none.
+    pub store: Option<StoreState>,
 }
 
 impl ControlStats {
@@ -131,6 +141,16 @@ impl ControlStats {
     }
 
     /// Whether this replica is the one that writes status.
+    /// The store in which replicas count together is there, or away.
+    pub fn store_is_up(&self, up: bool) {
+        self.state().store.get_or_insert_default().up = up;
+    }
+
+    /// It did not answer a question.
+    pub fn store_failed(&self) {
+        self.state().store.get_or_insert_default().failures += 1;
+    }
+
     pub fn leads(&self, leader: bool) {
         self.state().leader = leader;
     }
@@ -156,6 +176,7 @@ impl ControlStats {
             sync_age: state.synced.map(|at| at.elapsed()),
             config_age: state.installed.map(|at| at.elapsed()),
             leader: state.leader,
+            store: state.store,
         }
     }
 
@@ -179,6 +200,7 @@ impl Default for State {
             synced: None,
             installed: None,
             leader: false,
+            store: None,
         }
     }
 }

@@ -140,6 +140,7 @@ mod tests {
         control.compiled(Duration::from_millis(4));
         control.propagated(Duration::from_millis(40));
         control.watch_error("secrets");
+        control.store_is_up(true);
         control.fetched("login.example");
         control.fetch_failed("login.example");
         control.asked("login.example", "active");

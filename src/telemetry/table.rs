@@ -371,6 +371,28 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_store_up",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "1 while the store is there in which replicas count together; absent without one",
+        read: |scrape, emit| {
+            if let Some(store) = &scrape.control.store {
+                emit(&[], number(u64::from(store.up)));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_store_failures_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Questions that the store did not answer",
+        read: |scrape, emit| {
+            if let Some(store) = &scrape.control.store {
+                emit(&[], number(store.failures));
+            }
+        },
+    },
+    Metric {
         name: "portcullis_leader",
         kind: Kind::Gauge,
         labels: &[],

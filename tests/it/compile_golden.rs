@@ -145,6 +145,7 @@ fn options(text: &str) -> Options {
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
         served: None,
+        has_store: false,
         namespace: "platform".into(),
     };
     let first = text.lines().next().unwrap_or_default();

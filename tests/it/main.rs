@@ -30,5 +30,6 @@ mod proxy_streams;
 mod proxy_tls;
 mod rate_limits;
 mod raw_requests;
+mod redis;
 mod tokens;
 mod trailers;

@@ -133,6 +133,7 @@ fn broken_manifests_cost_nobody_else_anything_and_mean_the_same_with_a_memo() {
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
         served: None,
+        has_store: false,
         namespace: "default".into(),
     };
     let chance = &mut Chance::new(1);

@@ -83,6 +83,7 @@ pub fn run(args: &Explain) -> anyhow::Result<ExitCode> {
     let options = Options {
         class_name: args.class_name.as_str().into(),
         hostnames: args.hostnames.into(),
+        has_store: true,
         loopback: if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused },
         namespace: args.namespace.as_str().into(),
         served: args.namespace_selector.clone(),

@@ -73,9 +73,31 @@ pub fn named_in(entry: &Value) -> impl Iterator<Item = HeaderName> {
     names.filter(may_be_told)
 }
 
-/// Not in any spelling may it be one that the connection is made of: all of them are taken from requests.
+/// Not in any spelling may it be one that the connection is made of, or that says something of the request itself or of
+/// who asks: it is taken from every request to the hostname, whatever rule it meets.
 fn may_be_told(name: &HeaderName) -> bool {
-    HeaderName::try_from(plain_name(name.as_str())).is_ok_and(|name| !is_forbidden(&name))
+    const OF_REQUESTS: [&str; 15] = [
+        "authorization",
+        "cookie",
+        "date",
+        "expect",
+        "forwarded",
+        "from",
+        "max-forwards",
+        "origin",
+        "pragma",
+        "range",
+        "referer",
+        "user-agent",
+        "via",
+        "x-api-key",
+        "x-real-ip",
+    ];
+    const FAMILIES: [&str; 6] = ["accept", "access-control-", "content-", "if-", "sec-", "x-forwarded-"];
+    let plain = plain_name(name.as_str());
+    let is_of_requests =
+        OF_REQUESTS.contains(&plain.as_str()) || FAMILIES.iter().any(|family| plain.starts_with(family));
+    !is_of_requests && HeaderName::try_from(plain).is_ok_and(|name| !is_forbidden(&name))
 }
 
 fn text(identity: &KnownIdentity, claim: &str) -> Option<String> {
@@ -153,11 +175,12 @@ mod tests {
 
     #[test]
     fn fields_of_the_connection_are_no_place_for_claims() {
-        let spec = ["Host", "X-A", "x-a", "Transfer-Encoding", "content_length"]
-            .map(|header| ClaimToHeader { claim: "a".into(), header: header.into() });
+        let spec =
+            ["Host", "X-A", "x-a", "Transfer-Encoding", "content_length", "Authorization", "x.forwarded.for"]
+                .map(|header| ClaimToHeader { claim: "a".into(), header: header.into() });
         let mut problems = Vec::new();
         ClaimHeaders::new(&spec, &mut problems);
         let paths: Vec<_> = problems.iter().map(|problem| problem.path.as_str()).collect();
-        assert_eq!(paths, [0, 2, 3, 4].map(|index| format!("claimsToHeaders[{index}].header")));
+        assert_eq!(paths, [0, 2, 3, 4, 5, 6].map(|index| format!("claimsToHeaders[{index}].header")));
     }
 }

@@ -201,7 +201,7 @@ async fn whatever_is_wrong_with_a_key_is_answered_alike() {
         match mode {
             "Optional" => {
                 assert_eq!((answer, nothing.identity.kind().as_str()), (Ok(()), "Anonymous"));
-                assert_eq!(nothing.identity_key(), "127.0.0.1");
+                assert_eq!(nothing.identity_key(), "Anonymous||127.0.0.1");
             }
             _ => assert_eq!(answer, Err((ErrorKind::ApiKeyMissing, challenge.clone()))),
         }

@@ -5,11 +5,10 @@
 //! last is full as well, the bucket that would be empty first gives way, so that a fresh bucket for a key costs
 //! about as many others as the table holds.
 
-use std::hash::{BuildHasher as _, Hash};
+use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use foldhash::quality::RandomState;
 use tokio::time::Instant;
 
 use super::gcra::{Full, Rate};
@@ -18,7 +17,7 @@ use super::gcra::{Full, Rate};
 const WAYS: usize = 4;
 /// Sets of a piece.
 const PIECE: usize = 1 << 10;
-/// 4,096 buckets in the first level, 4 millions in the last, 85 MiB in all.
+/// 4,096 buckets in the first level, 5.6 millions in all, 85 MiB.
 const LEVELS: u32 = 6;
 /// So often a bucket is looked for while others take the places.
 const TRIES: usize = 8;
@@ -49,6 +48,13 @@ struct Place {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Who(u64);
 
+impl Who {
+    /// The name of what is known of a bucket in the store: until when it refuses.
+    pub fn full(self) -> Self {
+        Self((!self.0).max(1))
+    }
+}
+
 impl Default for Buckets {
     fn default() -> Self {
         let level = |level: u32| (0..4_usize.pow(level)).map(|_| OnceLock::new()).collect();
@@ -72,7 +78,7 @@ impl Buckets {
 
     /// What charging would say.
     pub fn ask(&self, who: Who, rate: &Rate, cost: u64, now: u64) -> Result<(), Full> {
-        let until = self.find(who).map_or(0, |place| place.until.load(Ordering::Relaxed));
+        let until = self.find(who).map_or(0, |place| place.until(rate, now));
         rate.charged(until, now, cost).map(drop)
     }
 
@@ -80,7 +86,10 @@ impl Buckets {
     pub fn charge(&self, who: Who, rate: &Rate, cost: u64, now: u64) -> Result<u64, Full> {
         for _ in 0..TRIES {
             if let Some(place) = self.find(who) {
-                return place.charge(rate, cost, now);
+                if let Some(charged) = place.charge(who, rate, cost, now) {
+                    return charged;
+                }
+                continue;
             }
             // A bucket that refuses when it is empty needs no place.
             rate.charged(0, now, cost)?;
@@ -88,6 +97,21 @@ impl Buckets {
         }
         // Others took every place that it got, in a table of millions.
         rate.charged(0, now, cost)
+    }
+
+    /// When a bucket will be empty, as far as it is known.
+    pub fn until(&self, who: Who) -> Option<u64> {
+        self.find(who).map(|place| place.until.load(Ordering::Relaxed))
+    }
+
+    /// Notes when a bucket will be empty, which somebody else counts.
+    pub fn note(&self, who: Who, until: u64, now: u64) {
+        if self.find(who).is_none() {
+            self.settle(who, now);
+        }
+        if let Some(place) = self.find(who) {
+            place.until.fetch_max(until, Ordering::Relaxed);
+        }
     }
 
     pub fn refund(&self, who: Who, rate: &Rate, cost: u64) {
@@ -142,19 +166,41 @@ impl Buckets {
 }
 
 impl Place {
-    fn charge(&self, rate: &Rate, cost: u64, now: u64) -> Result<u64, Full> {
-        let mut until = self.until.load(Ordering::Relaxed);
+    /// `None`: somebody else has taken the place in between.
+    fn charge(&self, who: Who, rate: &Rate, cost: u64, now: u64) -> Option<Result<u64, Full>> {
+        let mut until = self.until(rate, now);
         loop {
-            let after = rate.charged(until, now, cost)?;
-            match self.until.compare_exchange_weak(until, after, Ordering::Relaxed, Ordering::Relaxed) {
-                Ok(_) => return Ok(after),
+            let charged = rate.charged(until, now, cost);
+            if self.who.load(Ordering::Acquire) != who.0 {
+                return None;
+            }
+            let Ok(after) = charged else { return Some(charged) };
+            match self.until.compare_exchange_weak(until, after, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) if self.who.load(Ordering::Acquire) == who.0 => return Some(charged),
+                Ok(_) => {
+                    self.refund(rate, cost);
+                    return None;
+                }
                 Err(newer) => until = newer,
             }
         }
     }
 
+    fn until(&self, rate: &Rate, now: u64) -> u64 {
+        let (until, latest) = (self.until.load(Ordering::Acquire), rate.latest(now));
+        if until > latest {
+            self.until.fetch_min(latest, Ordering::AcqRel);
+        }
+        until.min(latest)
+    }
+
+    fn refund(&self, rate: &Rate, cost: u64) {
+        let refunded = |until| Some(rate.refunded(until, cost));
+        let _ = self.until.fetch_update(Ordering::AcqRel, Ordering::Acquire, refunded);
+    }
+
     fn give(&self, known: u64, who: Who) -> bool {
-        self.who.compare_exchange(known, who.0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        self.who.compare_exchange(known, who.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 }
 

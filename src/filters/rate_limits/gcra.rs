@@ -47,14 +47,28 @@ impl Rate {
         }
     }
 
+    /// When a bucket that is just full will be empty. Nothing is fuller than that: whoever finds a later time, from when
+    /// the limit had other numbers, writes this one.
+    pub fn latest(&self, now: u64) -> u64 {
+        now.saturating_add(self.room)
+    }
+
     /// As if `cost` had not been charged.
     pub fn refunded(&self, until: u64, cost: u64) -> u64 {
         until.saturating_sub(self.interval.saturating_mul(cost))
     }
 
-    /// How much more there is room for.
-    pub fn left(&self, until: u64, now: u64) -> u64 {
-        self.room.saturating_sub(until.saturating_sub(now)) / self.interval
+    /// Interval in microseconds, and burst, for the store.
+    pub fn micros(&self) -> (f64, u64) {
+        (self.interval as f64 / 1e3, self.room / self.interval)
+    }
+
+    /// How much more there is room for, and nanoseconds until it is one more.
+    pub fn left(&self, until: u64, now: u64) -> (u64, u64) {
+        let used = until.saturating_sub(now).min(self.room);
+        let left = (self.room - used) / self.interval;
+        let more = (used + (left + 1) * self.interval).saturating_sub(self.room);
+        (left, more.min(used))
     }
 }
 
@@ -76,14 +90,29 @@ mod tests {
         let mut until = 0;
         for left in [2, 1, 0] {
             until = rate.charged(until, 0, 1).expect("room");
-            assert_eq!(rate.left(until, 0), left);
+            assert_eq!(rate.left(until, 0), (left, SECOND / 2));
         }
         assert_eq!(rate.charged(until, 0, 1), Err(Full::For(SECOND / 2)));
         assert_eq!(rate.charged(until, SECOND / 2 - 1, 1), Err(Full::For(1)));
         until = rate.charged(until, SECOND / 2, 1).expect("room again");
         assert_eq!(rate.charged(until, SECOND / 2, 1), Err(Full::For(SECOND / 2)));
-        assert_eq!(rate.charged(until, 100 * SECOND, 3).map(|until| rate.left(until, 100 * SECOND)), Ok(0));
+        assert_eq!(
+            rate.charged(until, 100 * SECOND, 3).map(|until| rate.left(until, 100 * SECOND)),
+            Ok((0, SECOND / 2))
+        );
         assert_eq!(rate.charged(0, 0, 4), Err(Full::Forever));
+    }
+
+    #[test]
+    fn nothing_is_fuller_than_full() {
+        let (before, after) = (rate(1, 744 * 3_600, 10), rate(10, 1, 10));
+        let until = before.charged(0, 0, 10).expect("room");
+        assert_eq!(after.left(until, 0), (0, SECOND / 10));
+        let until = until.min(after.latest(0));
+        assert_eq!(after.charged(until, 0, 1), Err(Full::For(SECOND / 10)));
+        assert!(after.charged(until, 0, 0).is_ok(), "what costs nothing always passes");
+        assert_eq!(after.left(0, SECOND), (10, 0), "nothing is missing");
+        assert_eq!(after.left(SECOND + SECOND / 20, SECOND), (9, SECOND / 20));
     }
 
     #[test]

@@ -1,9 +1,12 @@
 //! What tells two keys apart: any value but a map, whose order means nothing.
 
+use std::fmt::Write as _;
 use std::hash::{Hash, Hasher};
-use std::net::IpAddr;
+
+use aws_lc_rs::digest::{Context, SHA256};
 
 use crate::expression::Value;
+use crate::message::Exchange;
 
 /// Lists in lists beyond this are no keys.
 const MAX_DEPTH: usize = 4;
@@ -23,11 +26,44 @@ impl Hash for Hashed<'_> {
     }
 }
 
-/// Whoever has an IPv6 address has the other 2⁶⁴ of its network too.
-pub fn address(ip: IpAddr) -> IpAddr {
-    match ip.to_canonical() {
-        IpAddr::V6(ip) => IpAddr::V6((u128::from(ip) >> 64 << 64).into()),
-        v4 => v4,
+/// The name of a bucket in the store, the same on every replica: the limit's own, and a cryptographic hash of the rest,
+/// so that nobody can choose a key that meets another's, and no client's name stands in the store. `key`: the value of
+/// the limit's expression, if it has one; `None` within: it cannot be told.
+pub fn shared_key(whose: &str, name: &str, key: Option<&Option<Value<'_>>>, exchange: &Exchange) -> String {
+    let mut digest = Digest(Context::new(&SHA256));
+    whose.hash(&mut digest);
+    match (key, exchange.identity.known()) {
+        (Some(value), _) => {
+            digest.write_u8(0);
+            if let Some(Hashed(value)) = value.as_ref().and_then(Hashed::new) {
+                hash(value, &mut digest);
+            }
+        }
+        (None, Some(known)) => {
+            digest.write_u8(1);
+            (known.kind.as_str(), &*known.issuer, &*known.id).hash(&mut digest);
+        }
+        (None, None) => {
+            digest.write_u8(2);
+            exchange.client.network().to_string().hash(&mut digest);
+        }
+    }
+    let mut text = format!("portcullis:limit:{name}:");
+    for byte in &digest.0.finish().as_ref()[..16] {
+        write!(text, "{byte:02x}").expect("a string takes all that is written");
+    }
+    text
+}
+
+struct Digest(Context);
+
+impl Hasher for Digest {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        0
     }
 }
 
@@ -40,7 +76,8 @@ fn is_key(value: &Value<'_>, depth: usize) -> bool {
 }
 
 fn hash<H: Hasher>(value: &Value<'_>, state: &mut H) {
-    std::mem::discriminant(value).hash(state);
+    // The same in every build: replicas of two versions count together.
+    value.type_name().hash(state);
     match value {
         Value::Null | Value::Map(_) => {}
         Value::Bool(value) => value.hash(state),
@@ -53,9 +90,9 @@ fn hash<H: Hasher>(value: &Value<'_>, state: &mut H) {
             list.len().hash(state);
             (0..list.len()).for_each(|index| hash(&list.at(index), state));
         }
-        Value::Timestamp(at) => at.hash(state),
-        Value::Duration(span) => span.hash(state),
-        Value::Network(network) => network.hash(state),
+        Value::Timestamp(at) => at.as_nanosecond().hash(state),
+        Value::Duration(span) => span.as_nanos().hash(state),
+        Value::Network(network) => network.to_string().hash(state),
         Value::Type(name) => name.hash(state),
     }
 }

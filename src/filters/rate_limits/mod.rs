@@ -8,25 +8,26 @@ mod buckets;
 mod gcra;
 mod hashing;
 #[cfg(test)]
+mod redis_tests;
+mod store;
+#[cfg(test)]
 mod tests;
+mod work;
 
 use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use http::header::RETRY_AFTER;
-use http::{HeaderMap, HeaderName, HeaderValue};
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use self::buckets::{Buckets, Who};
-use self::gcra::{Full, Rate};
-use self::hashing::{Hashed, address};
-use super::contract::{AnyPlan, Combine, Decision, Filter, FilterKind, Keep, Member, Outcome, Ring, Scope};
-use crate::expression::{Expression, Kind, MAX_SOURCE, REQUEST, Subject, Value};
-use crate::message::{ErrorKind, Exchange, ProxyError, Quota, Quotas, Response};
-use crate::telemetry::Limited;
+use self::buckets::Buckets;
+use self::gcra::Rate;
+pub use self::store::{Charged, Charges, Count, SCRIPT, Store};
+use self::work::Linked;
+use super::contract::{AnyPlan, Combine, Filter, FilterKind, Keep, Member, Ring, Scope};
+use crate::expression::{Expression, Kind, MAX_SOURCE, REQUEST};
 use crate::values::{Duration, FieldPath, Problem, Reason};
 
 pub struct RateLimits;
@@ -39,6 +40,7 @@ pub struct Spec(pub Vec<LimitSpec>);
 /// So many requests in a time, for each key.
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = ("!has(self.onStoreFailure) || (has(self.scope) && self.scope == 'Global')", FAILURE))]
 pub struct LimitSpec {
     /// Stands in answers, log and metrics; what is left of the limit is kept under it.
     #[schemars(length(min = 1, max = 63), regex(pattern = NAME))]
@@ -65,12 +67,35 @@ pub struct LimitSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = MAX_SOURCE))]
     pub cost: Option<String>,
+    /// Where it is counted; Local by default: each replica for itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<Counted>,
+    /// What a Global limit does while the store cannot be asked; Local by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_store_failure: Option<OnStoreFailure>,
     /// Refuses nobody, and only counts who would be.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub dry_run: bool,
     /// Counts before the client is known: attempts, also those with wrong credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub before: Option<Before>,
+}
+
+/// Where a limit is counted.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[schemars(rename = "RateLimitScope")]
+pub enum Counted {
+    Local,
+    Global,
+}
+
+/// What a Global limit does while the store cannot be asked.
+#[derive(JsonSchema, Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OnStoreFailure {
+    /// Each replica counts for itself.
+    Local,
+    Allow,
+    Deny,
 }
 
 /// What a limit comes before.
@@ -81,6 +106,7 @@ pub enum Before {
 
 const NAME: &str = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$";
 const PER: &str = "a limit counts in a second to 31 days (744h)";
+const FAILURE: &str = "onStoreFailure means something only with scope: Global";
 const MAX_LIMITS: usize = 16;
 const MAX_REQUESTS: u64 = 1_000_000_000;
 
@@ -124,6 +150,8 @@ struct Limit {
     cost: Option<Expression>,
     dry_run: bool,
     before: Option<Before>,
+    /// It is counted in the store, and what to do without; `None`: each replica counts for itself.
+    on_store_failure: Option<OnStoreFailure>,
 }
 
 impl Member for RateLimits {
@@ -169,6 +197,10 @@ impl Member for RateLimits {
                 refuse(at.field("burst"), message.into());
                 continue;
             };
+            let is_global = spec.scope == Some(Counted::Global);
+            if spec.on_store_failure.is_some() && !is_global {
+                refuse(at.field("onStoreFailure"), FAILURE.into());
+            }
             let mut expression = |name: &str, source: Option<&String>, wanted| {
                 let found = source.map(|source| scope.expression(at.field(name), source, &REQUEST, wanted));
                 is_whole &= !matches!(found, Some(None));
@@ -186,7 +218,12 @@ impl Member for RateLimits {
                 cost: expression("cost", spec.cost.as_ref(), Kind::INT),
                 dry_run: spec.dry_run,
                 before: spec.before,
+                on_store_failure: is_global.then_some(spec.on_store_failure.unwrap_or(OnStoreFailure::Local)),
             });
+            if is_global && !scope.has_store() {
+                let message = "no store is given to this installation (--redis), so onStoreFailure decides";
+                scope.warn(Problem::warning(at.field("scope"), Reason::PolicyInvalid, message));
+            }
         }
         if is_whole && problems.is_empty() { Ok(Plan(limits)) } else { Err(problems) }
     }
@@ -207,180 +244,14 @@ impl FilterKind for RateLimits {
     fn link(plan: &Plan, keep: &dyn Keep) -> Arc<dyn Filter> {
         // One table: memory is bounded for all of them together.
         let made = keep.state("rateLimits", &mut || Arc::new(Buckets::default()));
-        let buckets: Arc<Buckets> = made.downcast().expect("only buckets are kept under this name");
-        let policies: Vec<_> = plan.0.iter().filter(|limit| !limit.dry_run).map(Limit::policy).collect();
-        let policy = (!policies.is_empty())
-            .then(|| HeaderValue::try_from(policies.join(", ")).expect("names of limits are plain"));
-        Arc::new(Linked { limits: plan.0.clone(), buckets, policy })
+        let buckets = made.downcast().expect("only buckets are kept under this name");
+        Arc::new(Linked::new(plan.0.clone(), buckets, keep.store()))
     }
-}
-
-struct Linked {
-    limits: Vec<Limit>,
-    buckets: Arc<Buckets>,
-    /// Of those that are in force.
-    policy: Option<HeaderValue>,
-}
-
-/// A limit that applies to a request.
-struct Charge<'l> {
-    limit: &'l Limit,
-    who: Who,
-    cost: u64,
-    is_charged: bool,
-}
-
-/// Why a request is refused.
-struct Refused<'l> {
-    limit: &'l Limit,
-    full: Full,
-}
-
-/// `RateLimit` and `RateLimit-Policy`: draft-ietf-httpapi-ratelimit-headers-10.
-const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
-const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
-const SECOND: u64 = 1_000_000_000;
-
-impl Filter for Linked {
-    fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
-        match self.charge(exchange) {
-            Ok((quota, would_refuse)) => {
-                if let Some(quota) = quota {
-                    exchange.quotas.note(quota);
-                }
-                if let Some(limit) = would_refuse {
-                    exchange.limited = Some(Limited { limit, dry_run: true });
-                }
-                Decision::Continue
-            }
-            Err(refused) => {
-                let error = self.refusal(&refused);
-                exchange.limited = Some(Limited { limit: refused.limit.name.clone(), dry_run: false });
-                exchange.quotas.told = true;
-                error.into()
-            }
-        }
-    }
-
-    fn response<'a>(&'a self, exchange: &'a mut Exchange, mut response: Response) -> Outcome<'a> {
-        let refused = response.extensions().get() == Some(&ErrorKind::RateLimited);
-        if refused && self.limits.iter().all(|limit| limit.before.is_none()) {
-            // By limits further in, which were imposed or inherited: these were charged for nothing.
-            for charge in self.charges(exchange).iter().flatten() {
-                self.buckets.refund(charge.who, &charge.limit.rate, charge.cost);
-            }
-        }
-        if let Some(policy) = &self.policy {
-            tell(policy, &mut exchange.quotas, response.headers_mut(), refused);
-        }
-        Outcome::Ready(response)
-    }
-}
-
-impl Linked {
-    /// Charges all limits that apply, or none. Gives the one that has least left, and one that would have refused.
-    fn charge(&self, exchange: &Exchange) -> Result<(Option<Quota>, Option<Arc<str>>), Refused<'_>> {
-        let now = self.buckets.nanos_at(exchange.started);
-        let mut charges = self.charges(exchange);
-        if charges[1].is_some() {
-            let enforced = charges.iter().flatten().filter(|charge| !charge.limit.dry_run);
-            let refused = enforced.filter_map(|Charge { limit, who, cost, .. }| {
-                self.buckets.ask(*who, &limit.rate, *cost, now).err().map(|full| Refused { limit, full })
-            });
-            if let Some(refused) = refused.max_by_key(|refused| refused.full) {
-                return Err(refused);
-            }
-        }
-        let (mut least, mut would_refuse, mut refused): (Option<Quota>, _, _) = (None, None, None);
-        for charge in charges.iter_mut().flatten() {
-            let limit = charge.limit;
-            match self.buckets.charge(charge.who, &limit.rate, charge.cost, now) {
-                Ok(until) => {
-                    charge.is_charged = true;
-                    let left = limit.rate.left(until, now);
-                    if !limit.dry_run && least.as_ref().is_none_or(|least| left < least.left) {
-                        let resets = until.saturating_sub(now).div_ceil(SECOND);
-                        least = Some(Quota { limit: limit.name.clone(), left, resets });
-                    }
-                }
-                Err(_) if limit.dry_run => would_refuse = Some(limit.name.clone()),
-                Err(full) => {
-                    refused = Some(Refused { limit, full });
-                    break;
-                }
-            }
-        }
-        let Some(refused) = refused else { return Ok((least, would_refuse)) };
-        // Another request was faster after the question.
-        for charge in charges.iter().flatten().filter(|charge| charge.is_charged) {
-            self.buckets.refund(charge.who, &charge.limit.rate, charge.cost);
-        }
-        Err(refused)
-    }
-
-    /// The limits that apply, from the first place on.
-    fn charges(&self, exchange: &Exchange) -> [Option<Charge<'_>>; MAX_LIMITS] {
-        let mut charges = [const { None }; MAX_LIMITS];
-        let subject = Subject { exchange };
-        // What cannot be decided is counted.
-        let applies =
-            |limit: &&Limit| !matches!(limit.when.as_ref().map(|when| when.holds(&subject)), Some(Ok(false)));
-        for (place, limit) in charges.iter_mut().zip(self.limits.iter().filter(applies)) {
-            let cost = match limit.cost.as_ref().map(|cost| cost.evaluate(&subject)) {
-                Some(Ok(Value::Int(cost))) => u64::try_from(cost).unwrap_or(0),
-                _ => 1,
-            };
-            *place = Some(Charge { limit, who: self.who(limit, exchange), cost, is_charged: false });
-        }
-        charges
-    }
-
-    fn who(&self, limit: &Limit, exchange: &Exchange) -> Who {
-        let (whose, name) = (&*limit.whose, &*limit.name);
-        match (&limit.key, exchange.identity.known()) {
-            (Some(key), _) => {
-                let value = key.evaluate(&Subject { exchange }).ok();
-                self.buckets.who((whose, name, value.as_ref().and_then(Hashed::new)))
-            }
-            (None, Some(known)) => self.buckets.who((whose, name, known.kind, &*known.issuer, &*known.id)),
-            (None, None) => self.buckets.who((whose, name, address(exchange.client.ip))),
-        }
-    }
-
-    fn refusal(&self, refused: &Refused<'_>) -> ProxyError {
-        let mut error = ProxyError::from(ErrorKind::RateLimited);
-        let mut wait = 0;
-        // What costs more than the limit ever grants is never granted.
-        if let Full::For(nanos) = refused.full {
-            wait = nanos.div_ceil(SECOND).max(1);
-            error = error.with_header(RETRY_AFTER, HeaderValue::from(wait));
-        }
-        if let Some(policy) = &self.policy {
-            error = error.with_header(RATE_LIMIT_POLICY, policy.clone());
-        }
-        error.with_header(RATE_LIMIT, state(&refused.limit.name, 0, wait))
-    }
-}
-
-/// Tells the limits, and what is left of the tightest. What a backend says of its own limits would be taken for ours.
-fn tell(policy: &HeaderValue, quotas: &mut Quotas, headers: &mut HeaderMap, refused: bool) {
-    if !std::mem::replace(&mut quotas.told, true) {
-        headers.remove(RATE_LIMIT_POLICY);
-        headers.remove(RATE_LIMIT);
-    }
-    headers.append(RATE_LIMIT_POLICY, policy.clone());
-    if let Some(Quota { limit, left, resets }) = quotas.least.as_ref().filter(|_| !refused) {
-        headers.insert(RATE_LIMIT, state(limit, *left, *resets));
-    }
-}
-
-fn state(limit: &str, left: u64, resets: u64) -> HeaderValue {
-    HeaderValue::try_from(format!("\"{limit}\";r={left};t={resets}")).expect("names of limits are plain")
 }
 
 impl Limit {
     fn policy(&self) -> String {
-        format!("\"{}\";q={};w={}", self.name, self.requests, self.per.std().as_secs())
+        format!("\"{}\";q={};w={}", self.name, self.requests, self.per.std().as_millis().div_ceil(1_000))
     }
 }
 
@@ -397,6 +268,9 @@ impl fmt::Debug for Limit {
             if let Some(expression) = expression {
                 write!(f, " {word} {expression:?}")?;
             }
+        }
+        if let Some(failure) = self.on_store_failure {
+            write!(f, " shared, without store {failure:?}")?;
         }
         if let Some(before) = self.before {
             write!(f, " before {before:?}")?;

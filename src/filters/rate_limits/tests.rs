@@ -9,7 +9,8 @@ use std::time::Duration;
 use http::HeaderValue;
 use serde_json::{Value, json};
 
-use super::{RATE_LIMIT, RATE_LIMIT_POLICY, RateLimits, Spec};
+use super::work::{RATE_LIMIT, RATE_LIMIT_POLICY};
+use super::{RateLimits, Spec};
 use crate::filters::chain::run;
 use crate::filters::contract::{AnyPlan, Filter, FilterKind, Keep, Member, Ring};
 use crate::filters::contract_tests::{FakeOutbound, NoScope, exchange, fail};
@@ -87,7 +88,7 @@ async fn each_client_has_its_own_bucket_and_learns_what_is_left() {
     let (answer, _) = ask(&filters, by("a", &[])).await;
     assert_eq!(told(&answer), ["\"fair\";r=1;t=5", "\"fair\";q=2;w=10"]);
     let (answer, _) = ask(&filters, by("a", &[])).await;
-    assert_eq!(told(&answer)[0], "\"fair\";r=0;t=10");
+    assert_eq!(told(&answer)[0], "\"fair\";r=0;t=5");
     assert!(passes(&filters, by("b", &[])).await && passes(&filters, by("", &[])).await);
     let (answer, exchange) = ask(&filters, by("a", &[])).await;
     assert_eq!(answer.extensions().get(), Some(&ErrorKind::RateLimited));
@@ -134,13 +135,15 @@ async fn key_when_and_cost_say_who_is_counted_for_how_much() {
 
     let cost = "int(request.headers['x-cost'])";
     let filters = linked(json!([{"name": "d", "requests": 10, "per": "1h", "cost": cost}]), &keep);
-    for (cost, passes_) in [("7", true), ("4", false), ("3", true), ("0", true), ("-5", true), ("odd", false)]
+    for (cost, passes_) in
+        [("7", true), ("4", false), ("3", true), ("0", true), ("-5", false), ("odd", false)]
     {
         assert_eq!(passes(&filters, by("a", &[("x-cost", cost)])).await, passes_, "{cost}");
     }
     let (answer, _) = ask(&filters, by("b", &[("x-cost", "11")])).await;
     assert_eq!(answer.extensions().get(), Some(&ErrorKind::RateLimited));
     assert_eq!(answer.headers().get("retry-after"), None, "it will never pass");
+    assert_eq!(told(&answer)[0], "\"d\";r=10", "others would");
 }
 
 #[tokio::test(start_paused = true)]
@@ -162,7 +165,7 @@ async fn of_several_limits_all_are_charged_or_none() {
         assert!(!passes(&filters, post()).await);
     }
     let (answer, _) = ask(&filters, by("a", &[])).await;
-    assert_eq!(told(&answer)[0], "\"many\";r=3;t=1440");
+    assert_eq!(told(&answer)[0], "\"many\";r=3;t=720");
 
     // Imposed and given: two filters, one behind the other.
     let outer = linked(json!([{"name": "imposed", "requests": 3, "per": "1h"}]), &keep);
@@ -176,7 +179,27 @@ async fn of_several_limits_all_are_charged_or_none() {
         assert!(!passes(&both, post()).await);
     }
     let (answer, _) = ask(&both, by("a", &[])).await;
-    assert_eq!(told(&answer)[0], "\"imposed\";r=1;t=2400", "refused further in: refunded here");
+    assert_eq!(told(&answer)[0], "\"imposed\";r=1;t=1200", "refused further in: refunded here");
+}
+
+#[tokio::test(start_paused = true)]
+async fn refused_requests_use_up_nothing_before_authentication_either() {
+    let keep = KeepAll::default();
+    let early = |name: &str, requests: u32, key: &str| json!([{"name": name, "requests": requests, "per": "1h", "key": key, "before": "Authentication"}]);
+    let mut both = linked(early("everybody", 3, "'all'"), &keep);
+    both.extend(linked(early("each", 1, "identity.key"), &keep));
+    both.extend(linked(json!([{"name": "try", "requests": 1, "per": "1h", "dryRun": true}]), &keep));
+    let from = |ip: &str| {
+        let mut exchange = by("", &[]);
+        exchange.client.ip = ip.parse().expect("an address");
+        exchange
+    };
+    assert!(passes(&both, from("2001:db8::1")).await);
+    for ip in ["2001:db8::1", "2001:db8::2", "2001:db8::ffff:1"] {
+        assert!(!passes(&both, from(ip)).await, "{ip} is in the same network");
+    }
+    assert!(passes(&both, from("2001:db8:0:1::1")).await && passes(&both, from("192.0.2.1")).await);
+    assert!(!passes(&both, from("192.0.2.2")).await, "three in all");
 }
 
 #[tokio::test(start_paused = true)]
@@ -219,6 +242,11 @@ async fn what_is_left_follows_the_name_and_not_the_numbers() {
     drop(before);
     // An hour of requests is spent, whatever the hour now grants.
     assert!(!passes(&after, by("a", &[])).await);
+    // And no more than the limit now is long.
+    let seconds = linked(json!([{"name": "fair", "requests": 4, "per": "4s"}]), &keep);
+    assert!(!passes(&seconds, by("a", &[])).await);
+    tokio::time::advance(Duration::from_secs(1)).await;
+    assert!(passes(&seconds, by("a", &[])).await);
     assert!(passes(&after, by("b", &[])).await);
 }
 

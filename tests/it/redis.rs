@@ -1,0 +1,230 @@
+//! Limits that replicas count together, with a real Redis.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::harness::{Gateway, Process, route, until};
+
+const ACTION: &str = "respond: {status: 204}";
+
+struct Redis {
+    folder: tempfile::TempDir,
+    process: Option<Process>,
+}
+
+impl Redis {
+    fn start() -> Self {
+        let mut redis = Self { folder: tempfile::tempdir().expect("a folder"), process: None };
+        redis.launch();
+        redis
+    }
+
+    fn launch(&mut self) {
+        let mut command = Command::new("redis-server");
+        command.args(["--port", "0", "--save", "", "--dir"]).arg(self.folder.path());
+        command.arg("--unixsocket").arg(self.socket()).stdout(Stdio::null());
+        self.process = Some(Process::start(command));
+        until("Redis", || {
+            (UnixStream::connect(self.socket()).ok()?.write_all(b"PING\r\n").is_ok()).then_some(())
+        });
+        until("Redis to answer", || self.says(&["PING"]).ok());
+    }
+
+    fn socket(&self) -> std::path::PathBuf {
+        self.folder.path().join("socket")
+    }
+
+    fn url(&self) -> String {
+        format!("redis+unix://{}", self.socket().display())
+    }
+
+    fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("it runs").signal(signal);
+    }
+
+    fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.process.as_mut().expect("it runs").ended();
+        self.process = None;
+        let _ = std::fs::remove_file(self.socket());
+    }
+
+    fn says(&self, words: &[&str]) -> std::io::Result<String> {
+        let mut stream = UnixStream::connect(self.socket())?;
+        stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+        writeln!(stream, "{}\r", words.join(" "))?;
+        let mut answer = BufReader::new(stream);
+        let mut line = String::new();
+        answer.read_line(&mut line)?;
+        if let Some(length) = line.strip_prefix('$') {
+            let mut text = vec![0; length.trim().parse().expect("a length")];
+            answer.read_exact(&mut text)?;
+            return Ok(String::from_utf8_lossy(&text).into_owned());
+        }
+        Ok(line)
+    }
+
+    /// How many questions it was asked.
+    fn asked(&self) -> u64 {
+        let said = self.says(&["INFO", "commandstats"]).expect("it answers");
+        let line = said.lines().find_map(|line| line.strip_prefix("cmdstat_evalsha:calls="));
+        line.and_then(|line| line.split(',').next()).map_or(0, |calls| calls.parse().expect("a number"))
+    }
+}
+
+/// `/limits` says which limits these are, without being limited.
+fn shop(limits: &str) -> String {
+    let rules = format!(
+        "[{{name: all, {ACTION}}}, {{name: limits, matches: [{{path: {{type: Exact, value: /limits}}}}], policy: {{disable: [rateLimits]}}, respond: {{status: 200, text: '{limits}'}}}}]"
+    );
+    route(
+        "shop",
+        &format!("{{hostnames: [shop.example], policy: {{rateLimits: [{limits}]}}, rules: {rules}}}"),
+    )
+}
+
+fn gateway(redis: &Redis, limits: &str) -> Gateway {
+    let arguments = ["--redis", &redis.url(), "--redis-timeout", "5s"];
+    let gateway = Gateway::with(&[("route.yaml", &shop(limits))], &arguments);
+    until("the store", || up(&gateway).then_some(()));
+    gateway
+}
+
+fn up(gateway: &Gateway) -> bool {
+    gateway.ask_admin("/metrics").body.contains("\nportcullis_store_up 1\n")
+}
+
+/// How often each status was answered.
+fn statuses(gateways: &[Gateway], requests: usize) -> BTreeMap<u16, usize> {
+    let mut counts = BTreeMap::new();
+    std::thread::scope(|scope| {
+        let asking: Vec<_> = gateways
+            .iter()
+            .map(|gateway| {
+                scope.spawn(move || {
+                    (0..requests).map(|_| gateway.get("shop.example", "/").status).collect::<Vec<_>>()
+                })
+            })
+            .collect();
+        for status in asking.into_iter().flat_map(|asked| asked.join().expect("no panic")) {
+            *counts.entry(status).or_default() += 1;
+        }
+    });
+    counts
+}
+
+#[test]
+#[ignore = "needs redis-server: tests/run redis"]
+fn four_replicas_grant_what_one_would_and_a_restart_forgives_nothing() {
+    let redis = Redis::start();
+    let limit = "{name: fleet, requests: 100, per: 744h, scope: Global}";
+    let mut gateways: Vec<_> = (0..4).map(|_| gateway(&redis, limit)).collect();
+    let counts = statuses(&gateways, 100);
+    assert_eq!(counts, [(204, 100), (429, 300)].into(), "exactly what is granted");
+    // Who is over its limit costs no round trip: each replica asked once or twice more, it did not know yet.
+    let asked = redis.asked();
+    assert!((100..=120).contains(&asked), "{asked} questions for 400 requests");
+    let refused = gateways[0].get("shop.example", "/");
+    assert!(refused.field("ratelimit").is_some_and(|told| told.starts_with("\"fleet\";r=0;t=")));
+    assert!(refused.field("retry-after").is_some());
+
+    gateways[0] = gateway(&redis, limit);
+    assert_eq!(gateways[0].get("shop.example", "/").status, 429);
+    // The control: each for itself grants as much again.
+    gateways[0].write("route.yaml", &shop("{name: fleet, requests: 100, per: 744h}"));
+    until("a limit of its own", || (gateways[0].get("shop.example", "/").status == 204).then_some(()));
+}
+
+#[test]
+#[ignore = "needs redis-server: tests/run redis"]
+fn without_the_store_each_limit_does_what_it_says() {
+    let mut redis = Redis::start();
+    let limit = |failure: &str| {
+        format!("{{name: fleet, requests: 5, per: 744h, scope: Global, onStoreFailure: {failure}}}")
+    };
+    let gateways = ["Local", "Allow", "Deny"].map(|failure| gateway(&redis, &limit(failure)));
+    assert_eq!(statuses(&gateways, 4), [(204, 5), (429, 7)].into());
+    redis.kill();
+    for gateway in &gateways {
+        until("the loss to be seen", || (!up(gateway)).then_some(()));
+    }
+    // Each is asked what it never asked before: nothing that is known to be full.
+    let others: Vec<_> = ["Local", "Allow", "Deny"]
+        .iter()
+        .zip(&gateways)
+        .map(|(failure, gateway)| {
+            let other = limit(failure).replace("fleet", "other");
+            gateway.write("route.yaml", &shop(&other));
+            gateway.until_answer("shop.example", "/limits", 200, "other");
+            let answers: Vec<_> = (0..8).map(|_| gateway.get("shop.example", "/")).collect();
+            let reasons = answers.iter().filter(|answer| answer.status == 503).map(|answer| answer.json());
+            assert!(
+                reasons.map(|problem| problem["reason"].clone()).all(|reason| reason == "StoreUnavailable")
+            );
+            answers.iter().map(|answer| answer.status).collect::<Vec<_>>()
+        })
+        .collect();
+    assert_eq!(others[0], [204, 204, 204, 204, 204, 429, 429, 429]);
+    assert_eq!(others[1], [204; 8]);
+    assert_eq!(others[2], [503; 8]);
+
+    redis.launch();
+    for gateway in &gateways {
+        until("the store to be there again", || up(gateway).then_some(()));
+    }
+    // Whoever was let go rests for a second.
+    until("all to count together", || (gateways[2].get("shop.example", "/").status != 503).then_some(()));
+    let asked = redis.asked();
+    assert!(asked > 0);
+
+    // A server that has lost the script, and one that is full.
+    redis.says(&["SCRIPT", "FLUSH"]).expect("it answers");
+    until("the script to be there again", || {
+        let before = redis.asked();
+        gateways[1].get("shop.example", "/");
+        (redis.asked() > before && redis.says(&["INFO", "errorstats"]).ok()?.contains("NOSCRIPT"))
+            .then_some(())
+    });
+    redis.says(&["CONFIG", "SET", "maxmemory", "1"]).expect("it answers");
+    until("a full store to be as good as none", || {
+        (gateways[2].get("shop.example", "/").status == 503).then_some(())
+    });
+    assert_eq!(gateways[1].get("shop.example", "/").status, 204);
+    redis.says(&["CONFIG", "SET", "maxmemory", "0"]).expect("it answers");
+    until("it to be used again", || (gateways[2].get("shop.example", "/").status != 503).then_some(()));
+}
+
+#[test]
+#[ignore = "needs redis-server: tests/run redis"]
+fn a_store_that_hangs_is_asked_once_a_second() {
+    let redis = Redis::start();
+    let limit = "{name: fleet, requests: 1000000, per: 1h, scope: Global, onStoreFailure: Allow}";
+    let arguments = ["--redis", &redis.url(), "--redis-timeout", "50ms"];
+    let gateway = Gateway::with(&[("route.yaml", &shop(limit))], &arguments);
+    until("the store", || up(&gateway).then_some(()));
+    let before = redis.asked();
+    (0..20).for_each(|_| assert_eq!(gateway.get("shop.example", "/").status, 204));
+    let well = redis.asked() - before;
+    assert_eq!(well, 20, "the control: a store that is well is asked each time");
+
+    redis.signal(Signal::STOP);
+    let (began, mut requests) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(3) {
+        assert_eq!(gateway.get("shop.example", "/").status, 204);
+        requests += 1;
+    }
+    let seconds = began.elapsed().as_secs();
+    redis.signal(Signal::CONT);
+    until("it to answer", || redis.says(&["PING"]).ok());
+    let hung = redis.asked() - before - well;
+    assert!(requests > 40 && hung <= seconds + 2, "{hung} questions in {seconds} s, for {requests} requests");
+    until("it to be asked again", || {
+        gateway.get("shop.example", "/");
+        (redis.asked() > before + well + hung).then_some(())
+    });
+}
