@@ -8,7 +8,10 @@ use http::HeaderName;
 use super::claims::{Claim, Claimant};
 use super::gateway_route::{LoweredRoute, LoweredRule, LoweredTls};
 use crate::filters::AuthenticationPlan;
-use crate::route_map::{ClientValidation, Host, HostTls, MatchEntry, MatchTable, Standing};
+use crate::message::ErrorKind;
+use crate::route_map::{
+    Action, ClientValidation, Host, HostTls, MatchEntry, MatchTable, Rule, Standing, Unserved,
+};
 use crate::values::{FieldPath, Hostname, Problem, Reason};
 
 /// A compiled host with what it was made from.
@@ -31,7 +34,7 @@ impl HostUnit {
         let mut notes = Vec::new();
         let set_by = claim.tls.map(|place| claimants[place].lowered.clone());
         let set = set_by.as_ref().and_then(|route| route.tls.as_ref());
-        let left_out = tls_notes(&routes, set, hostname.as_ref(), &mut notes);
+        let (left_out, denied) = tls_notes(&routes, set, hostname.as_ref(), &mut notes);
         let tls = set.map(|set| HostTls {
             certificates: set.certificates.clone(),
             unusable: set.unusable.clone(),
@@ -40,12 +43,16 @@ impl HostUnit {
             client: set.client.clone(),
         });
         let mut entries = Vec::new();
-        for (_, route) in routes.iter().enumerate().filter(|(place, _)| !left_out.contains(place)) {
+        for (place, route) in routes.iter().enumerate().filter(|(place, _)| !left_out.contains(place)) {
             for rule in &route.lowered.rules {
+                let served = match denied.contains(&place) {
+                    true => Arc::new(denial(&rule.rule)),
+                    false => rule.rule.clone(),
+                };
                 for (index, plan) in rule.matches.iter().enumerate() {
                     let name = route.manifest.name.clone();
                     let standing = Standing::new(route.manifest.created, name, rule.index, index);
-                    entries.push(MatchEntry { plan: plan.clone(), rule: rule.rule.clone(), standing });
+                    entries.push(MatchEntry { plan: plan.clone(), rule: served.clone(), standing });
                 }
             }
         }
@@ -93,20 +100,37 @@ impl HostUnit {
     }
 }
 
-/// TLS belongs to the hostname: whoever wants another one is told. Gives the places of those that may not answer: they
-/// ask for TLS, and the owner's name has none.
+/// A rule of a route that asks more of clients than the hostname does: nobody passes.
+fn denial(rule: &Rule) -> Rule {
+    Rule {
+        labels: rule.labels.clone(),
+        filters: Vec::new(),
+        action: Action::Unserved(Unserved { kind: ErrorKind::PolicyInvalid }),
+        policy: rule.policy.clone(),
+    }
+}
+
+/// TLS belongs to the hostname: whoever wants another one is told. Gives the places of those that may not answer, because
+/// they ask for TLS and the owner's name has none; and of those that answer 503, because they ask more of clients.
 fn tls_notes(
     routes: &[&Claimant],
     set: Option<&LoweredTls>,
     hostname: Option<&Hostname>,
     notes: &mut Vec<(usize, Problem)>,
-) -> Vec<usize> {
+) -> (Vec<usize>, Vec<usize>) {
     let host = || named(hostname);
-    let mut left_out = Vec::new();
+    let (mut left_out, mut denied) = (Vec::new(), Vec::new());
     for (place, route) in routes.iter().enumerate() {
         let Some(own) = &route.lowered.tls else { continue };
         let message = match set {
             Some(set) if !differs(set, own) => continue,
+            Some(set) if asks_more(own, set) => {
+                denied.push(place);
+                format!(
+                    "{} asks less of clients, as an older route of its owner sets it, so this route answers 503 there; write the same in both",
+                    host()
+                )
+            }
             Some(_) => format!(
                 "TLS of {} is set by an older route of its owner; write the same here, or leave tls out",
                 host()
@@ -121,7 +145,13 @@ fn tls_notes(
         };
         notes.push((place, Problem::error(FieldPath::new("spec.tls"), Reason::TlsConflict, message)));
     }
-    left_out
+    (left_out, denied)
+}
+
+/// What its author relies on, and what is not so.
+fn asks_more(own: &LoweredTls, set: &LoweredTls) -> bool {
+    own.min_version > set.min_version
+        || own.client_written.is_some() && own.client_written != set.client_written
 }
 
 /// A rule that knows clients by their certificates, under a name that asks for none, knows nobody.
