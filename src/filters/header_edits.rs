@@ -28,7 +28,7 @@ pub struct HeadersSpec {
     #[x_kube(
         merge_strategy = ListMerge::Set,
         validation = (
-            "self.all(name, !(name.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'upgrade', 'te', 'trailer', 'keep-alive']) && !name.lowerAscii().startsWith('proxy-'))",
+            "self.all(name, !(name.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'upgrade', 'te', 'trailer', 'keep-alive']) && !name.lowerAscii().startsWith('proxy-') && !name.lowerAscii().startsWith('x-portcullis-'))",
             NOT_OURS
         )
     )]
@@ -43,7 +43,7 @@ pub struct HeaderSpec {
     #[schemars(length(min = 1, max = 256), regex(pattern = TOKEN))]
     #[x_kube(
         validation = (
-            "!(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'upgrade', 'te', 'trailer', 'keep-alive']) && !self.lowerAscii().startsWith('proxy-')",
+            "!(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'upgrade', 'te', 'trailer', 'keep-alive']) && !self.lowerAscii().startsWith('proxy-') && !self.lowerAscii().startsWith('x-portcullis-')",
             NOT_OURS
         )
     )]
@@ -58,7 +58,7 @@ const TOKEN: &str = "^[-A-Za-z0-9!#$%&'*+.^_`|~]+$";
 /// Visible ASCII, with spaces and tabs between (RFC 9110 section 5.5).
 const VALUE: &str = "^([!-~]([\t -~]*[!-~])?)?$";
 
-const NOT_OURS: &str = "Host (use host), Content-Length, Transfer-Encoding, Connection, Upgrade, TE, Trailer, Keep-Alive and Proxy-* are not changed here";
+const NOT_OURS: &str = "Host (use host), Content-Length, Transfer-Encoding, Connection, Upgrade, TE, Trailer, X-Portcullis-*, Keep-Alive and Proxy-* are not changed here";
 /// Proven changes.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HeaderEdits {
@@ -172,7 +172,9 @@ pub(super) fn is_forbidden(name: &HeaderName) -> bool {
         "trailer",
         "keep-alive",
     ];
-    FORBIDDEN.contains(&name.as_str()) || name.as_str().starts_with("proxy-")
+    // Whoever could set the count of passes could send requests in circles.
+    const FAMILIES: [&str; 2] = ["proxy-", "x-portcullis-"];
+    FORBIDDEN.contains(&name.as_str()) || FAMILIES.iter().any(|family| name.as_str().starts_with(family))
 }
 
 struct Edits<'a> {
