@@ -49,6 +49,7 @@ class ControlPlane:
                  f"--service-account-key-file={pki}/sa.pub", f"--service-account-signing-key-file={pki}/sa.key",
                  f"--service-cluster-ip-range={SERVICES}", "--authorization-mode=Node,RBAC",
                  "--enable-admission-plugins=NodeRestriction", "--allow-privileged=true", "--profiling=false")
+        self.wait_ready()  # the others give up soon where it is slow to start
         self.run("kube-controller-manager", f"--kubeconfig={pki}/controller-manager.kubeconfig",
                  "--bind-address=127.0.0.1", "--leader-elect=false", "--use-service-account-credentials=true",
                  f"--service-account-private-key-file={pki}/sa.key", f"--root-ca-file={pki}/ca.crt",
@@ -57,7 +58,6 @@ class ControlPlane:
         if scheduler:
             self.run("kube-scheduler", f"--kubeconfig={pki}/scheduler.kubeconfig", "--bind-address=127.0.0.1",
                      "--leader-elect=false")
-        self.wait_ready()
         # Pods are refused before this account is there.
         until("default service account", lambda: self.kube.get("serviceaccount", "default"))
 
