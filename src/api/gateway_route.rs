@@ -8,8 +8,8 @@ use super::policy::{Policy, PolicyRef};
 use super::route_match::RouteMatch;
 use super::status::GatewayRouteStatus;
 use crate::values::{
-    CaCertificateRef, ForwardedCertificate, LabelSelector, PathRewriteSpec, SecretRef, TlsVersion,
-    ValidationMode,
+    BackendKind, CaCertificateRef, ForwardedCertificate, LabelSelector, PathRewriteSpec, SecretRef,
+    TlsVersion, ValidationMode,
 };
 
 /// What is wanted.
@@ -259,13 +259,6 @@ pub struct BackendRef {
 
 fn default_weight() -> u32 {
     1
-}
-
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum BackendKind {
-    #[default]
-    Service,
-    GatewayBackend,
 }
 
 /// Where the client is sent. What is left out stays as in the request.

@@ -11,10 +11,9 @@ use super::layers::{ParsedRule, RuleAction, checked, warn_of_unknown};
 use super::layers_policy::{self, PolicyLayer, REPLACE_PREFIX_NEEDS};
 use super::shape::{Findings, Place, Shape, kind_of};
 use super::{
-    BackendKind, BackendRef, GROUP, PathMatch, PathMatchType, RedirectSpec, RespondSpec, RouteMatch,
-    ValueMatchType,
+    BackendRef, GROUP, PathMatch, PathMatchType, RedirectSpec, RespondSpec, RouteMatch, ValueMatchType,
 };
-use crate::values::{FieldPath, PathRewrite, PathRewriteSpec, Problem, Reason};
+use crate::values::{BackendKind, FieldPath, PathRewrite, PathRewriteSpec, Problem, Reason};
 
 /// Regular expressions in one object; each costs memory in every replica.
 const MAX_REGULAR_EXPRESSIONS: usize = 100;

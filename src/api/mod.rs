@@ -29,8 +29,8 @@ pub use gateway_backend::{
 };
 pub use gateway_policy::{GatewayPolicy, GatewayPolicySpec, PolicyTarget, Precedence, TargetKind};
 pub use gateway_route::{
-    AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendKind, BackendRef, ClientValidationSpec,
-    GatewayRoute, GatewayRouteSpec, RedirectSpec, RespondSpec, RouteRule, RouteTls,
+    AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendRef, ClientValidationSpec, GatewayRoute,
+    GatewayRouteSpec, RedirectSpec, RespondSpec, RouteRule, RouteTls,
 };
 pub use layers::{ParsedBackend, ParsedRoute, ParsedRule, RuleAction, parse_backend, parse_route};
 pub use layers_gateway_policy::{ParsedPolicy, parse_policy};

@@ -6,18 +6,17 @@ use std::sync::Arc;
 use http::HeaderName;
 
 use super::attachment::Applied;
+use super::backend_refs::{self, Reference};
 use super::certificates;
 use super::client_validation::{self, Written};
 use super::conditions;
 use super::gateway_policy::LoweredPolicy;
 use super::policies::{self, Budget, Effective, Holder, Layer, Named, Stack};
 use super::question::{Asked, Asker, Known};
-use super::services;
 use super::{Certificates, Options};
 use crate::api::{
-    self, AllowedNamespaces, BackendKind, BackendRef, GROUP, HeaderMatch, ParsedRoute, ParsedRule,
-    PathMatchType, PolicyLayer, PolicyRef, RedirectSpec, RespondSpec, RouteMatch, RouteTls, RuleAction,
-    ValueMatchType,
+    self, AllowedNamespaces, BackendRef, HeaderMatch, ParsedRoute, ParsedRule, PathMatchType, PolicyLayer,
+    PolicyRef, RedirectSpec, RespondSpec, RouteMatch, RouteTls, RuleAction, ValueMatchType,
 };
 use crate::message::{ErrorKind, Labels, Scheme};
 use crate::route_map::{
@@ -301,7 +300,7 @@ impl Lowering<'_, '_> {
             has_one_prefix: parsed.has_one_prefix,
         };
         let effective = stack.effective();
-        let Effective { filters, policy, timeouts, problems, failed: cannot_be_used, .. } = effective;
+        let Effective { filters, policy, timeouts, asked, problems, failed: cannot_be_used, .. } = effective;
         if cannot_be_used {
             failed.get_or_insert(ErrorKind::PolicyInvalid);
         }
@@ -329,7 +328,13 @@ impl Lowering<'_, '_> {
             (kind, _) => Action::Unserved(Unserved { kind: kind.unwrap_or(ErrorKind::RuleInvalid) }),
         };
         // A rule that is not served runs no filter either.
-        let filters = if matches!(action, Action::Unserved(_)) { Vec::new() } else { filters };
+        let (filters, asked) = match action {
+            Action::Unserved(_) => (Vec::new(), Vec::new()),
+            _ => (filters, asked),
+        };
+        for plan in asked {
+            self.install(plan);
+        }
         LoweredRule {
             index: parsed.index,
             name: labels.rule.clone(),
@@ -434,49 +439,21 @@ impl Lowering<'_, '_> {
 
     /// What it leads to, or what the rule answers in its place and why.
     fn target(&mut self, backend: &BackendRef, at: &FieldPath) -> Result<BackendId, (ErrorKind, Problem)> {
-        let not_found = |problem| (ErrorKind::BackendNotFound, problem);
-        let namespace: Arc<str> =
-            backend.namespace.as_deref().map_or_else(|| self.manifest.name.namespace.clone(), Into::into);
-        let name = ObjectName::new(namespace, backend.name.as_str());
-        let (group, kind, word) = match backend.kind {
-            BackendKind::Service => ("", "Service", "Service"),
-            BackendKind::GatewayBackend => (GROUP, "GatewayBackend", "GatewayBackend"),
+        let reference = Reference {
+            kind: backend.kind,
+            name: &backend.name,
+            namespace: backend.namespace.as_deref(),
+            port: backend.port,
         };
-        if !self.asker.may_refer(&self.manifest.name.namespace, group, kind, &name) {
-            return Err(not_found(not_permitted(at.clone(), word, &name)));
-        }
-        match backend.kind {
-            BackendKind::Service => {
-                let Some(port) = backend.port else {
-                    let message = "a Service needs a port; add it";
-                    return Err(not_found(Problem::error(at.field("port"), Reason::Invalid, message)));
-                };
-                services::check(&name, port, self.asker)
-                    .map_err(|unusable| not_found(unusable.problem(at.clone())))?;
-                let id = BackendId::Service { service: name.clone(), port };
-                self.backends.entry(id.clone()).or_insert_with(|| Arc::new(services::plan(&id, name, port)));
-                Ok(id)
-            }
-            BackendKind::GatewayBackend => self.gateway_backend(&name, at),
-        }
+        let plan = backend_refs::resolve(&reference, &self.manifest.name.namespace, self.asker, at)?;
+        Ok(self.install(plan))
     }
 
-    fn gateway_backend(
-        &mut self,
-        name: &ObjectName,
-        at: &FieldPath,
-    ) -> Result<BackendId, (ErrorKind, Problem)> {
-        let problem = |message| Problem::error(at.clone(), Reason::BackendNotFound, message);
-        let Some(lowered) = self.asker.backend(name) else {
-            let message = format!("there is no GatewayBackend {name}; create it or correct the name");
-            return Err((ErrorKind::BackendNotFound, problem(message)));
-        };
-        let plan = lowered.plan.as_ref().map_err(|kind| {
-            let message = format!("GatewayBackend {name} cannot be used; its own status says why");
-            (*kind, problem(message))
-        })?;
-        self.backends.entry(plan.id.clone()).or_insert_with(|| Arc::clone(plan));
-        Ok(plan.id.clone())
+    /// From now on the backend is part of what is served.
+    fn install(&mut self, plan: Arc<BackendPlan>) -> BackendId {
+        let id = plan.id.clone();
+        self.backends.entry(id.clone()).or_insert(plan);
+        id
     }
 
     fn redirect(&mut self, spec: &RedirectSpec, at: &FieldPath, prefixes_only: bool) -> Option<RedirectPlan> {

@@ -8,6 +8,7 @@
 
 mod attachment;
 mod authorities;
+mod backend_refs;
 mod backend_tls;
 mod certificates;
 mod claims;

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use http::HeaderName;
 
 use super::attachment::{Applied, Level};
+use super::backend_refs::{self, Reference};
 use super::gateway_policy::LoweredPolicy;
 use super::gateway_route::not_permitted;
 use super::question::Asker;
@@ -19,11 +20,11 @@ use crate::expression::{Environment, Expression, Kind, Refused, Template};
 use crate::filters::{
     AnyPlan, Applies, Combine, Derive, OwnHost, PathChange, REGISTRY, Ring, Scope, Selection, TimeoutsPlan,
 };
-use crate::route_map::{PolicyBy, PolicyMember, PolicyOrigin};
+use crate::route_map::{BackendPlan, PolicyBy, PolicyMember, PolicyOrigin};
 use crate::snapshot::{self, Unreadable};
 use crate::values::{
-    ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, PathRewriteSpec, Problem, Reason, Redacted,
-    SecretData, SecretKeyRef, SecretRef, Severity,
+    AskedBackendRef, BackendId, ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Origin,
+    PathRewriteSpec, Problem, Reason, Redacted, SecretData, SecretKeyRef, SecretRef, Severity,
 };
 
 /// What one object may hold of expressions.
@@ -60,6 +61,8 @@ pub(super) struct Given {
     plan: Option<AnyPlan>,
     /// Where it replaces a prefix, which not every rule has.
     replaces_prefix: Option<FieldPath>,
+    /// Backends that it asks by itself.
+    asked: Vec<Arc<BackendPlan>>,
 }
 
 /// A policy that `policyRefs` names; `None`: it is not there.
@@ -86,6 +89,8 @@ pub(super) struct Effective {
     pub policy: Vec<PolicyMember>,
     parts: Vec<Part>,
     pub timeouts: TimeoutsPlan,
+    /// Backends that its members ask by themselves.
+    pub asked: Vec<Arc<BackendPlan>>,
     pub problems: Vec<Problem>,
     /// Something that should be effective cannot be used: the rule is not served.
     pub failed: bool,
@@ -131,10 +136,18 @@ pub(super) fn compile(
     problems: &mut Vec<Problem>,
 ) -> Layer {
     let mut member = |row: usize, member: Option<&crate::api::PolicyMember>| {
-        let Some(member) = member else { return Given { plan: None, replaces_prefix: None } };
-        let mut asking = Asking { asker: &mut *asker, holder, budget: &mut *budget, problems: Vec::new() };
+        let Some(member) = member else {
+            return Given { plan: None, replaces_prefix: None, asked: Vec::new() };
+        };
+        let mut asking = Asking {
+            asker: &mut *asker,
+            holder,
+            budget: &mut *budget,
+            asked: Vec::new(),
+            problems: Vec::new(),
+        };
         let result = (REGISTRY[row].compile)(&member.value, &mut asking);
-        let mut found = asking.problems;
+        let (mut found, asked) = (asking.problems, asking.asked);
         let plan = match result {
             Ok(plan) => Some(plan),
             Err(own) => {
@@ -149,7 +162,7 @@ pub(super) fn compile(
             found.push(Problem::error(FieldPath::default(), Reason::PolicyInvalid, message));
         }
         problems.extend(found.into_iter().map(|problem| problem.under(&member.path)));
-        Given { plan: plan.filter(|_| !is_wrong), replaces_prefix: member.replaces_prefix(row) }
+        Given { plan: plan.filter(|_| !is_wrong), replaces_prefix: member.replaces_prefix(row), asked }
     };
     let given = parsed.given.iter().map(|(row, one)| (*row, member(*row, one.as_ref()))).collect();
     Layer {
@@ -169,7 +182,7 @@ pub(super) fn path_change(
     budget: &mut Budget,
     problems: &mut Vec<Problem>,
 ) -> Option<PathChange> {
-    let mut asking = Asking { asker, holder, budget, problems: Vec::new() };
+    let mut asking = Asking { asker, holder, budget, asked: Vec::new(), problems: Vec::new() };
     let change = PathChange::new(spec, at, Reason::Invalid, &mut asking);
     problems.append(&mut asking.problems);
     change.map_err(|problem| problems.extend(problem)).ok()
@@ -334,6 +347,7 @@ impl<'a> Stack<'a> {
             effective.timeouts = timeouts.clone();
         }
         let mut filters = (REGISTRY[row].parts)(plan);
+        effective.asked.extend(given.asked.iter().cloned());
         let setting = filters.is_empty().then(|| Part { row, filter: None, origin: origin.clone() });
         effective.parts.extend(setting);
         let part = |filter| Part { row, filter: Some(filter), origin: origin.clone() };
@@ -386,6 +400,7 @@ struct Asking<'a, 'w> {
     asker: &'a mut Asker<'w>,
     holder: Holder<'a>,
     budget: &'a mut Budget,
+    asked: Vec<Arc<BackendPlan>>,
     problems: Vec<Problem>,
 }
 
@@ -412,6 +427,13 @@ impl Asking<'_, '_> {
 
     fn refuse(&mut self, at: FieldPath, reason: Reason, message: String) {
         self.problems.push(Problem::error(at, reason, message));
+    }
+
+    /// From now on the backend is part of what is served wherever the member is.
+    fn asks(&mut self, plan: Arc<BackendPlan>) -> BackendId {
+        let id = plan.id.clone();
+        self.asked.push(plan);
+        id
     }
 
     /// The name that a reference means, if it may be used.
@@ -536,6 +558,26 @@ impl Scope for Asking<'_, '_> {
 
     fn has_store(&self) -> bool {
         self.asker.has_store()
+    }
+
+    fn backend(&mut self, at: FieldPath, backend: &AskedBackendRef) -> Option<BackendId> {
+        let reference = Reference {
+            kind: backend.kind,
+            name: &backend.name,
+            namespace: backend.namespace.as_deref(),
+            port: backend.port,
+        };
+        match backend_refs::resolve(&reference, &self.holder.name.namespace, self.asker, &at) {
+            Ok(plan) => Some(self.asks(plan)),
+            Err((_, problem)) => {
+                self.problems.push(problem);
+                None
+            }
+        }
+    }
+
+    fn origin(&mut self, origin: &Origin) -> BackendId {
+        self.asks(backend_refs::of_origin(origin))
     }
 
     fn own_host(&self) -> OwnHost {

@@ -21,7 +21,8 @@ use super::rate_limits::Store;
 use crate::expression::{Environment, Expression, Kind, Template};
 use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError, Response};
 use crate::values::{
-    ConfigMapKeyRef, FieldPath, LabelSelector, Problem, Reason, Redacted, SecretData, SecretKeyRef, SecretRef,
+    AskedBackendRef, BackendId, ConfigMapKeyRef, FieldPath, LabelSelector, Origin, Problem, Reason, Redacted,
+    SecretData, SecretKeyRef, SecretRef,
 };
 
 /// Where in the onion a filter works; requests pass the rings in this order, answers in the opposite one.
@@ -197,6 +198,12 @@ pub trait Scope {
     fn has_store(&self) -> bool {
         false
     }
+
+    /// A backend that the member asks by itself, through `Exchange::outbound`.
+    fn backend(&mut self, at: FieldPath, backend: &AskedBackendRef) -> Option<BackendId>;
+
+    /// The same for what a URL names, which [`super::Url`] has judged.
+    fn origin(&mut self, origin: &Origin) -> BackendId;
 
     /// Whether what is fetched may be on the gateway's own host.
     fn own_host(&self) -> OwnHost {

@@ -19,8 +19,8 @@ use crate::message::{
     RequestId, Response, Scheme,
 };
 use crate::values::{
-    BackendId, ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Problem, Redacted, SecretData,
-    SecretKeyRef, SecretRef,
+    AskedBackendRef, BackendId, ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Origin, Problem,
+    Redacted, SecretData, SecretKeyRef, SecretRef,
 };
 
 /// For members that ask for nothing.
@@ -64,6 +64,15 @@ impl Scope for NoScope {
         environment: &'static Environment,
     ) -> Option<Template> {
         Template::parse(source, environment).ok()
+    }
+
+    fn backend(&mut self, _: FieldPath, backend: &AskedBackendRef) -> Option<BackendId> {
+        let service = ObjectName::new("shop", backend.name.as_str());
+        Some(BackendId::Service { service, port: backend.port? })
+    }
+
+    fn origin(&mut self, origin: &Origin) -> BackendId {
+        BackendId::Origin(origin.clone())
     }
 
     fn warn(&mut self, _: Problem) {}

@@ -16,6 +16,7 @@ mod query_edits;
 mod registry;
 
 mod cors;
+mod ext_auth;
 mod ip_access;
 mod rate_limits;
 mod request;

@@ -2,8 +2,8 @@
 
 use super::contract::{Row, filter, setting};
 use super::{
-    authentication, authorization, cors, ip_access, rate_limits, request, response, security_headers,
-    timeouts, validation,
+    authentication, authorization, cors, ext_auth, ip_access, rate_limits, request, response,
+    security_headers, timeouts, validation,
 };
 
 /// Rows of one ring work in the order in which they stand here.
@@ -11,6 +11,7 @@ pub static REGISTRY: &[Row] = &[
     filter::<authentication::Authentication>(),
     filter::<authorization::Authorization>(),
     filter::<cors::Cors>(),
+    filter::<ext_auth::ExtAuth>(),
     filter::<ip_access::IpAccess>(),
     filter::<rate_limits::RateLimits>(),
     filter::<request::Request>(),

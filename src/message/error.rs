@@ -40,6 +40,8 @@ pub enum ErrorKind {
     TooManyFailures,
     RateLimited,
     Forbidden,
+    /// An external authorizer said no.
+    ExternallyDenied,
     // The configuration's.
     NoRouteMatch,
     PolicyInvalid,
@@ -48,6 +50,8 @@ pub enum ErrorKind {
     BackendNotFound,
     /// The gateway itself failed.
     Internal,
+    /// Whoever decides about the request elsewhere gave no answer that counts.
+    AuthorizerUnavailable,
     Overloaded,
     Draining,
     /// No route map yet.
@@ -103,11 +107,13 @@ impl ErrorKind {
         Self::TooManyFailures,
         Self::RateLimited,
         Self::Forbidden,
+        Self::ExternallyDenied,
         Self::NoRouteMatch,
         Self::PolicyInvalid,
         Self::RuleInvalid,
         Self::BackendNotFound,
         Self::Internal,
+        Self::AuthorizerUnavailable,
         Self::Overloaded,
         Self::Draining,
         Self::Starting,
@@ -152,11 +158,13 @@ impl ErrorKind {
             Self::TooManyFailures => "TooManyFailures",
             Self::RateLimited => "RateLimited",
             Self::Forbidden => "Forbidden",
+            Self::ExternallyDenied => "ExternallyDenied",
             Self::NoRouteMatch => "NoRouteMatch",
             Self::PolicyInvalid => "PolicyInvalid",
             Self::RuleInvalid => "RuleInvalid",
             Self::BackendNotFound => "BackendNotFound",
             Self::Internal => "Internal",
+            Self::AuthorizerUnavailable => "AuthorizerUnavailable",
             Self::Overloaded => "Overloaded",
             Self::Draining => "Draining",
             Self::Starting => "Starting",
@@ -204,12 +212,14 @@ impl ErrorKind {
             | Self::CredentialsInvalid
             | Self::TooManyFailures
             | Self::RateLimited
-            | Self::Forbidden => Side::Client,
+            | Self::Forbidden
+            | Self::ExternallyDenied => Side::Client,
             Self::NoRouteMatch
             | Self::PolicyInvalid
             | Self::RuleInvalid
             | Self::BackendNotFound
             | Self::Internal
+            | Self::AuthorizerUnavailable
             | Self::Overloaded
             | Self::Draining
             | Self::Starting

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use crate::message::{Client, ErrorKind, Identity, Outbound, Request};
-use crate::telemetry::{Limited, Ruling};
+use crate::telemetry::{Consulted, Limited, Ruling};
 
 /// Sixteen random bytes that name a request in answers and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,6 +92,8 @@ pub struct Exchange {
     /// The rate limit that refused it, or would have.
     pub limited: Option<Limited>,
     pub quotas: Quotas,
+    /// What external authorizers said, if any were asked.
+    pub consulted: Option<Consulted>,
     /// The site whose script asks, where `cors` allows it; kept, as a transform may take the field away.
     pub origin: Option<http::HeaderValue>,
     /// Host that the request is for, lower case, without port.
@@ -132,6 +134,7 @@ impl Exchange {
             ruling: None,
             limited: None,
             quotas: Quotas::default(),
+            consulted: None,
             origin: None,
             host,
             labels,

@@ -14,7 +14,7 @@ use super::live::LiveRule;
 use super::observed::Upload;
 use super::worker::Worker;
 use crate::message::{ErrorKind, Identity, Labels, Protocol, RequestId, Scheme};
-use crate::telemetry::{InFlight, Limited, Record, Ruling, Sample, Somebody};
+use crate::telemetry::{Consulted, InFlight, Limited, Record, Ruling, Sample, Somebody};
 use crate::upstream::Backend;
 
 pub struct Account {
@@ -33,6 +33,8 @@ pub struct Account {
     pub ruling: Option<Ruling>,
     /// The rate limit that refused, or would have.
     pub limited: Option<Limited>,
+    /// What external authorizers said.
+    pub consulted: Option<Consulted>,
     pub upload: Option<Rc<Upload>>,
     pub response_bytes: u64,
     /// The answer was sent as a whole.
@@ -76,6 +78,7 @@ impl Account {
             identity: Identity::ANONYMOUS,
             ruling: None,
             limited: None,
+            consulted: None,
             upload: None,
             response_bytes: 0,
             complete: false,
@@ -189,6 +192,7 @@ impl Drop for Account {
             reason: self.reason,
             ruling: self.ruling.take(),
             limited: self.limited.take(),
+            consulted: self.consulted,
         };
         match &self.rule {
             Some(rule) => rule.record(&sample),

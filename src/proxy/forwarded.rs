@@ -203,6 +203,19 @@ fn count_pass(headers: &HeaderMap, installation: &str) -> Result<Vec<HeaderValue
     Ok(others)
 }
 
+/// Counts this pass in a request that a filter or an action makes. What its client's request had counted stands in it.
+///
+/// # Errors
+/// It goes in circles.
+pub fn pass_on(headers: &mut HeaderMap, installation: &str) -> Result<(), ProxyError> {
+    let passes = count_pass(headers, installation)?;
+    headers.remove(&PASSES);
+    for value in passes {
+        headers.append(&PASSES, value);
+    }
+    Ok(())
+}
+
 /// The mark of a request's pass through an installation.
 fn pass_value(installation: &str, passes: u32) -> HeaderValue {
     text(&format!("{installation}={passes}"))

@@ -8,6 +8,7 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::connection;
+use super::forwarded;
 use super::worker::Worker;
 use crate::message::{ErrorKind, LocalFuture, Outbound, ProxyError, Request, Response};
 use crate::upstream::SendLimits;
@@ -33,12 +34,14 @@ impl Outbound for WorkerOutbound {
     fn call<'a>(
         &'a self,
         backend: &'a BackendId,
-        request: Request,
+        mut request: Request,
     ) -> LocalFuture<'a, Result<Response, ProxyError>> {
         Box::pin(async move {
             let worker = self.worker.upgrade().ok_or(ErrorKind::Draining)?;
             let live = worker.live();
             let backend = live.backend_by_id(backend).ok_or(ErrorKind::BackendNotFound)?;
+            // A way that leads back to us must end, as that of clients' requests does.
+            forwarded::pass_on(request.headers_mut(), &worker.settings.installation)?;
             let limits = SendLimits { connect: Some(CONNECT), deadline: Some(Instant::now() + LONGEST) };
             Ok(worker.pools.send(backend, request, None, limits).await?.response)
         })

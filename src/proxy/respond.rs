@@ -60,11 +60,13 @@ pub static TABLE: &[Row] = &[
     row(ErrorKind::TooManyFailures, 429, "Too many credentials were not valid"),
     row(ErrorKind::RateLimited, 429, "Too many requests"),
     row(ErrorKind::Forbidden, 403, "This is not allowed"),
+    row(ErrorKind::ExternallyDenied, 403, "This is not allowed here"),
     row(ErrorKind::NoRouteMatch, 404, "No route matches the request"),
     row(ErrorKind::PolicyInvalid, 503, "A policy of this route is invalid"),
     row(ErrorKind::RuleInvalid, 503, "This route is invalid"),
     row(ErrorKind::BackendNotFound, 500, "The route's backend does not exist"),
     closing(ErrorKind::Internal, 500, "The gateway failed"),
+    retry(ErrorKind::AuthorizerUnavailable, 503, "Who may pass cannot be decided now"),
     retry(ErrorKind::Overloaded, 503, "The gateway is overloaded"),
     retry(ErrorKind::Draining, 503, "The gateway is going away"),
     retry(ErrorKind::Starting, 503, "The gateway has not read its routes yet"),
@@ -258,6 +260,7 @@ mod tests {
         assert_eq!(
             retry,
             [
+                "AuthorizerUnavailable",
                 "Overloaded",
                 "Draining",
                 "Starting",

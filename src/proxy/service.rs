@@ -200,8 +200,8 @@ async fn serve(
         };
         filters::run(&rule.filters, &mut exchange, |error| refusing.answer(error), action).await
     };
-    (account.ruling, account.limited, account.identity) =
-        (exchange.ruling, exchange.limited, exchange.identity);
+    (account.ruling, account.consulted) = (exchange.ruling, exchange.consulted);
+    (account.limited, account.identity) = (exchange.limited, exchange.identity);
     Ok(response)
 }
 

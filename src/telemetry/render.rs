@@ -112,6 +112,7 @@ mod tests {
             request_bytes: 10,
             response_bytes: 20,
             reason: Some("NoHealthyEndpoints"),
+            consulted: Some(crate::telemetry::Consulted::Allowed),
             ruling: Some(crate::telemetry::Ruling { rule: Some("read".into()), allows: true }),
             limited: Some(crate::telemetry::Limited { limit: "fair".into(), dry_run: true }),
         }

@@ -23,6 +23,31 @@ pub struct Sample {
     pub ruling: Option<Ruling>,
     /// The rate limit that refused it, or would have.
     pub limited: Option<Limited>,
+    /// What external authorizers said, where any were asked.
+    pub consulted: Option<Consulted>,
+}
+
+/// What external authorizers said to a request; of several the last in this order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Consulted {
+    Allowed,
+    /// It gave no answer that counts, and the policy lets the request pass then.
+    AllowedOnFailure,
+    Denied,
+    Failed,
+}
+
+impl Consulted {
+    const ALL: [Self; 4] = [Self::Allowed, Self::AllowedOnFailure, Self::Denied, Self::Failed];
+
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Allowed => "allow",
+            Self::AllowedOnFailure => "allow_on_failure",
+            Self::Denied => "deny",
+            Self::Failed => "failure",
+        }
+    }
 }
 
 /// What a rate limit said to a request that was too much.
@@ -80,6 +105,7 @@ struct RuleCells {
     duration: Histogram<{ DURATIONS.len() }>,
     rulings: OnceLock<Box<Series<RulingKey>>>,
     limited: OnceLock<Box<Series<Limited>>>,
+    consulted: OnceLock<Box<[Count; Consulted::ALL.len()]>>,
 }
 
 /// A list that only grows: its one writer appends, a scrape walks it at the same time.
@@ -116,6 +142,7 @@ pub(super) struct RuleTotals {
     pub requests: std::collections::BTreeMap<Key, u64>,
     pub rulings: std::collections::BTreeMap<RulingKey, u64>,
     pub limited: std::collections::BTreeMap<Limited, u64>,
+    pub consulted: std::collections::BTreeMap<Consulted, u64>,
 }
 
 impl RuleStats {
@@ -162,6 +189,11 @@ impl RuleStats {
             add_to(cells.requests.get(), &mut totals.requests);
             add_to(cells.rulings.get().map(Box::as_ref), &mut totals.rulings);
             add_to(cells.limited.get().map(Box::as_ref), &mut totals.limited);
+            for (consulted, count) in
+                Consulted::ALL.into_iter().zip(cells.consulted.get().into_iter().flat_map(|counts| &**counts))
+            {
+                *totals.consulted.entry(consulted).or_default() += count.value();
+            }
         }
         totals
     }
@@ -176,6 +208,7 @@ impl RuleStats {
                 requests: OnceLock::new(),
                 rulings: OnceLock::new(),
                 limited: OnceLock::new(),
+                consulted: OnceLock::new(),
             })
         })
     }
@@ -201,6 +234,9 @@ impl RuleCells {
         };
         let other = Key { status: 0, method: "other", protocol: "other", reason: "" };
         self.requests.get_or_init(|| Series::new(key)).count(&key, other);
+        if let Some(consulted) = sample.consulted {
+            self.consulted.get_or_init(Box::default)[consulted as usize].add(1);
+        }
         if let Some(ruling) = &sample.ruling {
             let key = RulingKey {
                 rule: ruling.rule.clone(),
@@ -295,6 +331,7 @@ mod tests {
             reason: None,
             ruling: None,
             limited: None,
+            consulted: None,
         }
     }
 
@@ -346,6 +383,18 @@ mod tests {
         let told: Vec<_> =
             totals.rulings.iter().map(|(key, count)| (key.rule_name(), key.decision, *count)).collect();
         assert_eq!(told, [("(none)", "deny", 1), ("ban", "deny", 1), ("read", "allow", 2)]);
+    }
+
+    #[test]
+    fn what_authorizers_said_is_counted_by_word() {
+        let stats = stats();
+        for consulted in [Consulted::Allowed, Consulted::Failed, Consulted::Allowed] {
+            stats.record(0, &Sample { consulted: Some(consulted), ..sample(200, "GET") });
+        }
+        stats.record(1, &Sample { consulted: Some(Consulted::Denied), ..sample(403, "GET") });
+        let totals = stats.totals().expect("counted");
+        let told: Vec<_> = totals.consulted.iter().map(|(key, count)| (key.as_str(), *count)).collect();
+        assert_eq!(told, [("allow", 2), ("allow_on_failure", 0), ("deny", 1), ("failure", 1)]);
     }
 
     #[test]

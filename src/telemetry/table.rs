@@ -81,6 +81,20 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_ext_auth_decisions_total",
+        kind: Kind::Counter,
+        labels: &["namespace", "route", "rule", "decision"],
+        help: "Finished requests that external authorizers were asked about: allow, deny, failure (refused for want of an answer), allow_on_failure",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                for (consulted, count) in &totals.consulted {
+                    let [namespace, route, name] = rule.name();
+                    emit(&[namespace, route, name, consulted.as_str()], number(*count));
+                }
+            }
+        },
+    },
+    Metric {
         name: "portcullis_rate_limited_requests_total",
         kind: Kind::Counter,
         labels: &["namespace", "route", "rule", "limit", "mode"],

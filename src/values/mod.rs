@@ -1,5 +1,6 @@
 //! The small words of the configuration language, each parsed once at the border and unable to hold a wrong value.
 
+mod asked_backend;
 mod byte_size;
 mod client_validation;
 mod duration;
@@ -12,6 +13,7 @@ mod reserved_headers;
 mod secret;
 mod tls_version;
 
+pub use asked_backend::{AskedBackendRef, BackendKind, Origin, OriginScheme};
 pub use byte_size::{ByteSize, InvalidByteSize};
 pub use client_validation::{ForwardedCertificate, ValidationMode};
 pub use duration::{Duration, InvalidDuration};

@@ -9,6 +9,8 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Origin;
+
 /// Namespace and name of an object of any kind. Cheap to clone.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ObjectName {
@@ -35,6 +37,8 @@ pub enum BackendId {
     Service { service: ObjectName, port: u16 },
     /// A GatewayBackend.
     GatewayBackend(ObjectName),
+    /// What a policy's URL names.
+    Origin(Origin),
 }
 
 impl fmt::Display for BackendId {
@@ -42,6 +46,7 @@ impl fmt::Display for BackendId {
         match self {
             Self::Service { service, port } => write!(f, "Service/{service}:{port}"),
             Self::GatewayBackend(name) => write!(f, "GatewayBackend/{name}"),
+            Self::Origin(origin) => write!(f, "Origin/{origin}"),
         }
     }
 }

@@ -10,6 +10,7 @@ mod compile_golden;
 mod compile_laws;
 mod documentation;
 mod examples;
+mod external_authorization;
 mod file_mode;
 mod hardening;
 mod harness;

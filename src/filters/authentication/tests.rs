@@ -50,6 +50,18 @@ impl World {
 }
 
 impl Scope for World {
+    fn backend(
+        &mut self,
+        _: FieldPath,
+        _: &crate::values::AskedBackendRef,
+    ) -> Option<crate::values::BackendId> {
+        None
+    }
+
+    fn origin(&mut self, origin: &crate::values::Origin) -> crate::values::BackendId {
+        crate::values::BackendId::Origin(origin.clone())
+    }
+
     fn secret(&mut self, at: FieldPath, secret: &SecretRef) -> Option<Arc<SecretData>> {
         let found = self.secrets.iter().find(|known| *known.name.name == *secret.name).cloned();
         if found.is_none() {
