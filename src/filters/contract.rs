@@ -250,6 +250,11 @@ pub trait Keep {
         made.downcast().expect("only what is fetched is kept under this name")
     }
 
+    /// Threads for passwords alone: however many are guessed, nothing else waits for them.
+    fn hashing(&self) -> Offload {
+        Offload::at_once()
+    }
+
     /// The threads for what would hold a worker.
     fn offload(&self) -> Offload {
         Offload::at_once()

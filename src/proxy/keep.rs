@@ -27,6 +27,7 @@ pub struct Kept {
     fetches: Mutex<Option<Fetches>>,
     /// From the first filter on that wants it.
     offload: OnceLock<Offload>,
+    hashing: OnceLock<Offload>,
 }
 
 /// What filters want fetched or asked, as they begin to want it: as many as route maps name, for what nobody wants any more is
@@ -42,6 +43,7 @@ impl Default for Kept {
             wanted,
             fetches: Mutex::new(Some(fetches)),
             offload: OnceLock::new(),
+            hashing: OnceLock::new(),
         }
     }
 }
@@ -105,14 +107,19 @@ impl Keep for Kept {
     }
 
     fn offload(&self) -> Offload {
-        let start = || {
-            offload::start().unwrap_or_else(|error| {
-                tracing::error!(%error, "no threads for slow work: what needs them is refused");
-                Offload::new(|_| Taken::Full)
-            })
-        };
-        self.offload.get_or_init(start).clone()
+        self.offload.get_or_init(threads).clone()
     }
+
+    fn hashing(&self) -> Offload {
+        self.hashing.get_or_init(threads).clone()
+    }
+}
+
+fn threads() -> Offload {
+    offload::start().unwrap_or_else(|error| {
+        tracing::error!(%error, "no threads for slow work: what needs them is refused");
+        Offload::new(|_| Taken::Full)
+    })
 }
 
 #[cfg(test)]

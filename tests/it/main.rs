@@ -4,6 +4,7 @@ mod architecture;
 mod authentication;
 mod authorization;
 mod backend_tls;
+mod basic_auth;
 mod client_certificates;
 mod commands;
 mod compile_golden;

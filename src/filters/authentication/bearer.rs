@@ -18,10 +18,10 @@ pub fn find(headers: &HeaderMap) -> Bearer<'_> {
     let (Some(first), second) = (fields.next(), fields.next()) else { return Bearer::Nothing };
     if second.is_some() {
         let all = headers.get_all(AUTHORIZATION).iter();
-        let any = all.map(http::HeaderValue::as_bytes).any(|field| after_scheme(field).is_some());
+        let any = all.map(http::HeaderValue::as_bytes).any(|field| after_scheme(field, b"bearer").is_some());
         return if any { Bearer::Malformed } else { Bearer::Nothing };
     }
-    let Some(rest) = after_scheme(first.as_bytes()) else { return Bearer::Nothing };
+    let Some(rest) = after_scheme(first.as_bytes(), b"bearer") else { return Bearer::Nothing };
     let token = rest.trim_ascii_start();
     match std::str::from_utf8(token) {
         Ok(text) if !text.is_empty() && text.bytes().all(is_of_a_token) => Bearer::Token(text),
@@ -31,16 +31,17 @@ pub fn find(headers: &HeaderMap) -> Bearer<'_> {
 
 /// Takes `Authorization` away where it shows a bearer token.
 pub fn strip(headers: &mut HeaderMap) {
-    if headers.get_all(AUTHORIZATION).iter().any(|field| after_scheme(field.as_bytes()).is_some()) {
+    if headers.get_all(AUTHORIZATION).iter().any(|field| after_scheme(field.as_bytes(), b"bearer").is_some())
+    {
         headers.remove(AUTHORIZATION);
     }
 }
 
-/// The scheme's name is in any case (RFC 9110 section 11.1), and a space follows it.
-fn after_scheme(field: &[u8]) -> Option<&[u8]> {
-    let (scheme, rest) = field.split_at_checked("bearer".len())?;
+/// What follows the name of a scheme, which is in any case (RFC 9110 section 11.1) and has a space behind it.
+pub fn after_scheme<'f>(field: &'f [u8], name: &[u8]) -> Option<&'f [u8]> {
+    let (scheme, rest) = field.split_at_checked(name.len())?;
     let ends = rest.first().is_none_or(|sign| matches!(sign, b' ' | b'\t'));
-    (scheme.eq_ignore_ascii_case(b"bearer") && ends).then_some(rest)
+    (scheme.eq_ignore_ascii_case(name) && ends).then_some(rest)
 }
 
 /// `b64token` without its padding, which no form of ours has.

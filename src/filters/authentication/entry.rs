@@ -73,14 +73,13 @@ pub fn fingerprint(credential: &[u8]) -> Fingerprint {
 }
 
 /// Names a secret within this process, and says nothing of it to anybody else.
-pub fn keyed(secret: &[u8]) -> u64 {
+pub fn keyed(secret: &[u8]) -> Fingerprint {
     static KEY: LazyLock<hmac::Key> = LazyLock::new(|| {
         let random = SystemRandom::new();
         hmac::Key::generate(hmac::HMAC_SHA256, &random).expect("the system has random numbers")
     });
     let tag = hmac::sign(&KEY, secret);
-    let first = tag.as_ref().first_chunk().expect("a tag has 32 bytes");
-    u64::from_le_bytes(*first)
+    tag.as_ref().try_into().expect("a tag of SHA-256 has 32 bytes")
 }
 
 /// Whether an address may still have credentials judged.
@@ -112,6 +111,7 @@ impl Gate<'_> {
 pub enum Scheme {
     ApiKey,
     Bearer,
+    Basic,
     /// Of the TLS handshake.
     Certificate,
 }
@@ -121,6 +121,8 @@ impl Scheme {
         HeaderValue::from_static(match self {
             Self::ApiKey => "ApiKey realm=\"api\"",
             Self::Bearer => "Bearer realm=\"api\"",
+            // RFC 7617 section 2.1.
+            Self::Basic => "Basic realm=\"api\", charset=\"UTF-8\"",
             Self::Certificate => "Certificate realm=\"api\"",
         })
     }
@@ -130,7 +132,7 @@ impl Scheme {
         match self {
             // RFC 6750 section 3.1: an error only when a token was shown.
             Self::Bearer => HeaderValue::from_static("Bearer realm=\"api\", error=\"invalid_token\""),
-            Self::ApiKey | Self::Certificate => self.challenge(),
+            Self::ApiKey | Self::Basic | Self::Certificate => self.challenge(),
         }
     }
 
@@ -138,6 +140,7 @@ impl Scheme {
         match self {
             Self::ApiKey => ErrorKind::ApiKeyMissing,
             Self::Bearer => ErrorKind::TokenMissing,
+            Self::Basic => ErrorKind::CredentialsMissing,
             Self::Certificate => ErrorKind::CertificateMissing,
         }
     }
@@ -146,6 +149,7 @@ impl Scheme {
         match self {
             Self::ApiKey => ErrorKind::ApiKeyInvalid,
             Self::Bearer => ErrorKind::TokenInvalid,
+            Self::Basic => ErrorKind::CredentialsInvalid,
             Self::Certificate => ErrorKind::CertificateInvalid,
         }
     }

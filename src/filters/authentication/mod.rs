@@ -5,6 +5,7 @@
 //! where its entry says so, others never; nothing that is answered tells which part of a credential was wrong.
 
 mod api_key;
+mod basic;
 mod bearer;
 mod brake;
 mod claim_headers;
@@ -72,7 +73,7 @@ pub enum Mode {
 /// A kind of credential.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = ("[has(self.apiKey), has(self.jwt), has(self.introspection), has(self.clientCertificate)].exists_one(x, x)", ONE_KIND))]
+#[x_kube(validation = ("[has(self.apiKey), has(self.jwt), has(self.introspection), has(self.basicAuth), has(self.clientCertificate)].exists_one(x, x)", ONE_KIND))]
 pub struct EntrySpec {
     /// Name of the entry, as identity.entry tells it.
     #[schemars(length(min = 1, max = 63), regex(pattern = "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
@@ -86,12 +87,16 @@ pub struct EntrySpec {
     /// Tokens that a server is asked about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub introspection: Option<introspection::Spec>,
+    /// Names and passwords.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basic_auth: Option<basic::Spec>,
     /// What the client shows in the TLS handshake.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub client_certificate: Option<client_certificate::Spec>,
 }
 
-const ONE_KIND: &str = "give exactly one kind of credential: apiKey, jwt, introspection or clientCertificate";
+const ONE_KIND: &str =
+    "give exactly one kind of credential: apiKey, jwt, introspection, basicAuth or clientCertificate";
 
 /// So many failures within such a time.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -120,28 +125,35 @@ enum EntryPlan {
     ApiKey(api_key::Plan),
     Jwt(jwt::Plan),
     Introspection(introspection::Plan),
+    Basic(basic::Plan),
     ClientCertificate(client_certificate::Plan),
 }
 
 impl EntryPlan {
     fn compile(spec: EntrySpec, at: &FieldPath, scope: &mut dyn Scope) -> Result<Self, Vec<Problem>> {
         let name: Arc<str> = spec.name.as_str().into();
-        match (spec.api_key, spec.jwt, spec.introspection, spec.client_certificate) {
-            (Some(spec), None, None, None) => {
+        match (spec.api_key, spec.jwt, spec.introspection, spec.basic_auth, spec.client_certificate) {
+            (Some(spec), None, None, None, None) => {
                 let at = at.field("apiKey");
                 let plan = api_key::ApiKeys::compile(&name, spec, &at, scope);
                 plan.map(Self::ApiKey).map_err(|own| under(&at, own))
             }
-            (None, Some(spec), None, None) => {
+            (None, Some(spec), None, None, None) => {
                 let at = at.field("jwt");
                 jwt::Jwt::compile(&name, spec, &at, scope).map(Self::Jwt).map_err(|own| under(&at, own))
             }
-            (None, None, Some(spec), None) => {
+            (None, None, Some(spec), None, None) => {
                 let at = at.field("introspection");
                 let plan = introspection::Introspection::compile(&name, spec, &at, scope);
                 plan.map(Self::Introspection).map_err(|own| under(&at, own))
             }
-            (None, None, None, Some(spec)) => {
+            (None, None, None, Some(spec), None) => {
+                let at = at.field("basicAuth");
+                basic::BasicAuth::compile(&name, spec, &at, scope)
+                    .map(Self::Basic)
+                    .map_err(|own| under(&at, own))
+            }
+            (None, None, None, None, Some(spec)) => {
                 let at = at.field("clientCertificate");
                 let plan = client_certificate::ClientCertificates::compile(&name, spec, &at, scope);
                 plan.map(Self::ClientCertificate).map_err(|own| under(&at, own))
@@ -155,6 +167,7 @@ impl EntryPlan {
             Self::ApiKey(plan) => api_key::ApiKeys::link(plan, keep),
             Self::Jwt(plan) => jwt::Jwt::link(plan, keep),
             Self::Introspection(plan) => introspection::Introspection::link(plan, keep),
+            Self::Basic(plan) => basic::BasicAuth::link(plan, keep),
             Self::ClientCertificate(plan) => client_certificate::ClientCertificates::link(plan, keep),
         }
     }

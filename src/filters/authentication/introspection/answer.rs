@@ -142,7 +142,7 @@ impl Answers for Introspected {
 impl Rules {
     /// Under this answers are kept. It tells nothing of the client's secret.
     pub fn name(&self) -> String {
-        format!("{self:?} {:016x}", keyed(self.client.expose()))
+        format!("{self:?} {:?}", keyed(self.client.expose()))
     }
 
     fn judge(&self, body: &[u8], now: f64) -> Result<Judged, String> {
