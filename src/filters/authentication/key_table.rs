@@ -4,7 +4,7 @@
 //! about a Secret never holds a piece of a key.
 
 use std::any::Any;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -26,10 +26,24 @@ const ENOUGH_BITS: f64 = 128.0;
 
 /// The keys of an entry.
 pub struct KeyTable {
-    keys: HashMap<Fingerprint, ApiKey, FixedState>,
+    /// By their hashes: one more key costs its part anew, not the whole.
+    parts: Box<[Arc<Part>; PARTS]>,
     /// What is wrong with the Secrets, though the others can be used.
     pub notes: Vec<String>,
     secrets: Vec<Arc<SecretKeys>>,
+}
+
+const PARTS: usize = 64;
+
+const fn part(hash: &Fingerprint) -> usize {
+    hash[0] as usize % PARTS
+}
+
+#[derive(Default)]
+struct Part {
+    keys: HashMap<Fingerprint, ApiKey, FixedState>,
+    /// Keys that several have.
+    notes: Vec<String>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -49,32 +63,35 @@ struct SecretKeys {
 impl KeyTable {
     /// `before` is a table of the same entry: what it made of a Secret that is still the same is taken over.
     pub fn new(entry: &Arc<str>, secrets: &[Arc<SecretData>], before: Option<&Self>) -> Self {
-        let known: BTreeMap<_, _> = before
-            .iter()
-            .flat_map(|table| &table.secrets)
-            .map(|keys| (Arc::as_ptr(&keys.secret).addr(), keys))
-            .collect();
-        let read = |secret: &Arc<SecretData>| match known.get(&Arc::as_ptr(secret).addr()) {
-            Some(known) => Arc::clone(known),
-            None => Arc::new(SecretKeys::read(entry, secret)),
+        let (secrets, changed) = secrets_of(entry, secrets, before);
+        let parts = match before {
+            Some(before) => parts_of(&secrets, &changed, &before.parts),
+            None => {
+                let none = Arc::<Part>::default();
+                parts_of(&secrets, &changed, &std::array::from_fn(|_| Arc::clone(&none)))
+            }
         };
-        let secrets: Vec<_> = secrets.iter().map(read).collect();
-        let mut notes = Vec::new();
-        let keys = keys_of(&secrets, &mut notes);
-        notes.extend(secrets.iter().flat_map(|secret| &secret.notes).take(MOST_NOTES + 1).cloned());
+        let of_parts = parts.iter().flat_map(|part| &part.notes);
+        let of_secrets = secrets.iter().flat_map(|secret| &secret.notes);
+        let mut notes: Vec<_> =
+            of_parts.take(MOST_NOTES).chain(of_secrets).take(MOST_NOTES + 1).cloned().collect();
         if notes.len() > MOST_NOTES {
             notes.truncate(MOST_NOTES);
             notes.push("there is more of the kind".to_owned());
         }
-        Self { keys, notes, secrets }
+        Self { parts, notes, secrets }
     }
 
     pub fn find(&self, key: &Fingerprint) -> Option<&ApiKey> {
-        self.keys.get(key)
+        self.parts[part(key)].keys.get(key)
     }
 
     pub fn is_empty(&self) -> bool {
-        self.keys.is_empty()
+        self.count() == 0
+    }
+
+    fn count(&self) -> usize {
+        self.parts.iter().map(|part| part.keys.len()).sum()
     }
 
     /// What [`crate::filters::Scope::derived`] made, as what it is.
@@ -83,23 +100,60 @@ impl KeyTable {
     }
 }
 
-fn keys_of(secrets: &[Arc<SecretKeys>], notes: &mut Vec<String>) -> HashMap<Fingerprint, ApiKey, FixedState> {
-    let count = secrets.iter().map(|secret| secret.keys.len()).sum();
-    let mut places: HashMap<Fingerprint, (&ApiKey, &SecretKeys), FixedState> =
-        HashMap::with_capacity_and_hasher(count, FixedState::with_seed(0));
-    let mut shared: Vec<Fingerprint> = Vec::new();
+/// What the Secrets give, and in which parts that differs from before. Both come in the order of their names, so that
+/// one walk beside the other finds what is the same.
+fn secrets_of(
+    entry: &Arc<str>,
+    secrets: &[Arc<SecretData>],
+    before: Option<&KeyTable>,
+) -> (Vec<Arc<SecretKeys>>, [bool; PARTS]) {
+    let mut changed = [false; PARTS];
+    let mut touch = |keys: &SecretKeys| keys.keys.iter().for_each(|(hash, _)| changed[part(hash)] = true);
+    let mut known = before.map_or(&[][..], |table| &table.secrets).iter().peekable();
+    let mut read = Vec::with_capacity(secrets.len());
     for secret in secrets {
-        for (hash, key) in &secret.keys {
-            let Some((first, of)) = places.get(hash) else {
-                places.insert(*hash, (key, secret));
+        while let Some(gone) =
+            known.next_if(|known| !Arc::ptr_eq(&known.secret, secret) && known.secret.name <= secret.name)
+        {
+            touch(gone);
+        }
+        let keys = match known.next_if(|known| Arc::ptr_eq(&known.secret, secret)) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let keys = Arc::new(SecretKeys::read(entry, secret));
+                touch(&keys);
+                keys
+            }
+        };
+        read.push(keys);
+    }
+    known.for_each(|gone| touch(gone));
+    (read, changed)
+}
+
+/// Makes the parts that changed anew.
+fn parts_of(
+    secrets: &[Arc<SecretKeys>],
+    changed: &[bool; PARTS],
+    before: &[Arc<Part>; PARTS],
+) -> Box<[Arc<Part>; PARTS]> {
+    let mut places: Vec<HashMap<Fingerprint, (&ApiKey, &SecretKeys), FixedState>> = Vec::new();
+    places.resize_with(PARTS, || HashMap::with_hasher(FixedState::with_seed(0)));
+    let mut shared: Vec<Fingerprint> = Vec::new();
+    let mut notes: Vec<Vec<String>> = vec![Vec::new(); PARTS];
+    for secret in secrets {
+        for (hash, key) in secret.keys.iter().filter(|(hash, _)| changed[part(hash)]) {
+            let part = part(hash);
+            let Some((first, of)) = places[part].get(hash) else {
+                places[part].insert(*hash, (key, secret));
                 continue;
             };
             if first.identity.id == key.identity.id {
                 continue;
             }
             shared.push(*hash);
-            if notes.len() < MOST_NOTES {
-                notes.push(format!(
+            if notes[part].len() < MOST_NOTES {
+                notes[part].push(format!(
                     "the consumers {} (Secret {}) and {} (Secret {}) have the same key, so it is valid for neither; give one of them another",
                     first.identity.id, of.secret.name, key.identity.id, secret.secret.name
                 ));
@@ -107,20 +161,28 @@ fn keys_of(secrets: &[Arc<SecretKeys>], notes: &mut Vec<String>) -> HashMap<Fing
         }
     }
     for hash in shared {
-        places.remove(&hash);
+        places[part(&hash)].remove(&hash);
     }
-    places.into_iter().map(|(hash, (key, _))| (hash, key.clone())).collect()
+    let mut parts = Box::new(before.clone());
+    for (((part, places), notes), _) in
+        parts.iter_mut().zip(places).zip(notes).zip(changed).filter(|(_, changed)| **changed)
+    {
+        let keys = places.into_iter().map(|(hash, (key, _))| (hash, key.clone())).collect();
+        *part = Arc::new(Part { keys, notes });
+    }
+    parts
 }
 
 impl PartialEq for KeyTable {
     fn eq(&self, other: &Self) -> bool {
-        self.keys == other.keys
+        let same = |(one, other): (&Arc<Part>, &Arc<Part>)| Arc::ptr_eq(one, other) || one.keys == other.keys;
+        self.parts.iter().zip(other.parts.iter()).all(same)
     }
 }
 
 impl fmt::Debug for KeyTable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "KeyTable({} keys)", self.keys.len())
+        write!(f, "KeyTable({} keys)", self.count())
     }
 }
 
@@ -459,6 +521,35 @@ mod tests {
         let first = table(std::slice::from_ref(&one));
         let second = KeyTable::new(&"partners".into(), &[one, two], Some(&first));
         assert!(Arc::ptr_eq(&first.secrets[0], &second.secrets[0]));
-        assert_eq!(second.keys.len(), 2);
+        assert_eq!(second.count(), 2);
+    }
+
+    /// Keys that Secrets take from each other, come and go: what is made of a table is what is made of nothing.
+    #[test]
+    fn a_table_made_of_the_one_before_is_the_one_made_of_nothing() {
+        let clear = |number: usize| format!("{number:032x}");
+        let secret_of = |name: usize, key: usize| {
+            secret(
+                &format!("s{name:02}"),
+                &[("key", &clear(key))],
+                &[("consumer", &format!("c{}", name % 3))],
+            )
+        };
+        let mut world: std::collections::BTreeMap<usize, Arc<SecretData>> = Default::default();
+        let (mut before, mut random) = (table(&[]), 1_u32);
+        for step in 0..400 {
+            random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let [_, a, b, c] = random.to_le_bytes().map(usize::from);
+            if c % 3 == 0 {
+                world.remove(&(a % 12));
+            } else {
+                world.insert(a % 12, secret_of(a % 12, b % 9));
+            }
+            let secrets: Vec<_> = world.values().cloned().collect();
+            let (made, anew) = (KeyTable::new(&"partners".into(), &secrets, Some(&before)), table(&secrets));
+            assert!(made == anew, "step {step}");
+            assert_eq!(made.notes, anew.notes, "step {step}");
+            before = made;
+        }
     }
 }
