@@ -27,15 +27,9 @@ static PASSES: HeaderName = HeaderName::from_static("x-portcullis-passes");
 /// What a certificate says of its client, written where a hostname's validation wants it.
 pub static X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
-/// Others spell what we set in other ways; backends that read them must not read a client's word.
-static ALIASES: [HeaderName; 6] = [
-    HeaderName::from_static("x-forwarded-scheme"),
-    HeaderName::from_static("x-forwarded-ssl"),
-    HeaderName::from_static("x-forwarded-prefix"),
-    HeaderName::from_static("x-forwarded-server"),
-    HeaderName::from_static("x-forwarded"),
-    HeaderName::from_static("x-forwarded-client-cert"),
-];
+/// By what fields begin that tell some servers another target, host or method than the request has: a server that reads
+/// them would serve what nobody has judged.
+const RENAMING: [&str; 3] = ["x-original-", "x-rewrite-", "x-envoy-original-"];
 
 /// What is written anew for each request.
 static OURS: [HeaderName; 8] = [
@@ -175,14 +169,20 @@ fn asked_port(host: &HeaderValue, scheme: Scheme) -> HeaderValue {
     HeaderValue::from(port.unwrap_or_else(|| scheme.default_port()))
 }
 
-/// Takes off what nobody but a filter of ours may say.
+/// Takes off what nobody but a filter of ours may say: what others call what we write, and what renames a request.
 pub fn strip_aliases(headers: &mut HeaderMap) {
-    ALIASES.iter().for_each(|name| drop(headers.remove(name)));
+    let is_alias = |name: &&HeaderName| introduces(name.as_str()) && !OURS.contains(name);
+    while let Some(name) = headers.keys().find(is_alias).cloned() {
+        headers.remove(name);
+    }
 }
 
-/// Whether a field's name is one of those that [`Introduction`] writes, or stands for one.
+/// Whether a field's name is one of those that [`Introduction`] writes, stands for one, or renames the request.
 pub fn introduces(name: &str) -> bool {
-    name.starts_with("x-forwarded") || matches!(name, "x-real-ip" | "x-request-id" | "x-portcullis-passes")
+    let Some(rest) = name.strip_prefix("x-") else { return false };
+    rest.starts_with("forwarded")
+        || matches!(rest, "real-ip" | "request-id" | "portcullis-passes")
+        || RENAMING.iter().any(|start| name.starts_with(start))
 }
 
 /// Counts this pass through the installation's gateways; all counts that go on.
@@ -303,10 +303,37 @@ mod tests {
         ("x-forwarded-proto", "http"),
         ("x-forwarded-host", "evil.example"),
         ("x-forwarded-prefix", "/admin"),
+        ("x-forwarded-client-cert", "Hash=1"),
+        ("x-forwarded-method", "GET"),
+        ("x-forwarded-scheme", "http"),
+        ("x-forwarded-ssl", "off"),
+        ("x-forwarded-uri", "/public"),
+        ("x-original-url", "/public"),
+        ("x-rewrite-url", "/public"),
+        ("x-envoy-original-path", "/public"),
+        ("x-forwarded", "for=10.0.0.1"),
         ("x-real-ip", "10.0.0.1"),
         ("forwarded", "for=10.0.0.1"),
         ("x-request-id", "abababababababababababababababab"),
     ];
+
+    const WRITTEN: [&str; 9] = [
+        "forwarded",
+        "host",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+        "x-portcullis-passes",
+        "x-real-ip",
+        "x-request-id",
+    ];
+
+    fn names(headers: &HeaderMap) -> Vec<&str> {
+        let mut names: Vec<_> = headers.keys().map(HeaderName::as_str).collect();
+        names.sort_unstable();
+        names
+    }
 
     #[test]
     fn a_client_s_word_about_itself_counts_for_nothing() {
@@ -317,7 +344,7 @@ mod tests {
         assert_eq!(headers["x-forwarded-port"], "8443");
         assert_eq!(headers["x-real-ip"], "192.0.2.7");
         assert_eq!(headers["forwarded"], "for=192.0.2.7;host=\"shop.example:8443\";proto=https");
-        assert!(!headers.contains_key("x-forwarded-prefix"));
+        assert_eq!(names(&headers), WRITTEN);
         assert_eq!(seen.request_id, None);
         assert_eq!(seen.ip.to_string(), "192.0.2.7");
     }
@@ -330,6 +357,7 @@ mod tests {
         assert_eq!(headers["x-request-id"], "abababababababababababababababab");
         assert_eq!(seen.request_id, Some(ID));
         assert_eq!(headers["x-forwarded-host"], "evil.example", "a trusted hop's word");
+        assert_eq!(names(&headers), WRITTEN, "nobody renames a request");
         let (headers, seen) = written(SPOOFED, 2);
         assert_eq!(headers["x-forwarded-for"], "10.0.0.1, 198.51.100.9, 192.0.2.7");
         assert_eq!(seen.ip.to_string(), "10.0.0.1");

@@ -44,7 +44,7 @@ const FAMILIES: [&str; 9] = [
     "www-",
 ];
 
-const FORBIDDEN: [&str; 39] = [
+const FORBIDDEN: [&str; 41] = [
     "age",
     "alt-svc",
     "authorization",
@@ -83,7 +83,9 @@ const FORBIDDEN: [&str; 39] = [
     "via",
     "x-content-type-options",
     "x-frame-options",
+    "x-http-method",
     "x-http-method-override",
+    "x-method-override",
 ];
 
 fn is_forbidden(name: &str) -> bool {
@@ -130,6 +132,10 @@ mod tests {
             "x-real-ip",
             "x-request-id",
             "x-portcullis-passes",
+            "x-original-url",
+            "x-rewrite-url",
+            "x-method-override",
+            "x-http-method",
             "x_user",
         ];
         assert!(left(&more).is_empty(), "{:?}", left(&more));

@@ -378,6 +378,52 @@ fn nothing_but_a_whole_yes_lets_a_request_through() {
 }
 
 #[test]
+fn no_field_of_a_client_gives_the_request_another_target_or_method() {
+    let (authorizer, backend) =
+        (Server::start(Script::Says(YES.into())), Server::start(Script::Says(OK.into())));
+    let all = "{extAuth: {backendRef: {kind: GatewayBackend, name: authz}, requestHeaders: ['*']}}";
+    let gateway = start(&authorizer, &backend, all);
+    for (name, is_taken) in [
+        ("X-Plain", false),
+        ("X-Original-URL", true),
+        ("X-Original-URI", true),
+        ("X-Original-Method", true),
+        ("X-Original-Host", true),
+        ("X-Rewrite-URL", true),
+        ("X-Rewrite-URI", true),
+        ("X-Envoy-Original-Path", true),
+        ("X-Forwarded-Uri", true),
+        ("X-Forwarded-Url", true),
+        ("X-Forwarded-Path", true),
+        ("X-Forwarded-Prefix", true),
+        ("X-Forwarded-Method", true),
+        ("X-Forwarded-Host", true),
+        ("X-Forwarded-For", true),
+        ("X-Real-IP", true),
+        ("X-HTTP-Method-Override", true),
+        ("X-HTTP-Method", true),
+        ("X-Method-Override", true),
+        ("X_Original_URL", true),
+        ("X_Forwarded_Uri", true),
+        ("x-oRIGINAL-uRL", true),
+    ] {
+        let before = (authorizer.count(), backend.count());
+        let word = format!("{name}: deceived");
+        let answer = gateway.request("GET", "shop.example", "/private", &[&word, &word], "");
+        assert_eq!(
+            (answer.status, authorizer.count(), backend.count()),
+            (200, before.0 + 1, before.1 + 1),
+            "{name}"
+        );
+        for heard in [authorizer.last(), backend.last()] {
+            assert_eq!(heard.matches("deceived").count(), if is_taken { 0 } else { 2 }, "{name}: {heard}");
+        }
+        assert_eq!(lines(&authorizer.last(), "x-forwarded-uri"), ["/private"], "{name}");
+        assert_eq!(lines(&authorizer.last(), "x-forwarded-method"), ["GET"], "{name}");
+    }
+}
+
+#[test]
 fn several_gates_must_all_say_yes_and_a_broken_one_denies() {
     let (first, second) = (Server::start(Script::Says(YES.into())), Server::start(Script::Says(YES.into())));
     let backend = Server::start(Script::Says(OK.into()));

@@ -44,10 +44,18 @@ pub(super) fn is_gateways(name: &HeaderName) -> bool {
 /// Whether the field introduces a client or its request: a client's own word of it is not shown.
 pub(super) fn is_ours(name: &HeaderName) -> bool {
     let name = name.as_str();
-    name.starts_with("x-forwarded")
-        || name.starts_with("x-original-")
+    ["x-forwarded", "x-original-", "x-rewrite-", "x-envoy-original-"]
+        .iter()
+        .any(|start| name.starts_with(start))
         || matches!(name, "forwarded" | "x-real-ip" | "x-request-id" | "x-portcullis-passes")
 }
+
+/// By these a client has some servers take another method than the request has, which the authorizer was not told.
+static OVERRIDES: [HeaderName; 3] = [
+    HeaderName::from_static("x-http-method"),
+    HeaderName::from_static("x-http-method-override"),
+    HeaderName::from_static("x-method-override"),
+];
 
 impl Filter for Plan {
     fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
@@ -57,6 +65,7 @@ impl Filter for Plan {
 
 impl Plan {
     async fn consult(&self, exchange: &mut Exchange) -> Decision<'static> {
+        self.take_overrides(exchange.request.headers_mut());
         let body = match self.take_body(exchange).await {
             Ok(body) => body,
             Err(error) => return error.into(),
@@ -107,6 +116,14 @@ impl Plan {
                 );
                 ErrorKind::AuthorizerUnavailable.into()
             }
+        }
+    }
+
+    /// What overrides the method reaches the backend only where the policy shows it to the authorizer by its name.
+    fn take_overrides(&self, headers: &mut HeaderMap) {
+        let is_shown = |name: &HeaderName| matches!(&self.shown, Shown::These(names) if names.contains(name));
+        for name in OVERRIDES.iter().filter(|name| !is_shown(name)) {
+            headers.remove(name);
         }
     }
 

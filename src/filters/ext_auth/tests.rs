@@ -127,6 +127,11 @@ async fn the_authorizer_sees_what_the_backend_gets_and_no_word_of_a_client_about
         ("x-forwarded-prefix", "/x"),
         ("x-original-url", "/public"),
         ("x-original-uri", "/public"),
+        ("x-rewrite-url", "/public"),
+        ("x-forwarded-method", "GET"),
+        ("x-http-method-override", "GET"),
+        ("x-http-method", "GET"),
+        ("x-method-override", "GET"),
         ("x-real-ip", "10.0.0.1"),
         ("forwarded", "for=10.0.0.1"),
         ("x-portcullis-passes", "edge=1"),
@@ -175,6 +180,20 @@ async fn the_authorizer_sees_what_the_backend_gets_and_no_word_of_a_client_about
         if expected.contains("cookie") {
             assert_eq!(all(headers, "cookie"), ["a=1", "b=2"]);
         }
+    }
+}
+
+#[tokio::test]
+async fn another_method_reaches_the_backend_only_where_the_authorizer_is_shown_it() {
+    let authorizer = Authorizer::answering(200, &[], "");
+    let field = "x-http-method-override";
+    for (shown, expected) in
+        [(json!(["X-HTTP-Method-Override"]), vec!["DELETE"]), (json!(["*"]), vec![]), (json!([]), vec![])]
+    {
+        let mut exchange = asking(&authorizer, &[(field, "DELETE")]);
+        decided(&plan(json!({"requestHeaders": shown})), &mut exchange).await;
+        assert_eq!(all(authorizer.last().1.headers(), field), expected, "{shown}");
+        assert_eq!(all(exchange.request.headers(), field), expected, "{shown}");
     }
 }
 
