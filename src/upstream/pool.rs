@@ -198,11 +198,7 @@ impl Pools {
             // An endpoint that swallows packets must leave time for the others.
             let left = pool.len().min(MAX_ENDPOINTS).saturating_sub(tried.len() - 1).max(1) as u32;
             let until = now + end.saturating_duration_since(now) / left;
-            let tls = match &backend.security {
-                Security::Plain => None,
-                Security::Tls(client) => endpoint.server_name.clone().map(|name| (client, name)),
-                Security::Unusable => return Err(ErrorKind::TlsFailure.into()),
-            };
+            let tls = backend.security.towards(endpoint.server_name.as_ref())?;
             let error = match Connection::open(endpoint.address, self.guard, tls, until).await {
                 Ok(connection) => {
                     endpoint.connected();

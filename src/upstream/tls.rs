@@ -30,6 +30,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::trust::system_authorities;
+use crate::message::{ErrorKind, ProxyError};
 use crate::route_map::{BackendTlsPlan, CertificatePlan, Endpoint, PinnedName, PrivateKey};
 
 /// Names with sessions that can be resumed, of one backend.
@@ -94,6 +95,23 @@ impl Security {
                 tracing::error!(backend = %who, error, "TLS to the backend cannot be set up; it is not asked");
                 Self::Unusable
             }
+        }
+    }
+}
+
+impl Security {
+    /// How an endpoint of that name is spoken to; `None`: plainly. Without a name nothing can be proven.
+    ///
+    /// # Errors
+    /// TLS is asked for and cannot be had.
+    pub fn towards(
+        &self,
+        name: Option<&ServerName<'static>>,
+    ) -> Result<Option<(&TlsClient, ServerName<'static>)>, ProxyError> {
+        match (self, name) {
+            (Self::Plain, _) => Ok(None),
+            (Self::Tls(client), Some(name)) => Ok(Some((client, name.clone()))),
+            (Self::Tls(_), None) | (Self::Unusable, _) => Err(ErrorKind::TlsFailure.into()),
         }
     }
 }
@@ -373,8 +391,11 @@ mod tests {
         for names in [Vec::new(), pinned()] {
             let security = Security::new(Some(&plan(Some(Vec::new()), names)), &"a backend");
             assert!(matches!(security, Security::Unusable), "{security:?}");
+            let name = ServerName::try_from("a.example").expect("a name");
+            assert_eq!(security.towards(Some(&name)).expect_err("no way").kind, ErrorKind::TlsFailure);
         }
-        assert!(matches!(Security::new(None, &"a backend"), Security::Plain));
+        let plain = Security::new(None, &"a backend");
+        assert!(plain.towards(None).expect("no TLS is asked for").is_none());
     }
 
     #[test]
@@ -387,6 +408,10 @@ mod tests {
         let client = TlsClient::new(&plan).expect("a client");
         assert_eq!(client.name_of(&named), ServerName::try_from("own.example").expect("a name"));
         assert_eq!(client.name_of(&Endpoint::from(address)), ServerName::from(address.ip()));
+        let security = Security::Tls(TlsClient::new(&plan).expect("a client"));
+        let unnamed = security.towards(None).expect_err("nothing could be proven");
+        assert_eq!(unnamed.kind, ErrorKind::TlsFailure);
+        assert!(security.towards(Some(&client.name_of(&named))).expect("a name").is_some());
         plan.server_name = Some("other.example".into());
         let client = TlsClient::new(&plan).expect("a client");
         for endpoint in [named, Endpoint::from(address)] {
