@@ -1,8 +1,10 @@
 //! Authentication in the whole program: who gets in, and what the backend sees of it.
 
+use std::io::{Read, Write as _};
+use std::net::{SocketAddr, TcpListener};
 use std::time::Instant;
 
-use crate::harness::{Backend, Gateway, route, until};
+use crate::harness::{Backend, Gateway, connect, route, until};
 
 const ACME: &str = "6d0f7c1e5b9a4d3f8e2c1b0a9f8e7d6c";
 const OTHER: &str = "1f2e3d4c5b6a79880716253443526170";
@@ -205,4 +207,85 @@ fn guessing_is_stopped_and_a_known_key_goes_on() {
     let guesses: Vec<_> = (0..8).map(|guess| status(&gateway, &guess.to_string())).collect();
     assert_eq!(guesses, [401, 401, 401, 401, 401, 429, 429, 429]);
     assert_eq!((status(&gateway, OTHER), status(&gateway, ACME)), (429, 200));
+}
+
+/// A backend that takes every upgrade and sends back what comes then.
+fn tunnels() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("bound");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || {
+                head_of(&mut stream);
+                let answer =
+                    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: own/1\r\n\r\n";
+                stream.write_all(answer.as_bytes()).expect("sent");
+                let mut buffer = [0; 64];
+                while let Ok(count @ 1..) = stream.read(&mut buffer) {
+                    stream.write_all(&buffer[..count]).expect("sent");
+                }
+            });
+        }
+    });
+    address
+}
+
+fn head_of(stream: &mut impl Read) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        let mut byte = [0];
+        stream.read_exact(&mut byte).expect("a head");
+        head.push(byte[0]);
+    }
+    crate::harness::text(&head)
+}
+
+#[test]
+fn a_tunnel_goes_on_without_its_key_and_is_logged_with_who_began_it() {
+    let backend = tunnels();
+    let folder = tempfile::tempdir().expect("a folder");
+    let log = folder.path().join("access.log");
+    let server = format!(
+        "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{namespace: test, name: one}}\nspec: {{hosts: [{{address: 127.0.0.1, port: {}}}]}}\n",
+        backend.port()
+    );
+    let gateway = Gateway::with(
+        &[
+            ("backend.yaml", &server),
+            ("route.yaml", &shop(KEYS)),
+            ("acme.yaml", &secret("acme", ACME, "portcullis.dev/consumer: acme-inc")),
+        ],
+        &["--access-log", log.to_str().expect("UTF-8")],
+    );
+    let ask = || {
+        let mut tunnel = connect(gateway.http);
+        let head = format!(
+            "GET /t HTTP/1.1\r\nHost: shop.example\r\nX-Api-Key: {ACME}\r\nConnection: upgrade\r\nUpgrade: own/1\r\n\r\n"
+        );
+        tunnel.write_all(head.as_bytes()).expect("sent");
+        let head = head_of(&mut tunnel);
+        (tunnel, head)
+    };
+    let (mut tunnel, head) = ask();
+    assert!(head.starts_with("HTTP/1.1 101"), "{head}");
+    std::fs::remove_file(gateway.path("acme.yaml")).expect("removed");
+    until("the key to be revoked", || ask().1.starts_with("HTTP/1.1 401").then_some(()));
+    tunnel.write_all(b"still here").expect("sent");
+    let mut echoed = [0; 10];
+    tunnel.read_exact(&mut echoed).expect("it goes on");
+    assert_eq!(&echoed, b"still here");
+    drop(tunnel);
+    let line = until("its line", || {
+        let lines = std::fs::read_to_string(&log).ok()?;
+        lines
+            .lines()
+            .find(|line| line.contains("\"status\":101") && line.contains("\"request_bytes\":10"))
+            .map(str::to_owned)
+    });
+    for part in
+        ["\"identity\":\"acme-inc\"", "\"identity_kind\":\"ApiKey\"", "\"identity_entry\":\"partners\""]
+    {
+        assert!(line.contains(part), "{part} in {line}");
+    }
+    assert!(!line.contains(ACME));
 }
