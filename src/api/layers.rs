@@ -113,10 +113,8 @@ pub fn parse_route(spec: &str) -> ParsedRoute {
     }
     if let Some(refs) = object.remove("policyRefs") {
         let shape = shape.at("policyRefs").expect("the schema has it");
-        match layers_policy::references(refs, shape, &at.field("policyRefs"), layer.problems) {
-            Some(refs) => route.policy_refs = refs,
-            None => route.policy.broken = true,
-        }
+        let at = at.field("policyRefs");
+        route.policy_refs = layers_policy::references(refs, shape, &at, &mut route.policy, layer.problems);
     }
     let rules = rules(object.remove("rules"), &mut layer);
     match class {

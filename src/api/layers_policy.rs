@@ -31,6 +31,9 @@ pub struct PolicyMember {
     pub value: Value,
 }
 
+/// As many as the schema allows.
+const MAX_REFERENCES: usize = 16;
+
 /// What is said about `replacePrefix` where there is no prefix to replace.
 pub const REPLACE_PREFIX_NEEDS: &str = "replacePrefix needs exactly one match, of type PathPrefix";
 
@@ -92,28 +95,36 @@ pub(super) fn read(policy: Value, shape: &Shape, at: &FieldPath, problems: &mut 
     layer
 }
 
-/// Names of policies; `None`: which are meant cannot be told.
+/// Names of policies, as far as they can be read. Where some cannot, the layer is broken; those that can still say which
+/// fields clients may not set under the hostname.
 pub(super) fn references(
     value: Value,
     shape: &Shape,
     at: &FieldPath,
+    layer: &mut PolicyLayer,
     problems: &mut Vec<Problem>,
-) -> Option<Vec<(FieldPath, PolicyRef)>> {
-    let mut value = value;
+) -> Vec<(FieldPath, PolicyRef)> {
+    // What is unknown is taken out as it is found.
+    let mut checked = value.clone();
     let mut findings = Findings::default();
-    shape.check(&mut value, Place::At(at), &mut findings);
-    let wrong: Vec<_> = findings.wrong.into_iter().chain(findings.unknown).collect();
-    let read = serde_json::from_value::<Vec<PolicyRef>>(value);
-    match read {
-        Ok(refs) if wrong.is_empty() => {
-            Some(refs.into_iter().enumerate().map(|(index, one)| (at.index(index), one)).collect())
-        }
-        _ => {
-            let told = wrong.into_iter();
-            problems.extend(told.map(|(path, message)| Problem::error(path, Reason::PolicyInvalid, message)));
-            None
-        }
-    }
+    shape.check(&mut checked, Place::At(at), &mut findings);
+    let wrong = findings.wrong.into_iter().chain(findings.unknown);
+    let before = problems.len();
+    problems.extend(wrong.map(|(path, message)| Problem::error(path, Reason::PolicyInvalid, message)));
+    layer.broken |= problems.len() > before;
+    let (Value::Array(entries), Some(shape)) = (value, shape.at("[]")) else {
+        layer.broken = true;
+        return Vec::new();
+    };
+    let read = |(index, mut entry): (usize, Value)| {
+        let (at, mut findings) = (at.index(index), Findings::default());
+        shape.check(&mut entry, Place::At(&at), &mut findings);
+        let is_whole = findings.wrong.is_empty() && findings.unknown.is_empty();
+        let read = serde_json::from_value::<PolicyRef>(entry).ok().filter(|_| is_whole);
+        layer.broken |= read.is_none();
+        Some((at, read?))
+    };
+    entries.into_iter().take(MAX_REFERENCES).enumerate().filter_map(read).collect()
 }
 
 /// Members that mean nothing for the action of the rule that they are written on.

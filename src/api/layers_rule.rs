@@ -256,10 +256,8 @@ impl<'a> Rule<'a> {
             layers_policy::refuse_meaningless(&mut layer, action.as_ref(), &at, problems);
         }
         if let Some(refs) = refs {
-            match layers_policy::references(refs, of("policyRefs"), &path.field("policyRefs"), problems) {
-                Some(refs) => self.parsed.policy_refs = refs,
-                None => layer.broken = true,
-            }
+            let (shape, at) = (of("policyRefs"), path.field("policyRefs"));
+            self.parsed.policy_refs = layers_policy::references(refs, shape, &at, &mut layer, problems);
         }
         self.parsed.policy = layer;
         self.misplaced_prefix();

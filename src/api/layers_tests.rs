@@ -256,6 +256,20 @@ fn policies_that_cannot_be_told_are_not_left_out() {
         let route = parse(&json!({"policyRefs": refs, "rules": []}));
         assert!(route.policy.broken && route.policy_refs.is_empty(), "{refs}");
     }
+    // Those that can be told still say what clients may not set elsewhere under the hostname.
+    for (refs, left) in [
+        (json!([{"name": "a"}, {"nam": "b"}]), vec![0]),
+        (json!([7, {"name": "b"}]), vec![1]),
+        (json!([null, {"name": "b"}, {"name": "c", "namespace": "d"}]), vec![1]),
+        (json!(vec![json!({"name": "a"}); 17]), (0..16).collect()),
+    ] {
+        let left: Vec<_> = left.iter().map(|index| format!("spec.rules[0].policyRefs[{index}]")).collect();
+        let rule = rule(json!({"policyRefs": refs}));
+        let told: Vec<_> = rule.policy_refs.iter().map(|(at, _)| at.to_string()).collect();
+        assert_eq!((rule.failed, told), (Some(Reason::PolicyInvalid), left), "{refs}");
+        let route = parse(&json!({"policyRefs": refs, "rules": []}));
+        assert!(route.policy.broken && route.policy_refs.len() == rule.policy_refs.len(), "{refs}");
+    }
     let good = rule(json!({"policyRefs": [{"name": "a"}, {"name": "b"}]}));
     assert_eq!((good.failed, good.policy_refs.len()), (None, 2));
 }
