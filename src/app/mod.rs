@@ -2,6 +2,7 @@
 
 mod admin;
 mod announce;
+mod egress;
 mod programmed;
 mod reconcile;
 mod settings;
@@ -16,7 +17,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-pub use settings::{Settings, Source, Store, default_workers};
+pub use settings::{OwnPods, Settings, Source, Store, default_workers};
 
 use crate::background;
 use crate::controller;
@@ -24,7 +25,6 @@ use crate::filters::REGISTRY;
 use crate::lifecycle::{Drain, DrainSignal, Phase, Readiness, terminated};
 use crate::proxy::DataPlane;
 use crate::telemetry::{AccessLog, Telemetry};
-use crate::upstream::{Guard, Loopback};
 
 /// Updates of the source that wait for reconcile; then the source waits.
 const WAITING_UPDATES: usize = 64;
@@ -125,9 +125,7 @@ impl Bound {
             terminated().context("cannot listen to signals")?
         };
         if let Some(fetches) = plane.fetches() {
-            let loopback =
-                if settings.proxy.loopback_backends { Loopback::Allowed } else { Loopback::Refused };
-            control.spawn(background::keep_fetching(fetches, Guard::new(loopback), telemetry.clone()));
+            control.spawn(background::keep_fetching(fetches, plane.guard(), telemetry.clone()));
         }
         if let Some(store) = &settings.store
             && let Some(questions) = plane.store().questions(store.patience)
@@ -138,6 +136,8 @@ impl Bound {
         let (updates, receiver) = mpsc::channel(WAITING_UPDATES);
         let (published, publications) = watch::channel(None);
         let (installed, installed_at) = watch::channel(None);
+        let (api_server, api_servers) = watch::channel(Vec::new());
+        let egress = egress::Egress::new(plane.guard(), settings.own_pods.clone(), api_servers);
         let reconcile = reconcile::Reconcile {
             updates: receiver,
             options: settings.compile.clone(),
@@ -145,6 +145,7 @@ impl Bound {
             telemetry: telemetry.clone(),
             published,
             installed,
+            egress,
             waits_for_lists: readiness.wait_for("first lists"),
             waits_for_map: readiness.wait_for("first route map"),
         };
@@ -161,6 +162,7 @@ impl Bound {
                     updates,
                     published: publications.clone(),
                     telemetry: telemetry.clone(),
+                    api_server,
                     drain: signal.clone(),
                     peer,
                     waits_for_peers: readiness.wait_for("what the other replicas serve"),

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::announce::Announcer;
+use super::egress::Egress;
 use super::programmed::programmed;
 use crate::background::Names;
 use crate::compile::{self, Compiled, Memo, Options, Published};
@@ -36,6 +37,7 @@ pub struct Reconcile {
     pub published: watch::Sender<Option<Arc<Published>>>,
     /// When the last map was installed: `Published` itself knows no clock.
     pub installed: watch::Sender<Option<Instant>>,
+    pub egress: Egress,
     pub waits_for_lists: Guard,
     pub waits_for_map: Guard,
 }
@@ -72,7 +74,8 @@ struct State {
 
 /// Runs until the source has ended and its last word is installed.
 pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
-    let Reconcile { mut updates, options, plane, telemetry, published, installed, .. } = reconcile;
+    let Reconcile { mut updates, options, plane, telemetry, published, installed, mut egress, .. } =
+        reconcile;
     let mut waits_for = (Some(reconcile.waits_for_lists), Some(reconcile.waits_for_map));
     let (jobs, waiting) = std::sync::mpsc::channel();
     let (finished, mut done) = mpsc::channel(1);
@@ -91,6 +94,7 @@ pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
     let mut announcer = Announcer::default();
     let mut state = State::new(plane, names);
     let mut open = true;
+    egress.tell(&state.world);
     while open || state.compiling || state.dirty.is_some() {
         let start = state.start_at();
         tokio::select! {
@@ -104,7 +108,11 @@ pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
                 }
             }
             update = updates.recv(), if open => match update {
-                Some(Update::Changes(changes)) => state.apply(changes),
+                Some(Update::Changes(changes)) => {
+                    if state.apply(changes, |service| egress.follows(service)) {
+                        egress.tell(&state.world);
+                    }
+                }
                 Some(Update::Synced) => {
                     state.sync();
                     telemetry.control().synced();
@@ -112,6 +120,7 @@ pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
                 }
                 None => open = false,
             },
+            () = egress.news() => egress.tell(&state.world),
             () = sleep_until(start), if start.is_some() => {
                 // The compile thread ends only after this sender.
                 let _ = jobs.send(state.start());
@@ -146,12 +155,15 @@ impl State {
         }
     }
 
-    fn apply(&mut self, changes: Vec<Change>) {
+    /// Whether endpoints changed of a Service that is `followed`.
+    fn apply(&mut self, changes: Vec<Change>, followed: impl Fn(&ObjectName) -> bool) -> bool {
         let mut services = BTreeSet::new();
-        let mut routes_changed = false;
+        let (mut routes_changed, mut followed_changed) = (false, false);
         for change in changes {
             let touched = self.touches(&change);
+            let listed = matches!(change, Change::Listed { kind: Kind::EndpointSlice, .. });
             if self.world.apply(change) {
+                followed_changed |= listed || touched.services.iter().any(&followed);
                 routes_changed |= touched.routes;
                 services.extend(touched.services);
             }
@@ -166,6 +178,7 @@ impl State {
                 self.changed_meanwhile.insert(service);
             }
         }
+        followed_changed
     }
 
     fn sync(&mut self) {

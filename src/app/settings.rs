@@ -1,6 +1,6 @@
 //! Everything that one process is told at its start. Nothing of it changes later.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use crate::compile;
 use crate::controller;
 use crate::proxy;
 use crate::telemetry::AccessTarget;
+use crate::values::ObjectName;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -18,12 +19,23 @@ pub struct Settings {
     /// Metrics, health, `/status`. None: no such listener.
     pub admin: Option<SocketAddr>,
     pub access_log: AccessTarget,
+    /// No backend may be there.
+    pub own_pods: OwnPods,
     /// Where replicas count together.
     pub store: Option<Store>,
     /// How long to go on accepting after the signal to end, while load balancers learn of it.
     pub drain_delay: Duration,
     /// How long open requests have after that.
     pub drain_timeout: Duration,
+}
+
+/// How the gateway's own Pods are known.
+#[derive(Clone, Debug, Default)]
+pub struct OwnPods {
+    /// This one.
+    pub address: Option<IpAddr>,
+    /// The headless Service over all of them.
+    pub service: Option<ObjectName>,
 }
 
 /// The store in which replicas count together.

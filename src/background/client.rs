@@ -67,7 +67,7 @@ impl Client {
         let addresses: Vec<SocketAddr> = found.map_err(|error| format!("no address: {error}"))?.collect();
         let mut why = "no address".to_owned();
         for address in addresses {
-            if !self.guard.permits(address.ip()) {
+            if !self.guard.permits(address) {
                 why = format!("the egress guard refuses {address}");
                 continue;
             }

@@ -16,7 +16,7 @@ use crate::controller::{self, Area, PeerSettings};
 use crate::message::Scheme;
 use crate::proxy;
 use crate::telemetry::AccessTarget;
-use crate::values::{Duration, LabelSelector};
+use crate::values::{Duration, LabelSelector, ObjectName};
 
 #[derive(Args, Debug)]
 pub struct Run {
@@ -71,6 +71,15 @@ pub struct Run {
         requires = "proxy_protocol"
     )]
     trusted_proxies: Vec<IpNet>,
+    /// Networks in which no backend, key set or authorizer that a route names may be
+    #[arg(
+        long,
+        value_name = "NETWORK",
+        env = "PORTCULLIS_EGRESS_DENY",
+        value_delimiter = ',',
+        value_parser = network
+    )]
+    egress_deny: Vec<IpNet>,
     /// Redis in which replicas count together: redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS
     #[arg(long, value_name = "URL", env = "PORTCULLIS_REDIS", hide_env_values = true)]
     redis: Option<StoreUrl>,
@@ -135,6 +144,11 @@ struct Cluster {
 }
 
 impl Cluster {
+    fn own_pods(&self) -> app::OwnPods {
+        let service = self.peer_service.as_deref().map(|name| ObjectName::new(&*self.namespace, name));
+        app::OwnPods { address: self.pod_ip, service }
+    }
+
     fn source(self, class_name: &str) -> Source {
         let peers = self.peer_service.zip(self.peer_token_file);
         let controller = controller::Settings {
@@ -215,6 +229,7 @@ fn settings(args: Run) -> Settings {
     let files = !args.manifests.is_empty();
     let namespace = Arc::from(args.cluster.namespace.as_str());
     let served = args.cluster.namespace_selector.clone();
+    let own_pods = args.cluster.own_pods();
     Settings {
         source: if files { Source::Files(args.manifests) } else { args.cluster.source(&args.class_name) },
         proxy: proxy::Settings {
@@ -227,6 +242,7 @@ fn settings(args: Run) -> Settings {
                 trusted: args.trusted_proxies,
             },
             loopback_backends: files,
+            egress_deny: args.egress_deny,
             own_ports: files,
             installation: Arc::from(args.class_name.as_str()),
             limits: proxy::Limits {
@@ -245,6 +261,7 @@ fn settings(args: Run) -> Settings {
         admin: args
             .admin
             .or_else(|| Some(if files { (Ipv4Addr::LOCALHOST, 9090).into() } else { every_address(9090) })),
+        own_pods,
         store: args.redis.map(|url| app::Store { url, patience: args.redis_timeout.std() }),
         access_log: match args.access_log.as_str() {
             "off" => AccessTarget::Off,

@@ -48,6 +48,7 @@ use crate::telemetry::Telemetry;
 use crate::values::LabelSelector;
 
 const CONNECT: Duration = Duration::from_secs(5);
+const LOCATE_AGAIN: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -91,6 +92,8 @@ pub struct Wiring {
     pub updates: mpsc::Sender<Update>,
     pub published: channel::Receiver<Option<Arc<Published>>>,
     pub telemetry: Telemetry,
+    /// Told where the API server is asked, and where it says it is: no backend may be there.
+    pub api_server: channel::Sender<Vec<SocketAddr>>,
     pub drain: DrainSignal,
     /// The peer port; needed where `Settings::peers` is given.
     pub peer: Option<TcpListener>,
@@ -129,8 +132,12 @@ pub enum Error {
 /// # Errors
 /// The settings cannot work. An API server that does not answer is no error.
 pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
-    let client = client(settings.kubeconfig.as_deref()).await?;
-    let Wiring { updates, published, telemetry, drain, peer, waits_for_peers } = wiring;
+    let config = config(settings.kubeconfig.as_deref()).await?;
+    let asked = asked(&config);
+    let client = connect(config)?;
+    let Wiring { updates, published, telemetry, api_server, drain, peer, waits_for_peers } = wiring;
+    api_server.send_replace(resolved(&asked).await);
+    tokio::spawn(locate(asked, client.clone(), api_server));
     let served = Served::new(&settings.pod_name, published.clone());
     let starting = served.clone();
     tokio::spawn(async move {
@@ -150,6 +157,8 @@ pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
             Some(Peers { client: client.clone(), namespace, service, token, own })
         }
     };
+    // Where not all namespaces are read, those of the own Service are read for themselves.
+    let own_slices = peers.is_some().then(|| settings.area.installation.clone());
     let pulse = Pulse::new(telemetry.clone());
     let identity = format!("{}_{:016x}", settings.pod_name, random());
     let (term_sender, term) = channel::channel(Term::default());
@@ -166,7 +175,7 @@ pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
     let class_name = &settings.class_name;
     let writer = Writer::new(&client, class_name, &settings.pod_name, peers.clone(), served, term, published);
     tokio::spawn(writer.run());
-    let watches = watch::watches(&client, &settings.area, &telemetry, &pulse, updates);
+    let watches = watch::watches(&client, &settings.area, own_slices, &telemetry, &pulse, updates);
     tokio::spawn(async move {
         if let Some(peers) = peers {
             peers.seen().await;
@@ -178,16 +187,48 @@ pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
     Ok(())
 }
 
-async fn client(kubeconfig: Option<&Path>) -> Result<Client, Error> {
-    let config = match kubeconfig {
-        Some(path) => {
-            let failed = |error| Error::Kubeconfig(path.to_owned(), error);
-            let read = Kubeconfig::read_from(path).map_err(failed)?;
-            Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(failed)?
+async fn config(kubeconfig: Option<&Path>) -> Result<Config, Error> {
+    let Some(path) = kubeconfig else { return Config::incluster().map_err(Error::NotInCluster) };
+    let failed = |error| Error::Kubeconfig(path.to_owned(), error);
+    let read = Kubeconfig::read_from(path).map_err(failed)?;
+    Config::from_custom_kubeconfig(read, &KubeConfigOptions::default()).await.map_err(failed)
+}
+
+/// The host and port under which the API server is asked.
+fn asked(config: &Config) -> (String, u16) {
+    let url = &config.cluster_url;
+    let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+    (host, url.port_u16().unwrap_or(if url.scheme_str() == Some("http") { 80 } else { 443 }))
+}
+
+async fn resolved((host, port): &(String, u16)) -> Vec<SocketAddr> {
+    let found = tokio::time::timeout(CONNECT, tokio::net::lookup_host((host.as_str(), *port))).await;
+    found.ok().and_then(Result::ok).map_or_else(Vec::new, Iterator::collect)
+}
+
+/// Tells where the API server is, now and then anew: the name or address that it is asked under, and what it says of
+/// itself to everybody. What was known stays while it does not answer.
+async fn locate(asked: (String, u16), client: Client, told: channel::Sender<Vec<SocketAddr>>) {
+    loop {
+        let answer = tokio::time::timeout(CONNECT, client.list_core_api_versions()).await;
+        let said = answer.ok().and_then(Result::ok).map(|versions| versions.server_address_by_client_cidrs);
+        if let Some(said) = &said {
+            let mut found = resolved(&asked).await;
+            found.extend(said.iter().filter_map(|said| said.server_address.parse::<SocketAddr>().ok()));
+            found.sort_unstable();
+            found.dedup();
+            told.send_if_modified(|known| {
+                *known != found && {
+                    known.clone_from(&found);
+                    true
+                }
+            });
         }
-        None => Config::incluster().map_err(Error::NotInCluster)?,
-    };
-    connect(config)
+        tokio::select! {
+            () = tokio::time::sleep(if said.is_some() { LOCATE_AGAIN } else { CONNECT }) => {}
+            () = told.closed() => return,
+        }
+    }
 }
 
 fn connect(mut config: Config) -> Result<Client, Error> {

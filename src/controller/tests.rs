@@ -63,7 +63,7 @@ impl Listener {
         let (sender, updates) = mpsc::channel(64);
         let telemetry = Telemetry::new(1);
         let pulse = Pulse::new(telemetry.clone());
-        for task in watches(&fake.client(), area, &telemetry, &pulse, sender) {
+        for task in watches(&fake.client(), area, None, &telemetry, &pulse, sender) {
             tokio::spawn(task);
         }
         Self { updates, telemetry, world: Snapshot::default(), synced: false, listed: 0 }

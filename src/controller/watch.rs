@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::gather::Heard;
-use super::kinds::{ConfigMaps, Each, Secrets, Watch, Watched, api, each};
+use super::kinds::{ConfigMaps, Each, EndpointSlices, Secrets, Watch, Watched, api, each};
 use super::pulse::Pulse;
 use super::wanted::{Only, Source};
 use super::{Area, gather};
@@ -41,10 +41,12 @@ const LOG_EVERY: Duration = Duration::from_secs(30);
 /// A watch, or the gatherer, to be spawned.
 pub type Task = std::pin::Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// All watches and the gatherer, as futures to be spawned. They end when nobody takes the updates any more.
+/// All watches and the gatherer, as futures to be spawned. They end when nobody takes the updates any more. `own_slices`:
+/// the namespace whose EndpointSlices are read in any case.
 pub fn watches(
     client: &Client,
     area: &Area,
+    own_slices: Option<Arc<str>>,
     telemetry: &Telemetry,
     pulse: &Pulse,
     updates: mpsc::Sender<Update>,
@@ -53,6 +55,11 @@ pub fn watches(
     let start = Start { client: client.clone(), telemetry: telemetry.clone(), pulse: pulse.clone(), heard };
     let mut every = Every { start: &start, tasks: Vec::new(), sources: BTreeSet::new() };
     each(&area.namespaces, &mut every);
+    let is_read =
+        |own: &Arc<str>| area.namespaces.is_empty() || area.namespaces.iter().any(|name| **name == **own);
+    if let Some(own) = own_slices.filter(|own| !is_read(own)) {
+        every.kind::<EndpointSlices>(Some(&own));
+    }
     let Every { mut tasks, sources, .. } = every;
     tasks.push(Box::pin(gather::gather(start, area.clone(), receiver, sources, pulse.clone(), updates)));
     tasks

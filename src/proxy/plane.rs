@@ -19,6 +19,7 @@ use crate::filters::{Keep as _, Row, Store};
 use crate::lifecycle::DrainSignal;
 use crate::route_map::{EndpointSet, RouteMap};
 use crate::telemetry::{AccessLog, Telemetry};
+use crate::upstream::{Guard, Loopback};
 use crate::values::BackendId;
 
 /// So many connections may be on their way to another worker.
@@ -66,7 +67,9 @@ impl DataPlane {
         let live = Arc::new(ArcSwap::from_pointee(Live::empty()));
         let (desks, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| desk()).unzip();
         let https_port = addresses.https.first().filter(|_| settings.own_ports).map(|address| address.port());
+        let loopback = if settings.loopback_backends { Loopback::Allowed } else { Loopback::Refused };
         let shared = Arc::new(Shared {
+            guard: Guard::denying(loopback, settings.egress_deny.clone()),
             settings: Arc::new(settings),
             https_port,
             telemetry,
@@ -95,6 +98,11 @@ impl DataPlane {
     /// Where replicas count together; somebody has to answer there.
     pub fn store(&self) -> Arc<Store> {
         self.0.shared.keep.store()
+    }
+
+    /// The guard of all connections to backends, for whoever else connects to what routes name.
+    pub fn guard(&self) -> Guard {
+        self.0.shared.guard.clone()
     }
 
     pub fn addresses(&self) -> &Addresses {

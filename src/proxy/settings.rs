@@ -20,6 +20,8 @@ pub struct Settings {
     pub proxy_protocol: ProxyProtocol,
     /// Egress guard: loopback addresses may be backends (file mode).
     pub loopback_backends: bool,
+    /// Egress guard: no backend is in these networks.
+    pub egress_deny: Vec<IpNet>,
     /// Clients reach the listeners under their own ports (file mode). Otherwise a Service stands before them, and HTTPS
     /// is on 443.
     pub own_ports: bool,

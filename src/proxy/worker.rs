@@ -18,7 +18,7 @@ use super::{Settings, listener, outbound, tls};
 use crate::lifecycle::{DrainSignal, Phase};
 use crate::message::{Outbound, RequestId};
 use crate::telemetry::{AccessLog, AccessWriter, RuleStats, Telemetry, WorkerStats};
-use crate::upstream::{Guard, Loopback, Pools};
+use crate::upstream::{Guard, Pools};
 
 /// So often one worker looks for kept state that nobody holds.
 const KEPT_SWEEP: std::time::Duration = std::time::Duration::from_secs(10);
@@ -31,6 +31,8 @@ pub struct Shared {
     pub telemetry: Telemetry,
     pub log: AccessLog,
     pub drain: DrainSignal,
+    /// Where backends may be.
+    pub guard: Guard,
     pub live: Arc<ArcSwap<Live>>,
     /// Counts installs, so that a worker sees a new map with one plain load.
     pub generation: AtomicU64,
@@ -106,11 +108,10 @@ impl Worker {
         let seed = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), index);
         let live = shared.live.load_full();
         let empty: Arc<str> = Arc::from("");
-        let loopback = if shared.settings.loopback_backends { Loopback::Allowed } else { Loopback::Refused };
         let worker = Rc::new(Self {
             index,
             settings: shared.settings.clone(),
-            pools: Pools::new(index, seed, Guard::new(loopback)),
+            pools: Pools::new(index, seed, shared.guard.clone()),
             log: shared.log.worker(index),
             stats: shared.telemetry.worker(index),
             unmatched: shared.telemetry.rule(&empty, &empty, &empty),

@@ -24,6 +24,8 @@ pub(super) struct BackendPool {
     /// Replaces `Host`; see also [`EndpointPool::host`].
     pub host: Option<HeaderValue>,
     set: RefCell<Arc<EndpointSet>>,
+    /// What the guard knew when it was asked about them.
+    judged: Cell<u64>,
     /// Those endpoints of the set that the guard permits, in its order.
     endpoints: RefCell<Vec<Rc<EndpointPool>>>,
     turn: Cell<usize>,
@@ -49,6 +51,7 @@ impl BackendPool {
             guard,
             host,
             set: RefCell::default(),
+            judged: Cell::default(),
             endpoints: RefCell::default(),
             turn: Cell::new(scatter(seed, backend.slot)),
         });
@@ -66,16 +69,18 @@ impl BackendPool {
 
     /// Follows the backend's endpoints; connections to those that stay are kept.
     pub fn refresh(&self, backend: &Backend) {
-        if backend.has_endpoints(&self.set.borrow()) {
+        let known = self.guard.version();
+        if self.judged.get() == known && backend.has_endpoints(&self.set.borrow()) {
             return;
         }
+        self.judged.set(known);
         let set = backend.endpoints();
         let mut endpoints = self.endpoints.borrow_mut();
         // Two names may lead to one address.
         type Key = (SocketAddr, Option<HeaderValue>);
         let mut before: std::collections::HashMap<Key, Rc<EndpointPool>, foldhash::fast::RandomState> =
             endpoints.drain(..).map(|pool| ((pool.address, pool.host.clone()), pool)).collect();
-        let permitted = set.endpoints.iter().filter(|endpoint| self.guard.permits(endpoint.address.ip()));
+        let permitted = set.endpoints.iter().filter(|endpoint| self.guard.permits(endpoint.address));
         for endpoint in permitted {
             let new = EndpointPool::new(endpoint, self.worker, backend);
             let known = before.remove(&(new.address, new.host.clone()));

@@ -68,11 +68,11 @@ impl Connection {
     /// With `tls`, what the endpoint has to prove is proven before this returns.
     pub async fn open(
         address: SocketAddr,
-        guard: Guard,
+        guard: &Guard,
         tls: Option<(&TlsClient, ServerName<'static>)>,
         until: Instant,
     ) -> Result<Self, ConnectError> {
-        if !guard.permits(address.ip()) {
+        if !guard.permits(address) {
             return Err(ConnectError::Refused(address));
         }
         let started = Instant::now();

@@ -1,8 +1,15 @@
 //! The egress guard: which addresses a connection to a backend may go to. It judges the address that is dialled, after
-//! names were resolved, so that no name and no hand-made EndpointSlice leads into the gateway's own host or to a cloud's
-//! metadata service. Pods and machines on private networks are what a gateway is for: those pass.
+//! names were resolved, so that no name and no hand-made EndpointSlice leads into the gateway's own host or Pods, to the
+//! API server, to a cloud's metadata service, or where the installation's settings say no. Other Pods and machines on
+//! private networks are what a gateway is for: those pass.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use arc_swap::ArcSwap;
+use ipnet::IpNet;
 
 /// Whether backends may be on the gateway's own host. File mode allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -11,24 +18,88 @@ pub enum Loopback {
     Refused,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Cheap to clone; all clones know the same.
+#[derive(Clone, Debug)]
 pub struct Guard {
     loopback: Loopback,
+    refused: Arc<Refused>,
+}
+
+/// What this installation refuses besides.
+#[derive(Debug)]
+struct Refused {
+    /// The setting `egress.deny`.
+    networks: Vec<IpNet>,
+    own: ArcSwap<Own>,
+    /// Counts changes of `own`.
+    version: AtomicU64,
+}
+
+/// What belongs to the gateway or to those who command it; it comes and goes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Own {
+    /// Where the API server answers. Its host may have other things on other ports.
+    pub api_server: BTreeSet<SocketAddr>,
+    /// Addresses of the gateway's Pods, whatever the port.
+    pub pods: BTreeSet<IpAddr>,
+}
+
+impl Own {
+    fn holds(&self, address: SocketAddr) -> bool {
+        self.pods.contains(&address.ip()) || self.api_server.contains(&address)
+    }
 }
 
 impl Guard {
-    pub const fn new(loopback: Loopback) -> Self {
-        Self { loopback }
+    pub fn new(loopback: Loopback) -> Self {
+        Self::denying(loopback, Vec::new())
     }
 
-    pub fn permits(self, address: IpAddr) -> bool {
+    /// One that refuses these networks too.
+    pub fn denying(loopback: Loopback, networks: Vec<IpNet>) -> Self {
+        let refused = Refused { networks, own: ArcSwap::default(), version: AtomicU64::default() };
+        Self { loopback, refused: Arc::new(refused) }
+    }
+
+    /// What is the gateway's own from now on, for all clones.
+    pub fn protect(&self, own: Own) {
+        if **self.refused.own.load() != own {
+            self.refused.own.store(Arc::new(own));
+            self.refused.version.fetch_add(1, Ordering::Release);
+        }
+    }
+
+    /// Another number once it may judge otherwise.
+    pub fn version(&self) -> u64 {
+        self.refused.version.load(Ordering::Acquire)
+    }
+
+    pub fn permits(&self, address: SocketAddr) -> bool {
+        let (ip, port) = (address.ip(), address.port());
+        let inner = match ip {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => inner(v6),
+        };
+        self.reaches(ip)
+            && !self.refuses(SocketAddr::new(ip, port))
+            && inner.is_none_or(|inner| !self.refuses((inner, port).into()))
+    }
+
+    /// Whether it is refused here, for being a certain address and not for its kind.
+    fn refuses(&self, address: SocketAddr) -> bool {
+        let ip = address.ip();
+        self.refused.networks.iter().any(|network| network.contains(&ip))
+            || self.refused.own.load().holds(address)
+    }
+
+    fn reaches(&self, address: IpAddr) -> bool {
         match address {
             IpAddr::V4(v4) => self.permits_v4(v4),
             IpAddr::V6(v6) => self.permits_v6(v6),
         }
     }
 
-    fn permits_v4(self, address: Ipv4Addr) -> bool {
+    fn permits_v4(&self, address: Ipv4Addr) -> bool {
         if address.is_loopback() {
             return self.loopback == Loopback::Allowed;
         }
@@ -38,9 +109,12 @@ impl Guard {
         !nowhere && !address.is_link_local() && !METADATA_V4.contains(&address)
     }
 
-    fn permits_v6(self, address: Ipv6Addr) -> bool {
+    fn permits_v6(&self, address: Ipv6Addr) -> bool {
         if address == Ipv6Addr::LOCALHOST {
             return self.loopback == Loopback::Allowed;
+        }
+        if let Some(inner) = inner(address) {
+            return !inner.is_loopback() && self.permits_v4(inner);
         }
         let segments = address.segments();
         match segments {
@@ -48,13 +122,6 @@ impl Guard {
             [0, 0, 0, 0, 0, 0, ..] => false,
             // ::ffff:a.b.c.d is another spelling of an IPv4 address: nobody needs it, so it hides nothing here.
             [0, 0, 0, 0, 0, 0xffff, ..] => false,
-            // A NAT64 gateway (RFC 6052) and 6to4 (RFC 3056) dial the IPv4 address inside.
-            [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
-                let [a, b] = high.to_be_bytes();
-                let [c, d] = low.to_be_bytes();
-                let inner = Ipv4Addr::new(a, b, c, d);
-                !inner.is_loopback() && self.permits_v4(inner)
-            }
             // fe80::/10 link-local, fec0::/10 site-local (deprecated), ff00::/8 multicast.
             [first, ..] => {
                 !matches!(first & 0xffc0, 0xfe80 | 0xfec0)
@@ -62,6 +129,18 @@ impl Guard {
                     && !METADATA_V6.contains(&segments)
             }
         }
+    }
+}
+
+/// The IPv4 address that is dialled in the end: by a NAT64 gateway (RFC 6052) or 6to4 (RFC 3056).
+fn inner(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    match address.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            let [a, b] = high.to_be_bytes();
+            let [c, d] = low.to_be_bytes();
+            Some(Ipv4Addr::new(a, b, c, d))
+        }
+        _ => None,
     }
 }
 
@@ -78,11 +157,16 @@ mod tests {
 
     use super::*;
 
-    const STRICT: Guard = Guard::new(Loopback::Refused);
-    const FILES: Guard = Guard::new(Loopback::Allowed);
-
     fn ip(text: &str) -> IpAddr {
         text.parse().expect("an address")
+    }
+
+    fn strict(address: IpAddr) -> bool {
+        Guard::new(Loopback::Refused).permits((address, 80).into())
+    }
+
+    fn files(address: IpAddr) -> bool {
+        Guard::new(Loopback::Allowed).permits((address, 80).into())
     }
 
     #[test]
@@ -118,7 +202,7 @@ mod tests {
             "2002:7f00:1::",
             "2002:a9fe:a9fe::1",
         ] {
-            assert!(!STRICT.permits(ip(address)), "{address}");
+            assert!(!strict(ip(address)), "{address}");
         }
     }
 
@@ -139,39 +223,84 @@ mod tests {
             "2606:4700::1111",
             "64:ff9b::808:808",
         ] {
-            assert!(STRICT.permits(ip(address)), "{address}");
+            assert!(strict(ip(address)), "{address}");
         }
     }
 
     #[test]
     fn file_mode_adds_loopback_and_nothing_else() {
         for address in ["127.0.0.1", "127.0.0.53", "::1"] {
-            assert!(FILES.permits(ip(address)), "{address}");
+            assert!(files(ip(address)), "{address}");
         }
         for address in
             ["0.0.0.0", "::", "::ffff:127.0.0.1", "169.254.169.254", "64:ff9b::7f00:1", "2002:7f00:1::"]
         {
-            assert!(!FILES.permits(ip(address)), "{address}");
+            assert!(!files(ip(address)), "{address}");
         }
+    }
+
+    #[test]
+    fn denied_networks_are_refused_also_behind_a_translator() {
+        let networks = ["10.1.0.0/16", "192.168.7.7/32", "fd00:7::/32", "127.0.0.9/32"];
+        let networks = networks.map(|text| text.parse().expect("a network")).to_vec();
+        let guard = Guard::denying(Loopback::Allowed, networks);
+        let permits = |text: &str| guard.permits((ip(text), 443).into());
+        for address in [
+            "10.1.0.0",
+            "10.1.255.255",
+            "192.168.7.7",
+            "fd00:7::1",
+            "127.0.0.9",
+            "64:ff9b::a01:203",
+            "2002:a01:203::1",
+        ] {
+            assert!(!permits(address), "{address}");
+        }
+        for address in
+            ["10.0.255.255", "10.2.0.0", "192.168.7.8", "fd00:8::1", "127.0.0.1", "64:ff9b::a02:203"]
+        {
+            assert!(permits(address), "{address}");
+        }
+    }
+
+    #[test]
+    fn what_is_the_gateway_s_own_is_refused_for_all_clones_as_long_as_it_is() {
+        let guard = Guard::new(Loopback::Refused);
+        let (clone, before) = (guard.clone(), guard.version());
+        let permits = |text: &str| clone.permits(text.parse().expect("an address"));
+        let addresses =
+            ["10.0.0.1:443", "10.0.0.1:80", "10.2.3.4:9090", "[64:ff9b::a00:1]:443", "[fd00::2]:6443"];
+        assert!(addresses.iter().all(|address| permits(address)));
+        let api_server = ["10.0.0.1:443", "[fd00::2]:6443"].map(|text| text.parse().expect("an address"));
+        let own = Own { api_server: api_server.into(), pods: [ip("10.2.3.4")].into() };
+        guard.protect(own.clone());
+        let permitted: Vec<_> = addresses.into_iter().filter(|address| permits(address)).collect();
+        assert_eq!(permitted, ["10.0.0.1:80"], "the API server's host may have more; a Pod of ours has not");
+        let changed = clone.version();
+        assert_ne!(changed, before);
+        guard.protect(own);
+        assert_eq!(clone.version(), changed, "nothing else is judged");
+        guard.protect(Own::default());
+        assert!(addresses.iter().all(|address| permits(address)));
     }
 
     proptest! {
         #[test]
         fn no_spelling_of_a_refused_v4_address_passes(bits: u32) {
             let v4 = Ipv4Addr::from_bits(bits);
-            prop_assert!(!STRICT.permits(v4.to_ipv6_mapped().into()));
+            prop_assert!(!strict(v4.to_ipv6_mapped().into()));
             let [a, b, c, d] = v4.octets().map(u16::from);
             let nat64 = Ipv6Addr::new(0x64, 0xff9b, 0, 0, 0, 0, a << 8 | b, c << 8 | d);
-            prop_assert_eq!(STRICT.permits(nat64.into()), STRICT.permits(v4.into()));
+            prop_assert_eq!(strict(nat64.into()), strict(v4.into()));
             let refused = v4.is_loopback() || v4.is_link_local() || v4.is_multicast() || v4.is_unspecified()
                 || v4.is_broadcast();
-            prop_assert!(!(refused && STRICT.permits(v4.into())));
+            prop_assert!(!(refused && strict(v4.into())));
         }
 
         #[test]
         fn the_looser_guard_differs_in_loopback_only(bits: u128) {
             let address = IpAddr::from(Ipv6Addr::from_bits(bits));
-            prop_assert_eq!(STRICT.permits(address), FILES.permits(address));
+            prop_assert_eq!(strict(address), files(address));
         }
     }
 }

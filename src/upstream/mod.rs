@@ -17,7 +17,7 @@ mod trust;
 mod wire;
 
 pub use backend::Backend;
-pub use guard::{Guard, Loopback};
+pub use guard::{Guard, Loopback, Own};
 pub use head_lines::{HeadLines, SharedLines};
 pub use pool::{Answer, Pools, SendLimits};
 pub use tls::certified_key;

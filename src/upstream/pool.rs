@@ -199,7 +199,7 @@ impl Pools {
             let left = pool.len().min(MAX_ENDPOINTS).saturating_sub(tried.len() - 1).max(1) as u32;
             let until = now + end.saturating_duration_since(now) / left;
             let tls = backend.security.towards(endpoint.server_name.as_ref())?;
-            let error = match Connection::open(endpoint.address, self.guard, tls, until).await {
+            let error = match Connection::open(endpoint.address, &self.guard, tls, until).await {
                 Ok(connection) => {
                     endpoint.connected();
                     lease.connection = Some(connection);
@@ -232,7 +232,7 @@ impl Pools {
         if table.len() <= backend.slot {
             table.resize(backend.slot + 1, None);
         }
-        let pool = BackendPool::new(backend, self.worker, self.seed, self.guard);
+        let pool = BackendPool::new(backend, self.worker, self.seed, self.guard.clone());
         table[backend.slot] = Some(pool.clone());
         pool
     }

@@ -10,6 +10,7 @@ mod commands;
 mod compile_golden;
 mod compile_laws;
 mod documentation;
+mod egress;
 mod examples;
 mod external_authorization;
 mod file_mode;

@@ -49,6 +49,7 @@ impl Gateway {
             trusted_hops: 0,
             proxy_protocol: Default::default(),
             loopback_backends: true,
+            egress_deny: Vec::new(),
             own_ports: false,
             installation: "test".into(),
             limits: Limits::default(),

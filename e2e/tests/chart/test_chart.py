@@ -247,6 +247,7 @@ class Chart(unittest.TestCase):
                     "trustedHops=-1", "accessLog=stderr", "watchNamespaces={Shop}", "image.digest=sha256:12",
                     "rbac.secrets=some", "maxConnections=0", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
                     "rbac.secrets=names,rbac.secretNamespaces={shop}",
+                    "egress.deny={everything}", "egress.allow={10.0.0.0/8}",
                     "proxyProtocol.listeners={admin}", "proxyProtocol.trustedProxies={everybody}"):
             with self.subTest(bad), self.assertRaises(CommandFailed):
                 render(bad)
@@ -276,6 +277,10 @@ class Chart(unittest.TestCase):
     def test_numbers_arrive_as_they_are_written(self):
         self.assertEqual(env(render())["PORTCULLIS_MAX_CONNECTIONS"], "10000")
         self.assertEqual(env(render("maxConnections=25000000"))["PORTCULLIS_MAX_CONNECTIONS"], "25000000")
+
+    def test_denied_networks_arrive(self):
+        self.assertNotIn("PORTCULLIS_EGRESS_DENY", env(render()))
+        self.assertEqual(env(render("egress.deny={10.0.0.0/24,fd00::/8}"))["PORTCULLIS_EGRESS_DENY"], "10.0.0.0/24,fd00::/8")
 
     def test_no_image_of_a_registry(self):
         for name, values in VARIANTS.items():
