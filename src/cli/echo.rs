@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `/healthz` | 200 `ok`; 503 once it drains |
 //! | `…/status/503` | that status |
+//! | `…/fails/2` | 503 to the first two requests of that very path, then like any |
 //! | `…/delay/200ms` | after that time |
 //! | `…/bytes/1048576` | that many bytes |
 //! | `…/trailers` | a body in two chunks and trailers |
@@ -11,6 +12,8 @@
 //!
 //! The last two segments of the path decide, so that these work below any prefix of a route.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::pin::Pin;
@@ -40,6 +43,8 @@ const MAX_BODY: usize = 4 << 20;
 /// The largest answer of `/bytes/N`.
 const MAX_BYTES: u64 = 16 << 30;
 const CHUNK: usize = 64 << 10;
+/// So many paths below `fails` are counted.
+const MAX_PATHS: usize = 10_000;
 
 #[derive(Args, Debug)]
 pub struct Echo {
@@ -58,6 +63,8 @@ struct Server {
     name: String,
     /// Answers ask clients to leave.
     leaving: CancellationToken,
+    /// How often each path below `fails` was asked for.
+    asked: RefCell<HashMap<String, u32>>,
 }
 
 pub fn run(args: &Echo) -> anyhow::Result<()> {
@@ -68,7 +75,8 @@ pub fn run(args: &Echo) -> anyhow::Result<()> {
 async fn serve(args: &Echo) -> anyhow::Result<()> {
     let listener =
         TcpListener::bind(args.listen).await.with_context(|| format!("cannot listen on {}", args.listen))?;
-    let server = Rc::new(Server { name: name(args), leaving: CancellationToken::new() });
+    let server =
+        Rc::new(Server { name: name(args), leaving: CancellationToken::new(), asked: RefCell::default() });
     let connections = tokio_util::task::TaskTracker::new();
     let closing = CancellationToken::new();
     let mut terminated = terminated()?;
@@ -157,6 +165,11 @@ impl Server {
                 Some(code) if code.as_u16() >= 200 => status = code,
                 _ => return text(StatusCode::BAD_REQUEST, "a status has three digits, 200 or more\n"),
             },
+            (count, "fails") => match count.parse::<u32>() {
+                Ok(count) if self.fails(&path, count) => status = StatusCode::SERVICE_UNAVAILABLE,
+                Ok(_) => {}
+                Err(_) => return text(StatusCode::BAD_REQUEST, "how often? a whole number\n"),
+            },
             (time, "delay") => match time.parse::<Duration>() {
                 Ok(time) => tokio::time::sleep(time.std()).await,
                 Err(error) => return text(StatusCode::BAD_REQUEST, format!("{error}\n")),
@@ -180,6 +193,17 @@ impl Server {
             .headers_mut()
             .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
         response
+    }
+
+    /// Whether this request of the path is among its first ones.
+    fn fails(&self, path: &str, first: u32) -> bool {
+        let mut asked = self.asked.borrow_mut();
+        if asked.len() >= MAX_PATHS {
+            asked.clear();
+        }
+        let count = asked.entry(path.to_owned()).or_insert(0);
+        *count = count.saturating_add(1);
+        *count <= first
     }
 
     async fn describe(&self, request: Request<Incoming>) -> Result<String, &'static str> {

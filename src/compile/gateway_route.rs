@@ -300,7 +300,8 @@ impl Lowering<'_, '_> {
             has_one_prefix: parsed.has_one_prefix,
         };
         let effective = stack.effective();
-        let Effective { filters, policy, timeouts, asked, problems, failed: cannot_be_used, .. } = effective;
+        let Effective { filters, policy, timeouts, retry, asked, problems, failed: cannot_be_used, .. } =
+            effective;
         if cannot_be_used {
             failed.get_or_insert(ErrorKind::PolicyInvalid);
         }
@@ -315,7 +316,7 @@ impl Lowering<'_, '_> {
                     .enumerate()
                     .filter_map(|(i, backend)| self.weighted(backend, path.index(i)))
                     .collect();
-                Some(Action::Forward(ForwardPlan { backends, timeouts }))
+                Some(Action::Forward(ForwardPlan { backends, timeouts, retry }))
             }
             Some(RuleAction::Redirect(spec)) => {
                 self.redirect(&spec, &parsed.path.field("redirect"), prefixes_only).map(Action::Redirect)

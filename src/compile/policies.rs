@@ -18,7 +18,8 @@ use super::question::Asker;
 use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
 use crate::expression::{Environment, Expression, Kind, Refused, Template};
 use crate::filters::{
-    AnyPlan, Applies, Combine, Derive, OwnHost, PathChange, REGISTRY, Ring, Scope, Selection, TimeoutsPlan,
+    AnyPlan, Applies, Combine, Derive, OwnHost, PathChange, REGISTRY, RetryPlan, Ring, Scope, Selection,
+    TimeoutsPlan,
 };
 use crate::route_map::{BackendPlan, PolicyBy, PolicyMember, PolicyOrigin};
 use crate::snapshot::{self, Unreadable};
@@ -91,6 +92,7 @@ pub(super) struct Effective {
     pub timeouts: TimeoutsPlan,
     /// Backends that its members ask by themselves.
     pub asked: Vec<Arc<BackendPlan>>,
+    pub retry: Option<RetryPlan>,
     pub problems: Vec<Problem>,
     /// Something that should be effective cannot be used: the rule is not served.
     pub failed: bool,
@@ -345,6 +347,9 @@ impl<'a> Stack<'a> {
         };
         if let Some(timeouts) = plan.get::<TimeoutsPlan>() {
             effective.timeouts = timeouts.clone();
+        }
+        if let Some(retry) = plan.get::<RetryPlan>() {
+            effective.retry = Some(retry.clone());
         }
         let mut filters = (REGISTRY[row].parts)(plan);
         effective.asked.extend(given.asked.iter().cloned());

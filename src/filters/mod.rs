@@ -21,6 +21,7 @@ mod ip_access;
 mod rate_limits;
 mod request;
 mod response;
+mod retry;
 mod security_headers;
 mod timeouts;
 #[cfg(test)]
@@ -45,4 +46,5 @@ pub use rate_limits::{Charged, Charges, Count, SCRIPT, Store};
 pub use registry::REGISTRY;
 pub use request::Request;
 pub use response::Response;
+pub use retry::RetryPlan;
 pub use timeouts::{Timeouts, TimeoutsPlan};

@@ -2,7 +2,7 @@
 
 use super::contract::{Row, filter, setting};
 use super::{
-    authentication, authorization, cors, ext_auth, ip_access, rate_limits, request, response,
+    authentication, authorization, cors, ext_auth, ip_access, rate_limits, request, response, retry,
     security_headers, timeouts, validation,
 };
 
@@ -16,6 +16,7 @@ pub static REGISTRY: &[Row] = &[
     filter::<rate_limits::RateLimits>(),
     filter::<request::Request>(),
     filter::<response::Response>(),
+    setting::<retry::Retry>(),
     filter::<security_headers::SecurityHeaders>(),
     setting::<timeouts::Timeouts>(),
     filter::<validation::Validation>(),

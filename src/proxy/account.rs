@@ -51,6 +51,8 @@ pub struct Account {
 pub struct Hop {
     asked: OnceCell<(Arc<Backend>, Instant)>,
     answered: Cell<Option<(SocketAddr, Duration)>>,
+    /// Tries after the first.
+    pub retries: Cell<u8>,
 }
 
 #[derive(Debug)]
@@ -153,6 +155,7 @@ impl Account {
             rule: names.map_or("", |labels| &labels.rule),
             backend: backend.as_deref(),
             endpoint: answered.map(|(endpoint, _)| endpoint),
+            retries: hop.map_or(0, |hop| hop.retries.get()),
             duration: sample.duration,
             upstream: answered.map(|(_, time)| time),
             request_bytes: sample.request_bytes,

@@ -1,10 +1,11 @@
 //! The action `backendRefs`: a share of the requests to each backend, the head rewritten for the next hop, bodies
 //! streamed in both directions.
 
+use std::sync::Arc;
+
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, Version};
 use http_body::Body as _;
-use tokio::time::Instant;
 
 use super::account::Hop;
 use super::connection::Connection;
@@ -13,8 +14,8 @@ use super::live::{Live, LiveRule, Target};
 use super::request_head::{Intake, lists, strip_hop_by_hop};
 use super::tunnel::Pending;
 use crate::message::{ErrorKind, Exchange, FixedHost, ProxyError, Request, Response};
-use crate::route_map::ForwardPlan;
-use crate::upstream::SendLimits;
+use crate::route_map::{ForwardPlan, RetryPlan};
+use crate::upstream::{Answer, Backend, HeadLines, SendLimits, Tries};
 
 /// What the way to a backend needs beside the exchange.
 pub struct Way<'a> {
@@ -54,18 +55,19 @@ pub async fn answer(
     }
     for_next_hop(&mut request, intake);
 
-    let deadline = match plan.timeouts.backend_request {
-        None => exchange.deadline,
-        Some(limit) => {
-            let own = Instant::now() + limit;
-            Some(exchange.deadline.map_or(own, |deadline| deadline.min(own)))
-        }
+    let limits = SendLimits {
+        connect: plan.timeouts.connect,
+        deadline: exchange.deadline,
+        one_try: plan.timeouts.backend_request,
+        tries: None,
     };
-    let limits = SendLimits { connect: plan.timeouts.connect, deadline };
     if let Some(hop) = hop {
         hop.asked(backend);
     }
-    let answer = worker.pools.send(backend, request, Some(lines), limits).await?;
+    let answer = match &plan.retry {
+        None => worker.pools.send(backend, request, Some(lines), limits).await?,
+        Some(retry) => again(way, backend, request, lines, limits, retry).await?,
+    };
     if let Some(hop) = hop {
         hop.answered(answer.endpoint);
     }
@@ -79,6 +81,23 @@ pub async fn answer(
     strip_answer(response.headers_mut());
     *response.version_mut() = Version::HTTP_11;
     Ok(response)
+}
+
+async fn again(
+    way: &Way<'_>,
+    backend: &Arc<Backend>,
+    request: Request,
+    lines: HeadLines,
+    limits: SendLimits<'_>,
+    plan: &RetryPlan,
+) -> Result<Answer, ProxyError> {
+    let (pools, tries) = (&way.connection.worker.pools, Tries::default());
+    // Boxed: it is large, and rules without retries would carry the room for it.
+    let outcome = Box::pin(pools.send_retrying(backend, request, Some(lines), limits, plan, &tries)).await;
+    if let Some(hop) = way.hop {
+        hop.retries.set(tries.retries.get());
+    }
+    outcome
 }
 
 /// What concerns this hop only: framing, an upgrade that we pass on, trailers.

@@ -380,6 +380,7 @@ mod tests {
         let action = Action::Forward(ForwardPlan {
             backends: vec![WeightedBackend { weight: 1, target }],
             timeouts: TimeoutsPlan::default(),
+            retry: None,
         });
         let labels = Arc::new(Labels { namespace: "ns".into(), route: name.into(), rule: "r".into() });
         let entry = MatchEntry {

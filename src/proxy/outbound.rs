@@ -42,7 +42,8 @@ impl Outbound for WorkerOutbound {
             let backend = live.backend_by_id(backend).ok_or(ErrorKind::BackendNotFound)?;
             // A way that leads back to us must end, as that of clients' requests does.
             forwarded::pass_on(request.headers_mut(), &worker.settings.installation)?;
-            let limits = SendLimits { connect: Some(CONNECT), deadline: Some(Instant::now() + LONGEST) };
+            let deadline = Some(Instant::now() + LONGEST);
+            let limits = SendLimits { connect: Some(CONNECT), deadline, ..SendLimits::default() };
             Ok(worker.pools.send(backend, request, None, limits).await?.response)
         })
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::filters::{PathChange, TimeoutsPlan};
+use crate::filters::{PathChange, RetryPlan, TimeoutsPlan};
 use crate::message::{ErrorKind, Scheme};
 use crate::values::BackendId;
 
@@ -22,6 +22,8 @@ pub struct ForwardPlan {
     /// Weights are positive; entries of weight 0 are left out. Empty: no backend at all (500 by Gateway API).
     pub backends: Vec<WeightedBackend>,
     pub timeouts: TimeoutsPlan,
+    /// `None`: only what surely was not processed goes out again.
+    pub retry: Option<RetryPlan>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -10,7 +10,7 @@ use super::hosts::{Host, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};
 use super::matching::{MatchEntry, MatchPlan, PathPredicate};
 use super::predicates::{Comparison, Miss, NamedPredicate};
 use super::tls::{ClientValidation, HostTls};
-use crate::filters::{REGISTRY, TimeoutsPlan};
+use crate::filters::{REGISTRY, RetryPlan, TimeoutsPlan};
 use crate::message::Labels;
 use crate::values::TlsVersion;
 
@@ -185,7 +185,11 @@ impl Display for Action {
 
 impl Display for ForwardPlan {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        writeln!(f, "forward, {}", self.timeouts)?;
+        write!(f, "forward, {}", self.timeouts)?;
+        if let Some(retry) = &self.retry {
+            write!(f, ", retry {retry}")?;
+        }
+        writeln!(f)?;
         for backend in &self.backends {
             match &backend.target {
                 WeightedTarget::Backend(id) => writeln!(f, "    weight {} {id}", backend.weight)?,
@@ -215,6 +219,18 @@ impl Display for TimeoutsPlan {
             }
         }
         Ok(())
+    }
+}
+
+impl Display for RetryPlan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        write!(f, "{} times, on connect failures", self.attempts)?;
+        let whom = if self.non_idempotent { "any method" } else { "idempotent methods" };
+        write!(f, ", for {whom} on resets, time-outs")?;
+        for code in &self.codes {
+            write!(f, ", {code}")?;
+        }
+        write!(f, "; backoff {:?}, at most {}% of a backend's requests", self.backoff, self.budget_percent)
     }
 }
 
@@ -340,6 +356,7 @@ mod tests {
         let forward = Action::Forward(ForwardPlan {
             backends: vec![WeightedBackend { weight: 2, target: WeightedTarget::Backend(id.clone()) }],
             timeouts: TimeoutsPlan::default(),
+            retry: None,
         });
         let respond = Action::Respond(RespondPlan {
             status: 200,

@@ -29,4 +29,4 @@ pub use template::{InvalidTemplate, Template};
 pub use tls::{CertificatePlan, ClientValidation, ClientValidationPlan, HostTls, PrivateKey};
 pub use trace::{Candidate, Trace, Verdict, trace};
 
-pub use crate::filters::PathChange;
+pub use crate::filters::{PathChange, RetryPlan};

@@ -17,6 +17,14 @@ pub enum Connect {
     Tls,
 }
 
+/// What became of a wish to try a request again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Retry {
+    Sent,
+    /// The backend has to bear enough retries already.
+    OverBudget,
+}
+
 /// Series of one backend.
 #[derive(Debug)]
 pub struct BackendStats {
@@ -30,6 +38,7 @@ struct BackendCells {
     active: Count,
     idle: Count,
     connects: [Count; 5],
+    retries: [Count; 2],
     errors: Errors,
     tls_failures: Errors,
 }
@@ -51,12 +60,17 @@ pub(crate) struct BackendTotals {
     pub active: u64,
     pub idle: u64,
     pub connects: [u64; 5],
+    pub retries: [u64; 2],
     pub errors: BTreeMap<&'static str, u64>,
     pub tls_failures: BTreeMap<&'static str, u64>,
 }
 
 impl Connect {
     pub(super) const ALL: [&'static str; 5] = ["connected", "failed", "timed_out", "refused", "tls"];
+}
+
+impl Retry {
+    pub(super) const ALL: [&'static str; 2] = ["sent", "over_budget"];
 }
 
 /// Every method is called on the thread of the worker that it names only.
@@ -71,6 +85,15 @@ impl BackendStats {
 
     pub fn connect(&self, worker: usize, result: Connect) {
         self.cells(worker).connects[result as usize].add(1);
+    }
+
+    pub fn retry(&self, worker: usize, what: Retry) {
+        self.cells(worker).retries[what as usize].add(1);
+    }
+
+    /// All that were ever sent, by all workers.
+    pub fn requests(&self) -> u64 {
+        self.cells.iter().map(|cells| cells.requests.value()).sum()
     }
 
     /// `kind` is the stable reason of a failure.
@@ -101,6 +124,9 @@ impl BackendStats {
             totals.active = totals.active.wrapping_add(cells.active.value());
             totals.idle = totals.idle.wrapping_add(cells.idle.value());
             for (sum, cell) in totals.connects.iter_mut().zip(&cells.connects) {
+                *sum += cell.value();
+            }
+            for (sum, cell) in totals.retries.iter_mut().zip(&cells.retries) {
                 *sum += cell.value();
             }
             cells.errors.add_to(&mut totals.errors);

@@ -13,7 +13,7 @@ mod table;
 mod worker;
 
 pub use access_log::{AccessLog, AccessTarget, AccessWriter};
-pub use backend::{BackendStats, Connect};
+pub use backend::{BackendStats, Connect, Retry};
 pub use control::{CertificateExpiry, ControlStats, Programmed};
 pub use hits::HitCount;
 pub use record::{Record, Somebody};

@@ -41,6 +41,8 @@ pub struct Record<'a> {
     /// As `BackendId` prints it.
     pub backend: Option<&'a str>,
     pub endpoint: Option<SocketAddr>,
+    /// Tries after the first.
+    pub retries: u8,
     pub duration: Duration,
     /// Until the head of the backend's answer.
     pub upstream: Option<Duration>,
@@ -101,6 +103,9 @@ impl Record<'_> {
         }
         if let Some(endpoint) = self.endpoint {
             put(line, format_args!(",\"endpoint\":\"{endpoint}\""));
+        }
+        if self.retries > 0 {
+            put(line, format_args!(",\"retries\":{}", self.retries));
         }
         seconds(line, "duration", self.duration);
         if let Some(upstream) = self.upstream {
@@ -199,6 +204,7 @@ pub(super) mod tests {
             rule: "list",
             backend: Some("Service/shop/orders:80"),
             endpoint: Some(([10, 0, 0, 7], 8080).into()),
+            retries: 1,
             duration: Duration::from_micros(1_002_003),
             upstream: Some(Duration::from_micros(900)),
             request_bytes: 0,
@@ -227,7 +233,7 @@ pub(super) mod tests {
                 "identity": "alice", "identity_kind": "Jwt", "identity_entry": "users",
                 "authorization": "read", "rate_limit": "fair", "namespace": "shop", "route": "orders",
                 "rule": "list", "backend": "Service/shop/orders:80", "endpoint": "10.0.0.7:8080",
-                "duration": 1.002003, "upstream_duration": 0.0009, "request_bytes": 0, "response_bytes": 12,
+                "retries": 1, "duration": 1.002003, "upstream_duration": 0.0009, "request_bytes": 0, "response_bytes": 12,
                 "user_agent": "curl/8",
             })
         );

@@ -100,7 +100,9 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::telemetry::{CertificateExpiry, Connect, HandshakeFailure, Programmed, Sample, Telemetry};
+    use crate::telemetry::{
+        CertificateExpiry, Connect, HandshakeFailure, Programmed, Retry, Sample, Telemetry,
+    };
 
     fn sample() -> Sample {
         Sample {
@@ -134,6 +136,7 @@ mod tests {
         backend.request(0);
         backend.error(0, "Reset");
         backend.tls_failure(0, "expired");
+        backend.retry(0, Retry::Sent);
         backend.connect(1, Connect::Connected);
         let _open = telemetry.worker(0).connection("https", "HTTP/2");
         telemetry.worker(1).handshake_failure(HandshakeFailure::UnknownName);

@@ -103,9 +103,15 @@ struct RuleCells {
     response_size: Histogram<{ SIZES.len() }>,
     request_size: Histogram<{ SIZES.len() }>,
     duration: Histogram<{ DURATIONS.len() }>,
-    rulings: OnceLock<Box<Series<RulingKey>>>,
-    limited: OnceLock<Box<Series<Limited>>>,
-    consulted: OnceLock<Box<[Count; Consulted::ALL.len()]>>,
+    gates: OnceLock<Box<GateCells>>,
+}
+
+/// What gates said; most rules have none.
+#[derive(Debug, Default)]
+struct GateCells {
+    rulings: OnceLock<Series<RulingKey>>,
+    limited: OnceLock<Series<Limited>>,
+    consulted: [Count; Consulted::ALL.len()],
 }
 
 /// A list that only grows: its one writer appends, a scrape walks it at the same time.
@@ -187,11 +193,13 @@ impl RuleStats {
             cells.request_size.add_to(&mut totals.request_size);
             cells.response_size.add_to(&mut totals.response_size);
             add_to(cells.requests.get(), &mut totals.requests);
-            add_to(cells.rulings.get().map(Box::as_ref), &mut totals.rulings);
-            add_to(cells.limited.get().map(Box::as_ref), &mut totals.limited);
-            for (consulted, count) in
-                Consulted::ALL.into_iter().zip(cells.consulted.get().into_iter().flat_map(|counts| &**counts))
-            {
+            let Some(gates) = cells.gates.get() else { continue };
+            add_to(gates.rulings.get(), &mut totals.rulings);
+            add_to(gates.limited.get(), &mut totals.limited);
+            if gates.consulted.iter().all(|count| count.value() == 0) {
+                continue;
+            }
+            for (consulted, count) in Consulted::ALL.into_iter().zip(&gates.consulted) {
                 *totals.consulted.entry(consulted).or_default() += count.value();
             }
         }
@@ -206,9 +214,7 @@ impl RuleStats {
                 request_size: Histogram::new(&SIZES),
                 response_size: Histogram::new(&SIZES),
                 requests: OnceLock::new(),
-                rulings: OnceLock::new(),
-                limited: OnceLock::new(),
-                consulted: OnceLock::new(),
+                gates: OnceLock::new(),
             })
         })
     }
@@ -234,8 +240,16 @@ impl RuleCells {
         };
         let other = Key { status: 0, method: "other", protocol: "other", reason: "" };
         self.requests.get_or_init(|| Series::new(key)).count(&key, other);
+        if sample.consulted.is_some() || sample.ruling.is_some() || sample.limited.is_some() {
+            self.gates.get_or_init(Box::default).record(sample);
+        }
+    }
+}
+
+impl GateCells {
+    fn record(&self, sample: &Sample) {
         if let Some(consulted) = sample.consulted {
-            self.consulted.get_or_init(Box::default)[consulted as usize].add(1);
+            self.consulted[consulted as usize].add(1);
         }
         if let Some(ruling) = &sample.ruling {
             let key = RulingKey {
@@ -244,11 +258,11 @@ impl RuleCells {
             };
             // Names change with the configuration: those of a long life are more than one policy has.
             let other = RulingKey { rule: None, decision: "other" };
-            self.rulings.get_or_init(|| Box::new(Series::new(key.clone()))).count(&key, other);
+            self.rulings.get_or_init(|| Series::new(key.clone())).count(&key, other);
         }
         if let Some(limited) = &sample.limited {
             let other = Limited { limit: "other".into(), dry_run: limited.dry_run };
-            self.limited.get_or_init(|| Box::new(Series::new(limited.clone()))).count(limited, other);
+            self.limited.get_or_init(|| Series::new(limited.clone())).count(limited, other);
         }
     }
 }

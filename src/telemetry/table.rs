@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::backend::{BackendTotals, Connect};
+use super::backend::{BackendTotals, Connect, Retry};
 use super::cells::{Count, Total};
 use super::control::{ControlTotals, STEPS};
 use super::rule::{DURATIONS, RuleTotals, SIZES};
@@ -187,6 +187,19 @@ pub(super) const METRICS: &[Metric] = &[
                 for (result, count) in
                     Connect::ALL.iter().zip(totals.connects).filter(|(_, count)| *count > 0)
                 {
+                    emit(&[&backend.name, result], number(count));
+                }
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_upstream_retries_total",
+        kind: Kind::Counter,
+        labels: &["backend", "result"],
+        help: "Requests to be tried again: sent, or over_budget and so left as they were",
+        read: |scrape, emit| {
+            for (totals, backend) in &scrape.backends {
+                for (result, count) in Retry::ALL.iter().zip(totals.retries).filter(|(_, count)| *count > 0) {
                     emit(&[&backend.name, result], number(count));
                 }
             }

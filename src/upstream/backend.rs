@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::time::Instant;
 
+use super::budget::RetryBudget;
 use super::tls::Security;
 use crate::route_map::{BackendPlan, EndpointSet};
 use crate::telemetry::BackendStats;
@@ -16,13 +18,21 @@ pub struct Backend {
     pub slot: usize,
     pub stats: Arc<BackendStats>,
     pub(super) security: Security,
+    budget: RetryBudget,
     endpoints: ArcSwap<EndpointSet>,
 }
 
 impl Backend {
     pub fn new(plan: Arc<BackendPlan>, slot: usize, stats: Arc<BackendStats>) -> Self {
         let security = Security::new(plan.tls.as_deref(), &plan.id);
-        Self { plan, slot, stats, security, endpoints: ArcSwap::from_pointee(EndpointSet::default()) }
+        Self {
+            plan,
+            slot,
+            stats,
+            security,
+            budget: RetryBudget::new(),
+            endpoints: ArcSwap::from_pointee(EndpointSet::default()),
+        }
     }
 
     /// Where requests go from now on; connections to endpoints that are gone take no new ones.
@@ -32,6 +42,16 @@ impl Backend {
 
     pub fn endpoints(&self) -> Arc<EndpointSet> {
         self.endpoints.load_full()
+    }
+
+    /// Whether one more retry fits into what the backend is to bear; then it is counted.
+    pub(super) fn may_retry(&self, percent: u8) -> bool {
+        self.budget.spend(percent, self.stats.requests())
+    }
+
+    /// To be called once a second.
+    pub(super) fn tick(&self, now: Instant) {
+        self.budget.tick(now, || self.stats.requests());
     }
 
     /// Whether `known` is still the newest set; cheaper than to fetch it.

@@ -91,14 +91,14 @@ impl BackendPool {
     }
 
     /// The endpoint whose turn it is. One that rests is asked only if all do: it may be back.
-    pub fn next(&self, tried: &[SocketAddr]) -> Option<Rc<EndpointPool>> {
+    pub fn next(&self, pass_over: impl Fn(SocketAddr) -> bool) -> Option<Rc<EndpointPool>> {
         let endpoints = self.endpoints.borrow();
         let (count, turn) = (endpoints.len(), self.turn.get());
         let mut resting = None;
         for step in 0..count {
             let at = turn.wrapping_add(step) % count;
             let endpoint = &endpoints[at];
-            if tried.contains(&endpoint.address) {
+            if pass_over(endpoint.address) {
                 continue;
             }
             if !endpoint.rests() {
@@ -125,6 +125,7 @@ impl BackendPool {
     pub fn sweep(&self, now: Instant) -> Swept {
         let Some(backend) = self.backend.upgrade() else { return Swept::Unused };
         self.refresh(&backend);
+        backend.tick(now);
         let endpoints = self.endpoints.borrow();
         endpoints.iter().for_each(|endpoint| endpoint.sweep(now));
         if endpoints.iter().all(|endpoint| endpoint.is_unused()) { Swept::Unused } else { Swept::InUse }
@@ -137,10 +138,14 @@ impl Drop for BackendPool {
     }
 }
 
-/// A start that differs from worker to worker and from backend to backend (the finish of SplitMix64).
+/// A start that differs from worker to worker and from backend to backend.
 fn scatter(seed: u64, slot: usize) -> usize {
-    let mut mixed = seed.wrapping_add((slot as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-    mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    mix(seed.wrapping_add((slot as u64).wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15))) as usize
+}
+
+/// The finish of SplitMix64.
+pub(super) fn mix(state: u64) -> u64 {
+    let mut mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    (mixed ^ (mixed >> 31)) as usize
+    mixed ^ (mixed >> 31)
 }

@@ -3,12 +3,15 @@
 mod answer;
 mod backend;
 mod balance;
+mod budget;
 mod connect;
 mod endpoint;
 mod guard;
 mod head_lines;
 mod pool;
+mod repeatable;
 mod replay;
+mod retry;
 mod socket;
 #[cfg(test)]
 mod tests;
@@ -19,6 +22,6 @@ mod wire;
 pub use backend::Backend;
 pub use guard::{Guard, Loopback, Own};
 pub use head_lines::{HeadLines, SharedLines};
-pub use pool::{Answer, Pools, SendLimits};
+pub use pool::{Answer, Pools, SendLimits, Tries};
 pub use tls::certified_key;
 pub use trust::system_authorities;

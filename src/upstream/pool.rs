@@ -2,7 +2,7 @@
 //!
 //! The one task spawned here sweeps the pools once a second and ends with them; connections spawn theirs in `connect`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
@@ -13,7 +13,7 @@ use http::{HeaderValue, Uri, Version, header};
 use tokio::time::Instant;
 
 use super::answer;
-use super::balance::BackendPool;
+use super::balance::{self, BackendPool};
 use super::connect::{ConnectError, Connection, Unanswered};
 use super::endpoint::{Lease, SWEEP};
 use super::replay;
@@ -34,18 +34,45 @@ const MAX_UNSENT: usize = 3;
 pub struct Pools {
     worker: usize,
     seed: u64,
+    random: Cell<u64>,
     guard: Guard,
     /// By slot of the backend.
     table: RefCell<Vec<Option<Rc<BackendPool>>>>,
 }
 
-/// Bounds of one try.
+/// Bounds of a request, and of each of its tries.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct SendLimits {
+pub struct SendLimits<'a> {
     /// 2 s by default, over all endpoints that are tried.
     pub connect: Option<Duration>,
     /// Until when the answer's head must be there.
     pub deadline: Option<Instant>,
+    /// How long one try may take up to the answer's head.
+    pub one_try: Option<Duration>,
+    pub tries: Option<&'a Tries>,
+}
+
+/// What is known of a request that may be tried more than once.
+#[derive(Debug, Default)]
+pub struct Tries {
+    /// Where it was sent: these are passed over while there are others.
+    asked: RefCell<Vec<SocketAddr>>,
+    /// Tries after the first.
+    pub retries: Cell<u8>,
+}
+
+impl SendLimits<'_> {
+    /// When a try that begins now is over.
+    fn end(&self) -> Option<Instant> {
+        let own = self.one_try.map(|limit| Instant::now() + limit);
+        own.into_iter().chain(self.deadline).min()
+    }
+
+    fn is_asked(&self, endpoint: SocketAddr) {
+        if let Some(tries) = self.tries {
+            tries.asked.borrow_mut().push(endpoint);
+        }
+    }
 }
 
 /// A backend's answer and the endpoint that gave it.
@@ -81,7 +108,7 @@ enum From {
 impl Pools {
     /// Called on the worker's own runtime. `seed` decides where each round robin starts.
     pub fn new(worker: usize, seed: u64, guard: Guard) -> Rc<Self> {
-        let pools = Rc::new(Self { worker, seed, guard, table: RefCell::default() });
+        let pools = Rc::new(Self { worker, seed, random: Cell::new(seed), guard, table: RefCell::default() });
         tokio::task::spawn_local(upkeep(Rc::downgrade(&pools)));
         pools
     }
@@ -102,7 +129,7 @@ impl Pools {
         backend: &Arc<Backend>,
         mut request: Request,
         lines: Option<HeadLines>,
-        limits: SendLimits,
+        limits: SendLimits<'_>,
     ) -> Result<Answer, ProxyError> {
         let pool = self.pool(backend);
         let asked_as = own_names(backend, &request);
@@ -110,7 +137,7 @@ impl Pools {
         backend.stats.request(self.worker);
         // Pinned where it is made: moving it into the time-out would copy all of its state.
         let attempts = pin!(self.attempts(backend, &pool, request, lines, asked_as, limits));
-        let outcome = match limits.deadline {
+        let outcome = match limits.end() {
             None => attempts.await,
             Some(deadline) => tokio::time::timeout_at(deadline, attempts)
                 .await
@@ -131,7 +158,7 @@ impl Pools {
         mut request: Request,
         lines: Option<HeadLines>,
         asked_as: Option<HeaderValue>,
-        limits: SendLimits,
+        limits: SendLimits<'_>,
     ) -> Result<Answer, ProxyError> {
         let (mut from, mut unsent, mut connect) = (From::Kept, 0, None);
         loop {
@@ -143,6 +170,7 @@ impl Pools {
             let kept = lease.1 == From::Kept;
             let spare = if kept && from == From::Kept { replay::spare_body(&request) } else { None };
             let endpoint = lease.0.endpoint.address;
+            limits.is_asked(endpoint);
             let connection = lease.0.connection.as_mut().expect("`lease` gives none without");
             let failed = match connection.send(request, spare.is_some(), lines.clone()).await {
                 Ok(head) => return Ok(Answer { response: answer::stream(head, lease.0), endpoint }),
@@ -179,12 +207,17 @@ impl Pools {
         backend: &Backend,
         pool: &BackendPool,
         from: From,
-        limits: &SendLimits,
+        limits: &SendLimits<'_>,
         budget: &mut Option<Instant>,
     ) -> Result<(Lease, From), ProxyError> {
-        let mut tried = Vec::new();
+        let mut tried: Vec<SocketAddr> = Vec::new();
         loop {
-            let endpoint = pool.next(&tried).ok_or_else(|| pool.nowhere(backend))?;
+            let endpoint = limits
+                .tries
+                .map(|tries| tries.asked.borrow())
+                .and_then(|asked| pool.next(|address| tried.contains(&address) || asked.contains(&address)))
+                .or_else(|| pool.next(|address| tried.contains(&address)))
+                .ok_or_else(|| pool.nowhere(backend))?;
             let mut lease = endpoint.lease();
             if from == From::Kept
                 && let Some(connection) = endpoint.take_idle()
@@ -235,6 +268,17 @@ impl Pools {
         let pool = BackendPool::new(backend, self.worker, self.seed, self.guard.clone());
         table[backend.slot] = Some(pool.clone());
         pool
+    }
+
+    pub(super) fn worker(&self) -> usize {
+        self.worker
+    }
+
+    /// Not secret, only different each time.
+    pub(super) fn next_random(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        balance::mix(state)
     }
 
     /// How many backends have a pool here.

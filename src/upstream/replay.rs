@@ -12,11 +12,7 @@ const MAX_FIELDS: usize = 256;
 /// The body with which a request may be sent twice: it is idempotent (RFC 9110 section 9.2.2), begins no upgrade, and
 /// its body is at hand.
 pub(super) fn spare_body(request: &Request) -> Option<Body> {
-    let idempotent = matches!(
-        *request.method(),
-        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
-    );
-    if !idempotent || request.headers().contains_key(header::UPGRADE) {
+    if !is_idempotent(request.method()) || request.headers().contains_key(header::UPGRADE) {
         return None;
     }
     match request.body() {
@@ -25,6 +21,14 @@ pub(super) fn spare_body(request: &Request) -> Option<Body> {
         Body::Incoming(incoming) if incoming.is_end_stream() => Some(Body::Empty),
         Body::Incoming(_) | Body::Stream(_) => None,
     }
+}
+
+/// RFC 9110, 9.2.2
+pub(super) fn is_idempotent(method: &Method) -> bool {
+    matches!(
+        *method,
+        Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE | Method::TRACE
+    )
 }
 
 /// The request whose head these bytes begin with. None: it is not whole.

@@ -34,5 +34,6 @@ mod proxy_tls;
 mod rate_limits;
 mod raw_requests;
 mod redis;
+mod retries;
 mod tokens;
 mod trailers;

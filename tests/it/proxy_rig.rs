@@ -177,7 +177,7 @@ pub fn shared_out(backends: &[(&str, u32)], timeouts: TimeoutsPlan) -> Action {
         weight: *weight,
         target: WeightedTarget::Backend(backend_id(name)),
     };
-    Action::Forward(ForwardPlan { backends: backends.iter().map(weighted).collect(), timeouts })
+    Action::Forward(ForwardPlan { backends: backends.iter().map(weighted).collect(), timeouts, retry: None })
 }
 
 pub fn respond(body: &'static str) -> Action {
@@ -190,9 +190,11 @@ pub fn respond(body: &'static str) -> Action {
 
 fn copy(action: &Action) -> Action {
     match action {
-        Action::Forward(plan) => {
-            Action::Forward(ForwardPlan { backends: plan.backends.clone(), timeouts: plan.timeouts.clone() })
-        }
+        Action::Forward(plan) => Action::Forward(ForwardPlan {
+            backends: plan.backends.clone(),
+            timeouts: plan.timeouts.clone(),
+            retry: plan.retry.clone(),
+        }),
         Action::Respond(plan) => Action::Respond(RespondPlan {
             status: plan.status,
             content_type: plan.content_type.clone(),

@@ -315,6 +315,9 @@ impl Lines {
         endpoints_of: &dyn Fn(&BackendTarget) -> Option<EndpointSet>,
     ) {
         self.add("timeouts", plan.timeouts.to_string().trim_start_matches("timeouts "));
+        if let Some(retry) = &plan.retry {
+            self.add("retry", retry.to_string());
+        }
         let total: u64 = plan.backends.iter().map(|backend| u64::from(backend.weight)).sum();
         if total == 0 {
             self.add("answer", "500 BackendNotFound: no backend has a weight");
@@ -436,7 +439,7 @@ mod tests {
             WeightedBackend { weight: 3, target: WeightedTarget::Backend(backend().id) },
             WeightedBackend { weight: 1, target: WeightedTarget::Unresolved(ErrorKind::BackendNotFound) },
         ];
-        Action::Forward(ForwardPlan { backends, timeouts: TimeoutsPlan::default() })
+        Action::Forward(ForwardPlan { backends, timeouts: TimeoutsPlan::default(), retry: None })
     }
 
     fn map(tls: Option<HostTls>) -> RouteMap {

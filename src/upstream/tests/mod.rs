@@ -2,5 +2,6 @@
 
 mod answers;
 mod keeping;
+mod retrying;
 mod scripted;
 mod sending;

@@ -223,7 +223,7 @@ fn an_endpoint_that_swallows_packets_leaves_time_for_the_next() {
         while let Ok(Ok(stream)) = timeout(Duration::from_millis(50), TcpStream::connect(silent)).await {
             fillers.push(stream);
         }
-        let limits = SendLimits { connect: Some(Duration::from_millis(300)), deadline: None };
+        let limits = SendLimits { connect: Some(Duration::from_millis(300)), ..SendLimits::default() };
         let (pools, alone) = (pools(), backend(&[silent], HostHeader::Preserve));
         assert_eq!(kind(pools.send(&alone, get(), None, limits).await), ErrorKind::ConnectTimeout);
 
@@ -257,7 +257,8 @@ fn a_silent_backend_times_out_and_its_connection_is_closed() {
     local(async {
         let server = Scripted::start(|_| vec![Step::Silence]).await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
-        let limits = SendLimits { connect: None, deadline: Some(Instant::now() + Duration::from_millis(50)) };
+        let deadline = Some(Instant::now() + Duration::from_millis(50));
+        let limits = SendLimits { deadline, ..SendLimits::default() };
         assert_eq!(kind(pools.send(&backend, get(), None, limits).await), ErrorKind::BackendTimeout);
         server.has_open(0).await;
     });

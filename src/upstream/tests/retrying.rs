@@ -1,0 +1,291 @@
+//! What is tried again, what is not, and what a backend gets to see of it.
+
+use std::cell::RefCell;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::Instant;
+
+use super::scripted::{OK, backend, get, head, kind, local, pools, refused, request, settle};
+use crate::message::{Body, BodyError, ErrorKind, ProxyError, Request};
+use crate::route_map::{HostHeader, RetryPlan};
+use crate::upstream::{Answer, Pools, SendLimits, Tries};
+
+const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy";
+/// Reads the request and closes.
+const CLOSE: &str = "";
+/// Reads the request and says nothing.
+const SILENCE: &str = "silence";
+
+type Whole = (String, Vec<u8>);
+
+/// A backend that reads requests whole and gives the first this answer, the second that, and all others the last.
+struct Reader {
+    address: SocketAddr,
+    /// Head and body as they came.
+    seen: Rc<RefCell<Vec<Whole>>>,
+    connections: Rc<RefCell<usize>>,
+}
+
+impl Reader {
+    async fn start(answers: &'static [&'static str]) -> Self {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
+        let address = listener.local_addr().expect("bound");
+        let (seen, connections) = (Rc::<RefCell<Vec<_>>>::default(), Rc::<RefCell<usize>>::default());
+        let (requests, count) = (seen.clone(), connections.clone());
+        tokio::task::spawn_local(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                *count.borrow_mut() += 1;
+                let requests = requests.clone();
+                tokio::task::spawn_local(async move {
+                    while let Some((head, body)) = read(&mut stream).await {
+                        let number = requests.borrow().len();
+                        requests.borrow_mut().push((head, body));
+                        match answers[number.min(answers.len() - 1)] {
+                            CLOSE => return,
+                            SILENCE => {}
+                            text => stream.write_all(text.as_bytes()).await.unwrap_or_default(),
+                        }
+                    }
+                });
+            }
+        });
+        Self { address, seen, connections }
+    }
+
+    fn requests(&self) -> usize {
+        self.seen.borrow().len()
+    }
+}
+
+/// A whole request: by its length, or up to the last chunk and its trailers.
+async fn read(stream: &mut TcpStream) -> Option<(String, Vec<u8>)> {
+    let head = head(stream).await?;
+    let length = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+    let mut body = vec![0; length.map_or(0, |length| length.parse().expect("a length"))];
+    stream.read_exact(&mut body).await.ok()?;
+    while head.contains("chunked")
+        && !(body.ends_with(b"\r\n\r\n") && body.windows(3).any(|part| part == b"0\r\n"))
+    {
+        body.push(stream.read_u8().await.ok()?);
+    }
+    Some((head, body))
+}
+
+fn plan(attempts: u8, codes: &[u16]) -> RetryPlan {
+    RetryPlan {
+        attempts,
+        codes: codes.into(),
+        backoff: Duration::ZERO,
+        budget_percent: 20,
+        non_idempotent: false,
+    }
+}
+
+struct Sent {
+    outcome: Result<Answer, ProxyError>,
+    retries: u8,
+}
+
+impl Sent {
+    async fn text(self) -> (StatusCode, Bytes) {
+        let response = self.outcome.expect("an answer").response;
+        let status = response.status();
+        (status, response.into_body().read(1 << 20).await.expect("a whole body").0)
+    }
+}
+
+async fn send(pools: &Pools, server: &[SocketAddr], request: Request, plan: &RetryPlan) -> Sent {
+    within(pools, server, request, plan, SendLimits::default()).await
+}
+
+async fn within(
+    pools: &Pools,
+    server: &[SocketAddr],
+    request: Request,
+    plan: &RetryPlan,
+    limits: SendLimits<'_>,
+) -> Sent {
+    let (backend, tries) = (backend(server, HostHeader::Preserve), Tries::default());
+    let outcome = pools.send_retrying(&backend, request, None, limits, plan, &tries).await;
+    Sent { outcome, retries: tries.retries.get() }
+}
+
+fn post(body: Body) -> Request {
+    let mut request = request(Method::POST, body);
+    request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+    request
+}
+
+/// Chunks of these sizes, then trailers.
+fn chunks(sizes: &[usize]) -> Body {
+    let mut frames: Vec<_> = sizes
+        .iter()
+        .enumerate()
+        .map(|(number, size)| Ok::<_, BodyError>(Frame::data(Bytes::from(vec![b'a' + number as u8; *size]))))
+        .collect();
+    let fields =
+        HeaderMap::from_iter([(http::HeaderName::from_static("x-sum"), HeaderValue::from_static("7"))]);
+    frames.push(Ok(Frame::trailers(fields)));
+    Body::stream(StreamBody::new(futures_util::stream::iter(frames)))
+}
+
+#[test]
+fn a_status_that_is_listed_is_tried_again_at_another_endpoint() {
+    local(async {
+        let (busy, good) = (Reader::start(&[BUSY]).await, Reader::start(&[OK]).await);
+        let (pools, plan) = (pools(), plan(1, &[503]));
+        let both = backend(&[busy.address, good.address], HostHeader::Preserve);
+        for _ in 0..4 {
+            let tries = Tries::default();
+            let sent = pools.send_retrying(&both, get(), None, SendLimits::default(), &plan, &tries);
+            assert_eq!(super::scripted::whole(sent.await).await, "ok");
+        }
+        assert_eq!(good.requests(), 4);
+        assert!(busy.requests() > 0, "the control: some went there first");
+    });
+}
+
+#[test]
+fn a_status_that_is_not_listed_goes_to_the_client() {
+    local(async {
+        let busy = Reader::start(&[BUSY, OK]).await;
+        let sent = send(&pools(), &[busy.address], get(), &plan(3, &[500, 502])).await;
+        assert_eq!((sent.retries, sent.text().await.1), (0, Bytes::from("busy")));
+        assert_eq!(busy.requests(), 1);
+    });
+}
+
+#[test]
+fn the_last_answer_is_the_clients_and_connections_are_kept_meanwhile() {
+    local(async {
+        let busy = Reader::start(&[BUSY]).await;
+        let sent = send(&pools(), &[busy.address], get(), &plan(3, &[503])).await;
+        assert_eq!((sent.retries, sent.text().await.1), (3, Bytes::from("busy")));
+        assert_eq!((busy.requests(), *busy.connections.borrow()), (4, 1));
+    });
+}
+
+#[test]
+fn what_may_have_been_done_is_repeated_only_where_that_does_no_harm() {
+    local(async {
+        for (method, non_idempotent, tries) in [
+            (Method::GET, false, 2),
+            (Method::PUT, false, 2),
+            (Method::DELETE, false, 2),
+            (Method::POST, false, 1),
+            (Method::PATCH, false, 1),
+            (Method::POST, true, 2),
+        ] {
+            for first in [BUSY, CLOSE] {
+                let answers: &'static [&'static str] = Vec::leak(vec![first, OK]);
+                let server = Reader::start(answers).await;
+                let plan = RetryPlan { non_idempotent, ..plan(1, &[503]) };
+                let sent =
+                    send(&pools(), &[server.address], request(method.clone(), Body::Empty), &plan).await;
+                assert_eq!(server.requests(), tries, "{method} after {first:?}");
+                assert_eq!(sent.outcome.is_ok_and(|a| a.response.status() == 200), tries == 2, "{method}");
+            }
+        }
+    });
+}
+
+#[test]
+fn nothing_was_sent_to_an_endpoint_that_cannot_be_reached() {
+    local(async {
+        let (nowhere, plan) = (refused().await, plan(2, &[]));
+        let (pools, tries) = (pools(), Tries::default());
+        let backend = backend(&[nowhere], HostHeader::Preserve);
+        let limits = SendLimits::default();
+        let sent = pools.send_retrying(&backend, post(chunks(&[5])), None, limits, &plan, &tries);
+        assert_eq!(kind(sent.await), ErrorKind::ConnectFailure);
+        let connects: u64 = backend.stats.totals().expect("counted").connects.iter().sum();
+        assert_eq!((connects, tries.retries.get()), (3, 2));
+    });
+}
+
+#[test]
+fn a_body_is_sent_again_byte_for_byte() {
+    local(async {
+        let server = Reader::start(&[BUSY, CLOSE, OK]).await;
+        let plan = RetryPlan { non_idempotent: true, ..plan(2, &[503]) };
+        let sent = send(&pools(), &[server.address], post(chunks(&[10, 2000, 1])), &plan).await;
+        assert_eq!(sent.text().await.0, StatusCode::OK);
+        let seen = server.seen.borrow();
+        assert!(seen.len() == 3 && seen[0] == seen[1] && seen[1] == seen[2]);
+        assert!(seen[0].1.windows(2000).any(|part| part.iter().all(|byte| *byte == b'b')), "the control");
+    });
+}
+
+#[test]
+fn a_body_over_the_bound_is_sent_once() {
+    local(async {
+        for (size, tries) in [(64 << 10, 2), ((64 << 10) + 1, 1)] {
+            let server = Reader::start(&[BUSY, OK]).await;
+            let plan = RetryPlan { non_idempotent: true, ..plan(1, &[503]) };
+            let sent = send(&pools(), &[server.address], post(chunks(&[size - 10, 10])), &plan).await;
+            assert_eq!((server.requests(), sent.retries), (tries, tries as u8 - 1), "{size}");
+        }
+    });
+}
+
+#[test]
+fn a_body_that_its_sender_breaks_off_is_nobodys_retry() {
+    local(async {
+        let server = Reader::start(&[OK]).await;
+        let plan = RetryPlan { non_idempotent: true, ..plan(2, &[503]) };
+        let frames = [Ok(Frame::data(Bytes::from("half"))), Err(BodyError::Stalled(Duration::from_secs(1)))];
+        let body = Body::stream(StreamBody::new(futures_util::stream::iter(frames)));
+        let sent = send(&pools(), &[server.address], post(body), &plan).await;
+        assert_eq!((sent.retries, kind(sent.outcome)), (0, ErrorKind::RequestTimeout));
+    });
+}
+
+#[test]
+fn a_try_that_takes_too_long_leaves_time_for_the_next() {
+    local(async {
+        let server = Reader::start(&[SILENCE, OK]).await;
+        let limits = SendLimits { one_try: Some(Duration::from_millis(50)), ..SendLimits::default() };
+        let sent = within(&pools(), &[server.address], get(), &plan(1, &[]), limits).await;
+        assert_eq!((sent.retries, sent.text().await.0), (1, StatusCode::OK));
+    });
+}
+
+#[test]
+fn no_try_begins_past_the_deadline() {
+    local(async {
+        let server = Reader::start(&[BUSY]).await;
+        let limits =
+            SendLimits { deadline: Some(Instant::now() + Duration::from_secs(2)), ..SendLimits::default() };
+        let patient = RetryPlan { backoff: Duration::from_secs(3600), ..plan(9, &[503]) };
+        // As random as the pools' seed, which is fixed: longer than the deadline.
+        let sent = within(&pools(), &[server.address], get(), &patient, limits).await;
+        assert_eq!(sent.retries, 0);
+        assert_eq!(sent.text().await.1, "busy", "not a time-out of our own");
+    });
+}
+
+#[test]
+fn retries_are_a_share_of_the_requests() {
+    local(async {
+        let server = Reader::start(&[BUSY]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        for _ in 0..500 {
+            let tries = Tries::default();
+            let sent = pools
+                .send_retrying(&backend, get(), None, SendLimits::default(), &plan(2, &[503]), &tries)
+                .await;
+            sent.expect("an answer").response.into_body().read(10).await.expect("whole");
+        }
+        settle().await;
+        assert_eq!(server.requests(), 500 + 100);
+        assert_eq!(backend.stats.totals().expect("counted").retries[0], 100);
+    });
+}
