@@ -1,11 +1,12 @@
 //! `GatewayBackend`: how to reach a server, in the cluster or outside.
 
 use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::gateway_route::{EXACT_HOSTNAME, OBJECT_NAME};
 use super::status::GatewayBackendStatus;
-use crate::values::{CaCertificateRef, SecretRef};
+use crate::values::{CaCertificateRef, Duration, SecretRef};
 
 /// What is wanted.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -63,6 +64,69 @@ pub struct GatewayBackendSpec {
     /// Asks it over TLS. Its certificate is always verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<BackendTls>,
+    /// How requests are spread over its endpoints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_balancer: Option<LoadBalancer>,
+    /// When an endpoint is left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health_check: Option<HealthCheck>,
+    /// What it has to bear from each replica of the gateway.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<BackendLimits>,
+}
+
+/// How requests are spread.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LoadBalancer {
+    /// In turn by default.
+    #[serde(default)]
+    pub policy: BalancePolicy,
+}
+
+/// Which endpoint is asked next.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BalancePolicy {
+    #[default]
+    RoundRobin,
+    LeastRequest,
+    PeakEwma,
+    Random,
+}
+
+/// How an endpoint is found to be unfit.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct HealthCheck {
+    /// By how the requests of clients go.
+    pub passive: PassiveCheck,
+}
+
+/// An endpoint that fails is left alone for a while.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PassiveCheck {
+    /// Answers 5xx, or none, in a row; 5 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub consecutive_errors: Option<i32>,
+    /// How long the first time; n times that the n-th. 30s by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("duration(self) >= duration('1s') && duration(self) <= duration('1h')", "from 1s to 1h are possible"))]
+    pub eject_for: Option<Duration>,
+    /// Of its endpoints at most so many in a hundred; 50 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub max_ejected_percent: Option<i32>,
+}
+
+/// Bounds for each replica of the gateway.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BackendLimits {
+    /// Requests under way at once; others get 503 Overloaded.
+    #[schemars(range(min = 1, max = 1000000))]
+    pub requests: i32,
 }
 
 /// TLS to the backend.

@@ -16,7 +16,7 @@ use super::{
     AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendRef, GatewayBackendSpec, PolicyRef, RedirectSpec,
     RespondSpec, RouteMatch, RouteTls, crd,
 };
-use crate::values::{FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef, TlsVersion};
+use crate::values::{Duration, FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef, TlsVersion};
 
 /// A GatewayRoute's spec, as far as it can be used.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -157,6 +157,13 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
     };
     if spec.hosts.is_some() == spec.service.is_some() {
         refuse(at.clone(), "a backend has either hosts or a service".into());
+    }
+    let passive = spec.health_check.as_ref().map(|check| &check.passive);
+    if let Some(time) = passive.and_then(|passive| passive.eject_for)
+        && !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&time)
+    {
+        let message = format!("found {time}; from 1s to 1h are possible");
+        refuse(at.field("healthCheck").field("passive").field("ejectFor"), message);
     }
     if let Some(tls) = &spec.tls {
         let at = at.field("tls");

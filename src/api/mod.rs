@@ -25,7 +25,8 @@ mod status;
 
 pub use crd::crds;
 pub use gateway_backend::{
-    BackendHost, BackendService, BackendTls, GatewayBackend, GatewayBackendSpec, SubjectAltName,
+    BackendHost, BackendService, BackendTls, BalancePolicy, GatewayBackend, GatewayBackendSpec, PassiveCheck,
+    SubjectAltName,
 };
 pub use gateway_policy::{GatewayPolicy, GatewayPolicySpec, PolicyTarget, Precedence, TargetKind};
 pub use gateway_route::{

@@ -78,6 +78,7 @@ pub(super) fn of_origin(origin: &Origin) -> Arc<BackendPlan> {
         target: BackendTarget::Hosts(vec![(address, origin.port)]),
         host_header: HostHeader::Own,
         tls: matches!(origin.scheme, OriginScheme::Https).then(|| Arc::new(by_its_own_name())),
+        traffic: Default::default(),
     })
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::question::Asker;
 use super::services::{self, Unusable};
-use super::{Certificates, LoopbackHosts, Options, backend_tls};
+use super::{Certificates, LoopbackHosts, Options, backend_tls, backend_traffic};
 use crate::api::{self, BackendHost, GatewayBackendSpec};
 use crate::message::ErrorKind;
 use crate::route_map::{Address, BackendPlan, BackendTarget, HostHeader};
@@ -33,14 +33,17 @@ pub(super) fn lower(
             let from = &manifest.name.namespace;
             plan.tls = Some(Arc::new(backend_tls::plan(tls, from, asker, certificates, &mut problems)?));
         }
+        plan.traffic = backend_traffic::plan(&spec);
         Some(plan)
     });
     problems.sort();
-    let is_of_tls = |problem: &Problem| {
-        problem.severity == Severity::Error && problem.path.as_str().starts_with("spec.tls")
-    };
     // That it is there and may not be asked is another thing than that it is not there.
-    let kind = match problems.iter().any(is_of_tls) {
+    let is_of_settings = |problem: &Problem| {
+        let of = |start: &&str| problem.path.as_str().starts_with(start);
+        problem.severity == Severity::Error
+            && ["spec.tls", "spec.loadBalancer", "spec.healthCheck", "spec.limits"].iter().any(of)
+    };
+    let kind = match problems.iter().any(is_of_settings) {
         true => ErrorKind::PolicyInvalid,
         false => ErrorKind::BackendNotFound,
     };
@@ -69,6 +72,7 @@ fn plan(
             target,
             host_header: fixed_host.map_or(HostHeader::Preserve, HostHeader::Name),
             tls: None,
+            traffic: Default::default(),
         });
     }
     let hosts = spec.hosts.as_deref().unwrap_or_default();
@@ -94,7 +98,13 @@ fn plan(
         None if named => HostHeader::Own,
         None => HostHeader::Preserve,
     };
-    Some(BackendPlan { id, target: BackendTarget::Hosts(addresses), host_header, tls: None })
+    Some(BackendPlan {
+        id,
+        target: BackendTarget::Hosts(addresses),
+        host_header,
+        tls: None,
+        traffic: Default::default(),
+    })
 }
 
 fn address(host: &BackendHost, options: &Options) -> Result<Address, (Reason, String)> {

@@ -10,6 +10,7 @@ mod attachment;
 mod authorities;
 mod backend_refs;
 mod backend_tls;
+mod backend_traffic;
 mod certificates;
 mod claims;
 mod client_validation;

@@ -102,5 +102,6 @@ pub(super) fn plan(id: &BackendId, service: ObjectName, port: u16) -> BackendPla
         target: BackendTarget::Service { service, port },
         host_header: HostHeader::Preserve,
         tls: None,
+        traffic: Default::default(),
     }
 }

@@ -372,7 +372,13 @@ mod tests {
 
     fn plan(name: &str) -> Arc<BackendPlan> {
         let target = BackendTarget::Service { service: ObjectName::new("ns", name), port: 80 };
-        Arc::new(BackendPlan { id: id(name), target, host_header: HostHeader::Preserve, tls: None })
+        Arc::new(BackendPlan {
+            id: id(name),
+            target,
+            host_header: HostHeader::Preserve,
+            tls: None,
+            traffic: Default::default(),
+        })
     }
 
     fn host(name: &str, backend: &str) -> Arc<Host> {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::tls::CertificatePlan;
+use super::traffic::TrafficPlan;
 use crate::values::{BackendId, ObjectName};
 
 #[derive(Clone, Debug, PartialEq)]
@@ -14,6 +15,7 @@ pub struct BackendPlan {
     pub host_header: HostHeader,
     /// `None`: plain HTTP.
     pub tls: Option<Arc<BackendTlsPlan>>,
+    pub traffic: TrafficPlan,
 }
 
 /// How a backend proves who it is, and we to it. There is no plan that takes any certificate.

@@ -280,7 +280,8 @@ impl Display for BackendPlan {
             HostHeader::Own => f.write_str(", each asked under its own name")?,
             HostHeader::Name(name) => write!(f, ", asked as {name}")?,
         }
-        self.tls.iter().try_for_each(|tls| write!(f, ", {tls}"))
+        self.tls.iter().try_for_each(|tls| write!(f, ", {tls}"))?;
+        self.traffic.fmt(f)
     }
 }
 
@@ -406,7 +407,13 @@ mod tests {
         };
         let hostname: Hostname = "shop.example".parse().expect("a hostname");
         let target = BackendTarget::Service { service: shop("orders"), port: 80 };
-        let backend = BackendPlan { id: id.clone(), target, host_header: HostHeader::Preserve, tls: None };
+        let backend = BackendPlan {
+            id: id.clone(),
+            target,
+            host_header: HostHeader::Preserve,
+            tls: None,
+            traffic: Default::default(),
+        };
         RouteMap {
             hosts: [(hostname.clone(), Arc::new(Host::new(Some(hostname), Some(tls), table)))].into(),
             catch_all: None,

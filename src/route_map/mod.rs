@@ -15,6 +15,7 @@ mod segment;
 mod template;
 mod tls;
 mod trace;
+mod traffic;
 
 pub use action::{Action, ForwardPlan, RedirectPlan, RespondPlan, Unserved, WeightedBackend, WeightedTarget};
 pub use backend::{Address, Authorities, BackendPlan, BackendTarget, BackendTlsPlan, HostHeader, PinnedName};
@@ -28,5 +29,6 @@ pub use predicates::{
 pub use template::{InvalidTemplate, Template};
 pub use tls::{CertificatePlan, ClientValidation, ClientValidationPlan, HostTls, PrivateKey};
 pub use trace::{Candidate, Trace, Verdict, trace};
+pub use traffic::{Balance, EjectionPlan, TrafficPlan};
 
 pub use crate::filters::{PathChange, RetryPlan};

@@ -1,6 +1,7 @@
 //! The series of one backend: requests, errors, connects, connections.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::cells::{Count, PerWorker};
@@ -30,6 +31,9 @@ pub enum Retry {
 pub struct BackendStats {
     pub(super) name: Arc<str>,
     cells: PerWorker<BackendCells>,
+    /// Rare, and of no worker.
+    ejections: AtomicU64,
+    ejected: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +65,8 @@ pub(crate) struct BackendTotals {
     pub idle: u64,
     pub connects: [u64; 5],
     pub retries: [u64; 2],
+    pub ejections: u64,
+    pub ejected: u64,
     pub errors: BTreeMap<&'static str, u64>,
     pub tls_failures: BTreeMap<&'static str, u64>,
 }
@@ -76,7 +82,12 @@ impl Retry {
 /// Every method is called on the thread of the worker that it names only.
 impl BackendStats {
     pub(super) fn new(name: Arc<str>, workers: usize) -> Self {
-        Self { name, cells: PerWorker::new(workers) }
+        Self {
+            name,
+            cells: PerWorker::new(workers),
+            ejections: AtomicU64::new(0),
+            ejected: AtomicU64::new(0),
+        }
     }
 
     pub fn request(&self, worker: usize) {
@@ -94,6 +105,21 @@ impl BackendStats {
     /// All that were ever sent, by all workers.
     pub fn requests(&self) -> u64 {
         self.cells.iter().map(|cells| cells.requests.value()).sum()
+    }
+
+    /// Requests under way, over all workers.
+    pub fn active_now(&self) -> u64 {
+        self.cells.iter().fold(0, |sum, cells| sum.wrapping_add(cells.active.value()))
+    }
+
+    /// An endpoint was ejected. Any thread may say so.
+    pub fn ejection(&self) {
+        self.ejections.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many endpoints are left alone now.
+    pub fn set_ejected(&self, count: usize) {
+        self.ejected.store(count as u64, Ordering::Relaxed);
     }
 
     /// `kind` is the stable reason of a failure.
@@ -131,6 +157,10 @@ impl BackendStats {
             }
             cells.errors.add_to(&mut totals.errors);
             cells.tls_failures.add_to(&mut totals.tls_failures);
+        }
+        if let Some(totals) = &mut totals {
+            totals.ejections = self.ejections.load(Ordering::Relaxed);
+            totals.ejected = self.ejected.load(Ordering::Relaxed);
         }
         totals
     }

@@ -137,6 +137,7 @@ mod tests {
         backend.error(0, "Reset");
         backend.tls_failure(0, "expired");
         backend.retry(0, Retry::Sent);
+        backend.ejection();
         backend.connect(1, Connect::Connected);
         let _open = telemetry.worker(0).connection("https", "HTTP/2");
         telemetry.worker(1).handshake_failure(HandshakeFailure::UnknownName);

@@ -206,6 +206,28 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_upstream_ejections_total",
+        kind: Kind::Counter,
+        labels: &["backend"],
+        help: "Endpoints that were left alone for a while because they answered badly",
+        read: |scrape, emit| {
+            for (totals, backend) in &scrape.backends {
+                emit(&[&backend.name], number(totals.ejections));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_upstream_endpoints_ejected",
+        kind: Kind::Gauge,
+        labels: &["backend"],
+        help: "Endpoints that are left alone now",
+        read: |scrape, emit| {
+            for (totals, backend) in &scrape.backends {
+                emit(&[&backend.name], number(totals.ejected));
+            }
+        },
+    },
+    Metric {
         name: "portcullis_upstream_tls_failures_total",
         kind: Kind::Counter,
         labels: &["backend", "reason"],

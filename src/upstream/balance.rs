@@ -1,5 +1,5 @@
-//! Which endpoint of a backend a worker asks next: round robin from a random place, past endpoints that cannot be
-//! connected to.
+//! Which endpoint of a backend a worker asks next: in turn from a random place, at random, or the less busy of two, past
+//! endpoints that cannot be connected to or were ejected.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -9,9 +9,11 @@ use std::sync::{Arc, Weak};
 use http::HeaderValue;
 use tokio::time::Instant;
 
+use super::backend::Endpoints;
 use super::endpoint::EndpointPool;
+use super::health::Standing;
 use crate::message::{ErrorKind, ProxyError};
-use crate::route_map::{BackendTarget, EndpointSet, HostHeader};
+use crate::route_map::{BackendTarget, Balance, HostHeader};
 use crate::upstream::{Backend, Guard};
 
 /// One worker's connections to one backend.
@@ -23,12 +25,14 @@ pub(super) struct BackendPool {
     guard: Guard,
     /// Replaces `Host`; see also [`EndpointPool::host`].
     pub host: Option<HeaderValue>,
-    set: RefCell<Arc<EndpointSet>>,
+    set: RefCell<Arc<Endpoints>>,
     /// What the guard knew when it was asked about them.
     judged: Cell<u64>,
     /// Those endpoints of the set that the guard permits, in its order.
     endpoints: RefCell<Vec<Rc<EndpointPool>>>,
     turn: Cell<usize>,
+    balance: Balance,
+    random: Cell<u64>,
 }
 
 /// Whether a pool is still of use.
@@ -54,6 +58,8 @@ impl BackendPool {
             judged: Cell::default(),
             endpoints: RefCell::default(),
             turn: Cell::new(scatter(seed, backend.slot)),
+            balance: backend.plan.traffic.balance,
+            random: Cell::new(scatter(seed, backend.slot) as u64),
         });
         pool.refresh(backend);
         pool
@@ -80,9 +86,11 @@ impl BackendPool {
         type Key = (SocketAddr, Option<HeaderValue>);
         let mut before: std::collections::HashMap<Key, Rc<EndpointPool>, foldhash::fast::RandomState> =
             endpoints.drain(..).map(|pool| ((pool.address, pool.host.clone()), pool)).collect();
-        let permitted = set.endpoints.iter().filter(|endpoint| self.guard.permits(endpoint.address));
-        for endpoint in permitted {
-            let new = EndpointPool::new(endpoint, self.worker, backend);
+        for (endpoint, health) in set.set.endpoints.iter().zip(&set.healths) {
+            if !self.guard.permits(endpoint.address) {
+                continue;
+            }
+            let new = EndpointPool::new(endpoint, health, self.worker, backend);
             let known = before.remove(&(new.address, new.host.clone()));
             endpoints.push(known.unwrap_or(new));
         }
@@ -90,18 +98,27 @@ impl BackendPool {
         *self.set.borrow_mut() = set;
     }
 
-    /// The endpoint whose turn it is. One that rests is asked only if all do: it may be back.
+    /// The endpoint to ask. One that rests or was ejected is asked only if all are: it may be back.
     pub fn next(&self, pass_over: impl Fn(SocketAddr) -> bool) -> Option<Rc<EndpointPool>> {
         let endpoints = self.endpoints.borrow();
-        let (count, turn) = (endpoints.len(), self.turn.get());
-        let mut resting = None;
+        if endpoints.len() > 1
+            && matches!(self.balance, Balance::LeastRequest | Balance::PeakEwma)
+            && let Some(better) = self.better_of_two(&endpoints, &pass_over)
+        {
+            return Some(endpoints[better].clone());
+        }
+        let turn = match self.balance {
+            Balance::RoundRobin => self.turn.get(),
+            Balance::Random | Balance::LeastRequest | Balance::PeakEwma => self.random() as usize,
+        };
+        let (count, mut resting) = (endpoints.len(), None);
         for step in 0..count {
             let at = turn.wrapping_add(step) % count;
             let endpoint = &endpoints[at];
             if pass_over(endpoint.address) {
                 continue;
             }
-            if !endpoint.rests() {
+            if self.is_fit(endpoint) {
                 self.turn.set(at + 1);
                 return Some(endpoint.clone());
             }
@@ -112,10 +129,50 @@ impl BackendPool {
         Some(endpoints[at].clone())
     }
 
+    /// Two at random, each as likely as any other; none if neither may be asked.
+    fn better_of_two(
+        &self,
+        endpoints: &[Rc<EndpointPool>],
+        pass_over: &impl Fn(SocketAddr) -> bool,
+    ) -> Option<usize> {
+        let random = self.random();
+        let first = (random >> 32) as usize % endpoints.len();
+        let second = (first + 1 + (random as u32) as usize % (endpoints.len() - 1)) % endpoints.len();
+        let cost = |at: usize| {
+            let endpoint = &endpoints[at];
+            let is_asked = !pass_over(endpoint.address) && self.is_fit(endpoint);
+            is_asked.then(|| match self.balance {
+                Balance::PeakEwma => endpoint.health.cost(),
+                _ => f64::from(endpoint.health.active()),
+            })
+        };
+        match (cost(first), cost(second)) {
+            (Some(one), Some(other)) if other < one => Some(second),
+            (Some(_), _) => Some(first),
+            (None, Some(_)) => Some(second),
+            (None, None) => None,
+        }
+    }
+
+    fn is_fit(&self, endpoint: &EndpointPool) -> bool {
+        let is_well = match endpoint.health.standing() {
+            Standing::Good => true,
+            Standing::Ejected => false,
+            Standing::Recovering(share) => self.random() % 100 < share,
+        };
+        is_well && !endpoint.rests()
+    }
+
+    fn random(&self) -> u64 {
+        let state = self.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.random.set(state);
+        mix(state)
+    }
+
     /// Why there is no endpoint to ask.
     pub fn nowhere(&self, backend: &Backend) -> ProxyError {
         let kind = match &backend.plan.target {
-            _ if !self.set.borrow().endpoints.is_empty() => ErrorKind::AddressNotPermitted,
+            _ if !self.set.borrow().set.endpoints.is_empty() => ErrorKind::AddressNotPermitted,
             BackendTarget::Service { .. } => ErrorKind::NoHealthyEndpoints,
             BackendTarget::Hosts(_) => ErrorKind::NameResolution,
         };

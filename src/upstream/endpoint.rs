@@ -15,6 +15,7 @@ use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
 use super::connect::Connection;
+use super::health::Health;
 use super::tls::{Security, TlsClient};
 use crate::route_map::Endpoint;
 use crate::telemetry::{BackendStats, Connect};
@@ -39,6 +40,9 @@ pub(super) struct EndpointPool {
     /// What it has to prove by its certificate.
     pub server_name: Option<ServerName<'static>>,
     pub worker: usize,
+    pub health: Arc<Health>,
+    /// Whether the requests under way here matter to other workers.
+    counts: bool,
     stats: Arc<BackendStats>,
     /// Longest idle first.
     idle: RefCell<Vec<Idle>>,
@@ -66,7 +70,7 @@ pub(super) struct Lease {
 }
 
 impl EndpointPool {
-    pub fn new(endpoint: &Endpoint, worker: usize, backend: &Backend) -> Rc<Self> {
+    pub fn new(endpoint: &Endpoint, health: &Arc<Health>, worker: usize, backend: &Backend) -> Rc<Self> {
         let tls = match &backend.security {
             Security::Tls(client) => Some(client),
             Security::Plain | Security::Unusable => None,
@@ -76,6 +80,8 @@ impl EndpointPool {
             host: authority(endpoint, tls),
             server_name: tls.map(|client| client.name_of(endpoint)),
             worker,
+            health: health.clone(),
+            counts: backend.plan.traffic.counts_requests(),
             stats: backend.stats.clone(),
             idle: RefCell::default(),
             in_use: Cell::new(0),
@@ -93,6 +99,9 @@ impl EndpointPool {
         let peak = &self.peaks[self.now.get()];
         peak.set(peak.get().max(self.in_use.get()));
         self.stats.active(self.worker, 1);
+        if self.counts {
+            self.health.begins();
+        }
         Lease { endpoint: self.clone(), connection: None }
     }
 
@@ -215,5 +224,8 @@ impl Drop for Lease {
     fn drop(&mut self) {
         self.endpoint.in_use.set(self.endpoint.in_use.get() - 1);
         self.endpoint.stats.active(self.endpoint.worker, -1);
+        if self.endpoint.counts {
+            self.endpoint.health.ends();
+        }
     }
 }

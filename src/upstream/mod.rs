@@ -8,6 +8,7 @@ mod connect;
 mod endpoint;
 mod guard;
 mod head_lines;
+mod health;
 mod pool;
 mod repeatable;
 mod replay;

@@ -16,6 +16,7 @@ use super::answer;
 use super::balance::{self, BackendPool};
 use super::connect::{ConnectError, Connection, Unanswered};
 use super::endpoint::{Lease, SWEEP};
+use super::health::Health;
 use super::replay;
 use super::tls::Security;
 use crate::message::{BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side};
@@ -98,6 +99,14 @@ struct Refusal {
     alert: String,
 }
 
+/// A request, and what is put into its head on the way.
+struct Outgoing {
+    request: Request,
+    lines: Option<HeadLines>,
+    /// The client's host, where each endpoint may have another.
+    asked_as: Option<HeaderValue>,
+}
+
 /// How a request left to go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum From {
@@ -134,14 +143,23 @@ impl Pools {
         let pool = self.pool(backend);
         let asked_as = own_names(backend, &request);
         address_to(&mut request, pool.host.as_ref());
+        if backend.is_full() {
+            backend.stats.error(self.worker, ErrorKind::Overloaded.as_str());
+            return Err(ErrorKind::Overloaded.into());
+        }
         backend.stats.request(self.worker);
+        let asking = RefCell::default();
         // Pinned where it is made: moving it into the time-out would copy all of its state.
-        let attempts = pin!(self.attempts(backend, &pool, request, lines, asked_as, limits));
+        let attempts =
+            pin!(self.attempts(backend, &pool, Outgoing { request, lines, asked_as }, limits, &asking));
         let outcome = match limits.end() {
             None => attempts.await,
-            Some(deadline) => tokio::time::timeout_at(deadline, attempts)
-                .await
-                .unwrap_or_else(|_| Err(ErrorKind::BackendTimeout.into())),
+            Some(deadline) => tokio::time::timeout_at(deadline, attempts).await.unwrap_or_else(|_| {
+                if let Some(silent) = asking.take() {
+                    backend.failed(&silent);
+                }
+                Err(ErrorKind::BackendTimeout.into())
+            }),
         };
         if let Err(error) = &outcome
             && error.kind.side() == Side::Upstream
@@ -155,11 +173,11 @@ impl Pools {
         &self,
         backend: &Backend,
         pool: &BackendPool,
-        mut request: Request,
-        lines: Option<HeadLines>,
-        asked_as: Option<HeaderValue>,
+        outgoing: Outgoing,
         limits: SendLimits<'_>,
+        asking: &RefCell<Option<Arc<Health>>>,
     ) -> Result<Answer, ProxyError> {
+        let Outgoing { mut request, lines, asked_as } = outgoing;
         let (mut from, mut unsent, mut connect) = (From::Kept, 0, None);
         loop {
             let mut lease = self.lease(backend, pool, from, &limits, &mut connect).await?;
@@ -171,11 +189,26 @@ impl Pools {
             let spare = if kept && from == From::Kept { replay::spare_body(&request) } else { None };
             let endpoint = lease.0.endpoint.address;
             limits.is_asked(endpoint);
+            let health = backend.cares().then(|| lease.0.endpoint.health.clone());
+            asking.replace(health.clone());
+            let since = backend.measures().then(Instant::now);
             let connection = lease.0.connection.as_mut().expect("`lease` gives none without");
             let failed = match connection.send(request, spare.is_some(), lines.clone()).await {
-                Ok(head) => return Ok(Answer { response: answer::stream(head, lease.0), endpoint }),
+                Ok(head) => {
+                    asking.take();
+                    if let Some(since) = since {
+                        lease.0.endpoint.health.measure(since.elapsed());
+                    }
+                    match health {
+                        Some(health) if head.status().is_server_error() => backend.failed(&health),
+                        Some(health) => health.went_well(),
+                        None => {}
+                    }
+                    return Ok(Answer { response: answer::stream(head, lease.0), endpoint });
+                }
                 Err(failed) => failed,
             };
+            asking.take();
             let Unanswered { error, unsent: whole, heard, refused } = *failed;
             if let (Some((cause, alert)), Security::Tls(client)) = (refused, &backend.security) {
                 backend.stats.tls_failure(self.worker, cause.as_str());
@@ -191,7 +224,13 @@ impl Pools {
                 }
                 _ => None,
             };
-            let Some(again) = again else { return Err(classify(endpoint, error, heard)) };
+            let Some(again) = again else {
+                let error = classify(endpoint, error, heard);
+                if let Some(health) = health.filter(|_| error.kind.side() == Side::Upstream) {
+                    backend.failed(&health);
+                }
+                return Err(error);
+            };
             request = again;
             if unsent > 0 {
                 from = From::New;
@@ -246,6 +285,7 @@ impl Pools {
             }
             if error.is_of_the_endpoint() {
                 endpoint.not_connected(result(&error));
+                backend.failed(&endpoint.health);
             }
             let more = tried.len() < pool.len().min(MAX_ENDPOINTS) && Instant::now() < end;
             if !more || !error.is_of_the_endpoint() {

@@ -125,6 +125,7 @@ pub fn plan(name: &str) -> BackendPlan {
         target: BackendTarget::Service { service: ObjectName::new("ns", name), port: 80 },
         host_header: HostHeader::Preserve,
         tls: None,
+        traffic: Default::default(),
     }
 }
 

@@ -417,6 +417,7 @@ mod tests {
             target: BackendTarget::Service { service, port: 80 },
             host_header: HostHeader::Preserve,
             tls: None,
+            traffic: Default::default(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! The pools against scripted backends on loopback: what they do to us, and what a client of ours sees of it.
 
 mod answers;
+mod balancing;
 mod keeping;
 mod retrying;
 mod scripted;

@@ -14,7 +14,7 @@ use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use crate::message::{Body, ErrorKind, ProxyError, Request};
-use crate::route_map::{BackendPlan, BackendTarget, Endpoint, EndpointSet, HostHeader};
+use crate::route_map::{BackendPlan, BackendTarget, Endpoint, EndpointSet, HostHeader, TrafficPlan};
 use crate::telemetry::Telemetry;
 use crate::upstream::{Answer, Backend, Guard, Loopback, Pools, SendLimits};
 use crate::values::{BackendId, ObjectName};
@@ -114,12 +114,17 @@ pub(super) async fn head(stream: &mut TcpStream) -> Option<String> {
 }
 
 pub(super) fn backend(addresses: &[SocketAddr], host: HostHeader) -> Arc<Backend> {
+    backend_with(addresses, host, TrafficPlan::default())
+}
+
+pub(super) fn backend_with(addresses: &[SocketAddr], host: HostHeader, traffic: TrafficPlan) -> Arc<Backend> {
     let service = ObjectName::new("shop", "orders");
     let plan = BackendPlan {
         id: BackendId::Service { service: service.clone(), port: 80 },
         target: BackendTarget::Service { service, port: 80 },
         host_header: host,
         tls: None,
+        traffic,
     };
     let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend("orders"));
     backend.set_endpoints(set(addresses));

@@ -1,0 +1,217 @@
+//! What a replica knows of one endpoint, shared by its workers: how its last requests went, how long its answers take,
+//! how many are under way. Written at the end of a request, with plain atomics; what two workers do at once may be
+//! counted one off, which decides nothing that matters.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::route_map::EjectionPlan;
+
+/// An endpoint is ejected for so many times the first time at most.
+const MAX_TIMES: u32 = 10;
+/// After an ejection the share of an endpoint grows to its full size within this time.
+const RAMP: Duration = Duration::from_secs(10);
+/// And begins at so many hundredths.
+const FIRST_SHARE: u64 = 10;
+/// Answers of so long ago weigh about a third of those of now.
+const DECAY: Duration = Duration::from_secs(10);
+/// What an endpoint of which nothing is known yet would take, while it is asked: the others go first until it answers.
+const UNKNOWN: f64 = 1e9;
+
+#[derive(Debug)]
+pub(super) struct Health {
+    pub address: SocketAddr,
+    born: Instant,
+    /// In a row.
+    errors: AtomicU32,
+    /// Ejections that a good stretch has not made forgotten.
+    ejections: AtomicU32,
+    /// Milliseconds after `born`; 0: never ejected, or long ago.
+    ejected_until: AtomicU64,
+    active: AtomicU32,
+    /// The bits of an `f64`: microseconds until the head of an answer, newer ones weigh more.
+    latency: AtomicU64,
+    /// When that was written: microseconds after `born`.
+    measured: AtomicU64,
+}
+
+/// Whether an endpoint may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    Good,
+    Ejected,
+    /// It comes back: so many of a hundred of its requests.
+    Recovering(u64),
+}
+
+impl Health {
+    pub fn new(address: SocketAddr) -> Self {
+        Self {
+            address,
+            born: Instant::now(),
+            errors: AtomicU32::new(0),
+            ejections: AtomicU32::new(0),
+            ejected_until: AtomicU64::new(0),
+            active: AtomicU32::new(0),
+            latency: AtomicU64::new(0),
+            measured: AtomicU64::new(0),
+        }
+    }
+
+    pub fn standing(&self) -> Standing {
+        match self.ejected_until.load(Ordering::Relaxed) {
+            0 => Standing::Good,
+            until => self.standing_at(until, self.millis()),
+        }
+    }
+
+    fn standing_at(&self, until: u64, now: u64) -> Standing {
+        let (ramp, since) = (RAMP.as_millis() as u64, now.saturating_sub(until));
+        if now < until {
+            return Standing::Ejected;
+        }
+        if since < ramp {
+            return Standing::Recovering(FIRST_SHARE + (100 - FIRST_SHARE) * since / ramp);
+        }
+        // A good stretch as long again: what was is forgotten.
+        if since > 2 * ramp {
+            self.ejected_until.store(0, Ordering::Relaxed);
+            self.ejections.store(0, Ordering::Relaxed);
+            self.errors.store(0, Ordering::Relaxed);
+        }
+        Standing::Good
+    }
+
+    /// An answer that is none of the server's failures.
+    pub fn went_well(&self) {
+        if self.errors.load(Ordering::Relaxed) != 0 {
+            self.errors.store(0, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether this was the error that makes it unfit; then [`Health::eject`] it if the others allow.
+    pub fn failed(&self, plan: &EjectionPlan) -> bool {
+        let errors = self.errors.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        match self.standing() {
+            Standing::Ejected => false,
+            Standing::Good => errors >= plan.consecutive_errors,
+            // It is on trial.
+            Standing::Recovering(_) => true,
+        }
+    }
+
+    /// For how long it is left alone from now on.
+    pub fn eject(&self, plan: &EjectionPlan) -> Duration {
+        let times = self.ejections.fetch_add(1, Ordering::Relaxed).saturating_add(1).min(MAX_TIMES);
+        let time = plan.eject_for.saturating_mul(times);
+        let until = self.millis().saturating_add(time.as_millis() as u64).max(1);
+        self.ejected_until.store(until, Ordering::Relaxed);
+        self.errors.store(0, Ordering::Relaxed);
+        time
+    }
+
+    pub fn begins(&self) {
+        self.active.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn ends(&self) {
+        self.active.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    pub fn active(&self) -> u32 {
+        self.active.load(Ordering::Relaxed)
+    }
+
+    /// The head of an answer took so long. A slower one counts at once, a faster one by and by.
+    pub fn measure(&self, took: Duration) {
+        let (took, before) = (took.as_micros() as f64, f64::from_bits(self.latency.load(Ordering::Relaxed)));
+        let now = self.born.elapsed().as_micros() as u64;
+        let since = now.saturating_sub(self.measured.swap(now, Ordering::Relaxed));
+        let kept = (-(since as f64) / DECAY.as_micros() as f64).exp();
+        let after = if took > before { took } else { before * kept + took * (1.0 - kept) };
+        self.latency.store(after.to_bits(), Ordering::Relaxed);
+    }
+
+    /// What one more request would have to wait for, in microseconds, more or less.
+    pub fn cost(&self) -> f64 {
+        let (active, latency) =
+            (f64::from(self.active()), f64::from_bits(self.latency.load(Ordering::Relaxed)));
+        match latency {
+            0.0 => active * UNKNOWN,
+            latency => latency * (active + 1.0),
+        }
+    }
+
+    fn millis(&self) -> u64 {
+        self.born.elapsed().as_millis() as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::advance;
+
+    use super::*;
+
+    const PLAN: EjectionPlan =
+        EjectionPlan { consecutive_errors: 3, eject_for: Duration::from_secs(30), max_percent: 50 };
+
+    fn health() -> Health {
+        Health::new(([127, 0, 0, 1], 80).into())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn errors_count_in_a_row() {
+        let health = health();
+        for _ in 0..10 {
+            assert!(!health.failed(&PLAN) && !health.failed(&PLAN));
+            health.went_well();
+        }
+        assert!(!health.failed(&PLAN) && !health.failed(&PLAN) && health.failed(&PLAN));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_comes_back_in_steps_and_one_error_sends_it_off_for_longer() {
+        let health = health();
+        let secs = |secs| advance(Duration::from_secs(secs));
+        assert_eq!(health.eject(&PLAN), Duration::from_secs(30));
+        secs(29).await;
+        assert_eq!(health.standing(), Standing::Ejected);
+        secs(1).await;
+        assert_eq!(health.standing(), Standing::Recovering(10));
+        secs(5).await;
+        assert_eq!(health.standing(), Standing::Recovering(55));
+        assert!(health.failed(&PLAN), "on trial one error is enough");
+        assert_eq!(health.eject(&PLAN), Duration::from_secs(60));
+        secs(60 + 10).await;
+        assert_eq!(health.standing(), Standing::Good);
+        secs(11).await;
+        assert_eq!(health.standing(), Standing::Good);
+        assert_eq!(health.eject(&PLAN), Duration::from_secs(30), "all is forgotten");
+        for _ in 0..20 {
+            health.eject(&PLAN);
+        }
+        assert_eq!(health.eject(&PLAN), Duration::from_secs(300), "and there is a bound");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peak_counts_at_once_and_fades() {
+        let health = health();
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(health.cost(), 0.0);
+        health.begins();
+        assert!(health.cost() >= UNKNOWN, "asked and silent");
+        health.measure(Duration::from_millis(1));
+        assert_eq!(health.cost(), 2000.0);
+        health.ends();
+        health.measure(Duration::from_millis(100));
+        assert_eq!(health.cost(), 100_000.0);
+        advance(DECAY).await;
+        health.measure(Duration::from_millis(1));
+        let faded = health.cost();
+        assert!((30_000.0..40_000.0).contains(&faded), "{faded}");
+    }
+}

@@ -1,0 +1,210 @@
+//! How requests are spread over endpoints, and which are left alone.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::sleep;
+
+use super::scripted::{
+    OK, Scripted, Step, backend_with, get, kind, local, local_paused, pools, settle, whole,
+};
+use crate::message::ErrorKind;
+use crate::route_map::{Balance, EjectionPlan, HostHeader, TrafficPlan};
+use crate::upstream::{Backend, Guard, Loopback, Pools, SendLimits};
+
+const ERROR: &str = "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
+
+fn balanced(balance: Balance) -> TrafficPlan {
+    TrafficPlan { balance, ..TrafficPlan::default() }
+}
+
+fn ejecting(max_percent: u8) -> TrafficPlan {
+    let plan = EjectionPlan { consecutive_errors: 3, eject_for: Duration::from_secs(30), max_percent };
+    TrafficPlan { ejection: Some(plan), ..TrafficPlan::default() }
+}
+
+async fn servers(count: usize, script: super::scripted::Script) -> Vec<Scripted> {
+    futures_util::future::join_all((0..count).map(|_| Scripted::start(script))).await
+}
+
+fn before(servers: &[&Scripted], traffic: TrafficPlan) -> Arc<Backend> {
+    let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
+    backend_with(&addresses, HostHeader::Preserve, traffic)
+}
+
+/// So many requests, one after the other; how many went wrong.
+async fn ask(pools: &Pools, backend: &Arc<Backend>, count: usize) -> usize {
+    let mut errors = 0;
+    for _ in 0..count {
+        let answer = pools.send(backend, get(), None, SendLimits::default()).await.expect("an answer");
+        errors += usize::from(answer.response.status() != 200);
+        answer.response.into_body().read(100).await.expect("whole");
+    }
+    errors
+}
+
+#[test]
+fn sixteen_workers_that_take_turns_or_chances_spread_requests_evenly() {
+    local(async {
+        for (balance, most_off) in
+            [(Balance::RoundRobin, 5), (Balance::Random, 15), (Balance::LeastRequest, 15)]
+        {
+            let servers = servers(5, |_| vec![Step::Answer(OK)]).await;
+            let backend = before(&servers.iter().collect::<Vec<_>>(), balanced(balance));
+            for worker in 0..16 {
+                let pools = Pools::new(0, 1000 + worker, Guard::new(Loopback::Allowed));
+                ask(&pools, &backend, 100).await;
+            }
+            let (mean, all) = (1600 / 5, servers.iter().map(Scripted::requests).collect::<Vec<_>>());
+            let worst = all.iter().map(|count| count.abs_diff(mean) * 100 / mean).max();
+            assert!(worst <= Some(most_off), "{balance:?}: {all:?}");
+        }
+    });
+}
+
+#[test]
+fn an_endpoint_that_is_slow_gets_fewer_requests() {
+    local_paused(async {
+        for (balance, fewer) in
+            [(Balance::RoundRobin, false), (Balance::LeastRequest, true), (Balance::PeakEwma, true)]
+        {
+            let (quick, slow) =
+                (lagging(Duration::from_millis(1)).await, lagging(Duration::from_millis(100)).await);
+            let addresses = [quick.0, slow.0];
+            let backend = backend_with(&addresses, HostHeader::Preserve, balanced(balance));
+            let pools = pools();
+            let client = async {
+                for _ in 0..50 {
+                    whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
+                }
+            };
+            futures_util::future::join4(
+                client,
+                ask_more(&pools, &backend),
+                ask_more(&pools, &backend),
+                ask_more(&pools, &backend),
+            )
+            .await;
+            let (quick, slow) = (*quick.1.borrow(), *slow.1.borrow());
+            assert_eq!(quick + slow, 200);
+            assert_eq!(slow < 60, fewer, "{balance:?}: {quick} and {slow}");
+        }
+    });
+}
+
+async fn ask_more(pools: &Pools, backend: &Arc<Backend>) {
+    assert_eq!(ask(pools, backend, 50).await, 0);
+}
+
+/// A backend that answers after this time; its address, and how many it answered.
+async fn lagging(time: Duration) -> (std::net::SocketAddr, Rc<RefCell<usize>>) {
+    use tokio::io::AsyncWriteExt as _;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("bind");
+    let (address, count) = (listener.local_addr().expect("bound"), Rc::<RefCell<usize>>::default());
+    let answered = count.clone();
+    tokio::task::spawn_local(async move {
+        while let Ok((mut stream, _)) = listener.accept().await {
+            let answered = answered.clone();
+            tokio::task::spawn_local(async move {
+                while super::scripted::head(&mut stream).await.is_some() {
+                    sleep(time).await;
+                    *answered.borrow_mut() += 1;
+                    stream.write_all(OK.as_bytes()).await.unwrap_or_default();
+                }
+            });
+        }
+    });
+    (address, count)
+}
+
+#[test]
+fn an_endpoint_that_fails_again_and_again_is_left_alone_and_comes_back_in_steps() {
+    local_paused(async {
+        // Mended by the time of the second connection.
+        let bad = Scripted::start(|number| vec![Step::Answer(if number == 0 { ERROR } else { OK })]).await;
+        let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let (pools, backend) = (pools(), before(&[&bad, &good], ejecting(50)));
+        assert_eq!(ask(&pools, &backend, 20).await, 3, "three errors, then no more");
+        assert_eq!(bad.requests(), 3);
+        sleep(Duration::from_secs(29)).await;
+        assert_eq!(backend.stats.totals().expect("counted").ejected, 1);
+        assert_eq!(ask(&pools, &backend, 20).await, 0);
+        assert_eq!(bad.requests(), 3);
+        sleep(Duration::from_secs(2)).await;
+        ask(&pools, &backend, 100).await;
+        let first = bad.requests() - 3;
+        assert!((1..40).contains(&first), "a share of its share: {first}");
+        sleep(Duration::from_secs(12)).await;
+        ask(&pools, &backend, 100).await;
+        assert_eq!(bad.requests() - 3 - first, 50);
+        let totals = backend.stats.totals().expect("counted");
+        assert_eq!((totals.ejected, totals.ejections), (0, 1));
+    });
+}
+
+#[test]
+fn without_a_word_about_it_nothing_is_ejected() {
+    local(async {
+        let bad = Scripted::start(|_| vec![Step::Answer(ERROR)]).await;
+        let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let backend = before(&[&bad, &good], TrafficPlan::default());
+        assert_eq!(ask(&pools(), &backend, 20).await, 10);
+    });
+}
+
+#[test]
+fn a_share_of_the_endpoints_stays_whatever_they_answer() {
+    local(async {
+        for (percent, ejections) in [(0, 0), (50, 2), (75, 3), (100, 4)] {
+            let bad = servers(4, |_| vec![Step::Answer(ERROR)]).await;
+            let backend = before(&bad.iter().collect::<Vec<_>>(), ejecting(percent));
+            assert_eq!(ask(&pools(), &backend, 100).await, 100, "somebody is asked");
+            assert_eq!(backend.stats.totals().expect("counted").ejections, ejections, "{percent}%");
+        }
+    });
+}
+
+#[test]
+fn silence_and_closed_doors_count_as_failures() {
+    local(async {
+        for step in [Step::Close, Step::Silence] {
+            let script: super::scripted::Script = match step {
+                Step::Close => |_| vec![Step::Close],
+                _ => |_| vec![Step::Silence],
+            };
+            let bad = Scripted::start(script).await;
+            let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+            let (pools, backend) = (pools(), before(&[&bad, &good], ejecting(50)));
+            let limits = SendLimits { one_try: Some(Duration::from_millis(30)), ..SendLimits::default() };
+            let mut errors = 0;
+            for _ in 0..12 {
+                let post = super::scripted::request(http::Method::POST, crate::message::Body::Empty);
+                errors += usize::from(pools.send(&backend, post, None, limits).await.is_err());
+            }
+            assert_eq!(errors, 3);
+            assert_eq!(backend.stats.totals().expect("counted").ejections, 1);
+        }
+    });
+}
+
+#[test]
+fn requests_over_the_bound_are_told_at_once() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Silence]).await;
+        let traffic = TrafficPlan { max_requests: Some(3), ..TrafficPlan::default() };
+        let (pools, backend) = (pools(), before(&[&server], traffic));
+        let mut waiting: Vec<_> =
+            (0..3).map(|_| Box::pin(pools.send(&backend, get(), None, SendLimits::default()))).collect();
+        for request in &mut waiting {
+            assert!(futures_util::poll!(request).is_pending());
+        }
+        settle().await;
+        let fourth = pools.send(&backend, get(), None, SendLimits::default()).await;
+        assert_eq!(kind(fourth), ErrorKind::Overloaded);
+        drop(waiting.pop());
+        let mut next = Box::pin(pools.send(&backend, get(), None, SendLimits::default()));
+        assert!(futures_util::poll!(&mut next).is_pending(), "there is room again");
+    });
+}
