@@ -40,6 +40,12 @@ pub struct Run {
     /// Open connections of clients; further ones wait until one ends
     #[arg(long, value_name = "N", env = "PORTCULLIS_MAX_CONNECTIONS", default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
     max_connections: u32,
+    /// Open connections of one client's address, of IPv6 its /64; further ones are closed [default: any number]
+    #[arg(long, value_name = "N", env = "PORTCULLIS_MAX_CONNECTIONS_PER_CLIENT", value_parser = clap::value_parser!(u32).range(1..))]
+    max_connections_per_client: Option<u32>,
+    /// Connections accepted in a second; further ones wait for their turn [default: as they come]
+    #[arg(long, value_name = "N", env = "PORTCULLIS_MAX_ACCEPTS_PER_SECOND", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    max_accepts_per_second: Option<u32>,
     /// One JSON line a request: off, stdout, or a file that is appended to
     #[arg(long, value_name = "off|stdout|FILE", env = "PORTCULLIS_ACCESS_LOG", default_value = "off")]
     access_log: String,
@@ -247,6 +253,8 @@ fn settings(args: Run) -> Settings {
             installation: Arc::from(args.class_name.as_str()),
             limits: proxy::Limits {
                 connections: usize::try_from(args.max_connections).unwrap_or(usize::MAX),
+                connections_per_client: args.max_connections_per_client,
+                accepts_per_second: args.max_accepts_per_second,
                 ..proxy::Limits::default()
             },
         },

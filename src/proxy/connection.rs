@@ -96,6 +96,15 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
         }
         watch.read_waits(Wait::FirstByte);
     }
+    let mut seat = None;
+    if let Some(crowd) = &worker.shared.crowd {
+        seat = crowd.seat(peer.ip());
+        if seat.is_none() {
+            tracing::debug!(client = %peer.ip(), "a client has too many connections; this one is closed");
+            return worker.stats.turned_away();
+        }
+    }
+    let _seat = seat;
     let (wire, read_ahead, http2, session) = if tls {
         let Some(established) = unless_cut(&watch, tls::handshake(worker, socket)).await else {
             worker.stats.handshake_failure(HandshakeFailure::TimedOut);

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::connection;
 use super::worker::{Ear, Worker};
-use crate::lifecycle::Phase;
+use crate::lifecycle::{DrainSignal, Phase};
 
 const BACKLOG: i32 = 1024;
 /// A worker that is ahead by more than this hands connections over.
@@ -93,6 +93,7 @@ async fn accept_all(worker: &Rc<Worker>, ear: Ear) {
                         () = drain.reached(Phase::Draining) => break,
                     }
                 }
+                paced(worker, &mut drain).await;
                 place(worker, socket, peer, ear.tls);
             }
             Err(error) if exhausted(&error) => {
@@ -104,6 +105,23 @@ async fn accept_all(worker: &Rc<Worker>, ear: Ear) {
         }
     }
     empty(worker, listener, ear.tls);
+}
+
+/// Waits until one more connection may be accepted, or for drain, in which nobody waits.
+async fn paced(worker: &Worker, drain: &mut DrainSignal) {
+    let Some(pace) = &worker.shared.pace else { return };
+    let Err(mut wait) = pace.take() else { return };
+    worker.stats.accept_delayed();
+    loop {
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = drain.reached(Phase::Draining) => return,
+        }
+        match pace.take() {
+            Ok(()) => return,
+            Err(longer) => wait = longer,
+        }
+    }
 }
 
 /// Who is in the queue has a connection already: closing the socket before it is empty would reset it. Asks the kernel

@@ -37,6 +37,7 @@ mod admission;
 mod certificates;
 mod client_certificates;
 mod connection;
+mod crowd;
 mod forward;
 mod forwarded;
 mod frames;

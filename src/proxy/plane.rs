@@ -11,6 +11,7 @@ use std::time::Instant;
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 
+use super::crowd::{Crowd, Pace};
 use super::keep::{Fetches, Kept};
 use super::live::{Linker, Live};
 use super::worker::{Desk, Ear, Shared};
@@ -70,6 +71,8 @@ impl DataPlane {
         let loopback = if settings.loopback_backends { Loopback::Allowed } else { Loopback::Refused };
         let shared = Arc::new(Shared {
             guard: Guard::denying(loopback, settings.egress_deny.clone()),
+            crowd: settings.limits.connections_per_client.map(|most| Arc::new(Crowd::new(most))),
+            pace: settings.limits.accepts_per_second.map(Pace::new),
             settings: Arc::new(settings),
             https_port,
             telemetry,

@@ -43,6 +43,10 @@ pub struct ProxyProtocol {
 pub struct Limits {
     /// Open connections of clients; what comes after them waits in the kernel's queue.
     pub connections: usize,
+    /// Of one client's address; what comes after them is closed. `None`: nobody counts.
+    pub connections_per_client: Option<u32>,
+    /// So many connections are accepted in a second; the others wait. `None`: as they come.
+    pub accepts_per_second: Option<u32>,
     /// A TLS handshake, and the first byte of a connection.
     pub tls_handshake: Duration,
     /// A request's head, from its first byte.
@@ -72,6 +76,8 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 10_000,
+            connections_per_client: None,
+            accepts_per_second: None,
             tls_handshake: Duration::from_secs(10),
             request_head: Duration::from_secs(10),
             keep_alive_idle: Duration::from_secs(60),

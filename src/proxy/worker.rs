@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::crowd::{Crowd, Pace};
 use super::keep::Kept;
 use super::live::Live;
 use super::watch::{Sweep, Verdict};
@@ -38,6 +39,9 @@ pub struct Shared {
     pub generation: AtomicU64,
     pub tls: tls::Configurations,
     pub keep: Kept,
+    /// Where connections are counted by client.
+    pub crowd: Option<Arc<Crowd>>,
+    pub pace: Option<Pace>,
     /// Of each worker: how many connections it has, and where others hand it more.
     pub desks: Vec<Desk>,
 }

@@ -278,6 +278,20 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_connections_refused_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Connections of clients that had as many as --max-connections-per-client allows",
+        read: |scrape, emit| emit(&[], sum(scrape, |worker| &worker.turned_away)),
+    },
+    Metric {
+        name: "portcullis_accepts_delayed_total",
+        kind: Kind::Counter,
+        labels: &[],
+        help: "Connections of clients that waited for their turn by --max-accepts-per-second",
+        read: |scrape, emit| emit(&[], sum(scrape, |worker| &worker.delayed)),
+    },
+    Metric {
         name: "portcullis_tls_handshakes_total",
         kind: Kind::Counter,
         labels: &["version"],

@@ -58,6 +58,8 @@ pub struct WorkerStats {
     pub(super) handshakes: [Count; 2],
     pub(super) failures: [Count; 8],
     pub(super) refused_headers: [Count; 4],
+    pub(super) turned_away: Count,
+    pub(super) delayed: Count,
     pub(super) panics: Count,
 }
 
@@ -89,6 +91,16 @@ impl WorkerStats {
 
     pub fn header_refused(&self, why: HeaderRefusal) {
         self.refused_headers[why as usize].add(1);
+    }
+
+    /// A client had as many connections as it may.
+    pub fn turned_away(&self) {
+        self.turned_away.add(1);
+    }
+
+    /// A connection waited, because too many came at once.
+    pub fn accept_delayed(&self) {
+        self.delayed.add(1);
     }
 
     /// Code of ours panicked; one request or connection was lost by it.

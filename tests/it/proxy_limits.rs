@@ -105,6 +105,70 @@ async fn more_connections_than_allowed_wait_for_a_place() {
     assert_eq!(status(&answer(&mut fifth).await), 200);
 }
 
+/// A connection from this address.
+async fn from(address: &str, gateway: &Gateway) -> TcpStream {
+    let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+    socket.bind(format!("{address}:0").parse().expect("an address")).expect("loopback is ours");
+    socket.connect(gateway.http()).await.expect("connects")
+}
+
+#[tokio::test]
+async fn one_client_has_so_many_connections_and_another_all_of_its_own() {
+    let gateway = Gateway::with(|settings| settings.limits.connections_per_client = Some(2));
+    gateway.serve(&[("", respond("ok"))], &[]);
+    const GET: &[u8] = b"GET / HTTP/1.1\r\nhost: a\r\n\r\n";
+    let mut served = Vec::new();
+    for address in ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2"] {
+        let mut socket = from(address, &gateway).await;
+        socket.write_all(GET).await.expect("sent");
+        assert_eq!(status(&answer(&mut socket).await), 200, "{address}");
+        served.push(socket);
+    }
+    for _ in 0..3 {
+        let mut third = from("127.0.0.1", &gateway).await;
+        let _ = third.write_all(GET).await;
+        let mut read = Vec::new();
+        let _ = third.read_to_end(&mut read).await;
+        assert!(read.is_empty(), "it is closed without an answer");
+    }
+    let metrics = gateway.telemetry.render();
+    assert!(metrics.contains("portcullis_connections_refused_total 3\n"), "{metrics}");
+    for socket in &mut served {
+        socket.write_all(GET).await.expect("those that have a place are served");
+        assert_eq!(status(&answer(socket).await), 200);
+    }
+    served.remove(0);
+    until_served(async || {
+        let mut again = from("127.0.0.1", &gateway).await;
+        let _ = again.write_all(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").await;
+        let mut read = Vec::new();
+        let _ = again.read_to_end(&mut read).await;
+        read.starts_with(b"HTTP/1.1 200")
+    })
+    .await;
+}
+
+/// Asks until it pleases.
+async fn until_served(ask: impl AsyncFn() -> bool) {
+    let asking = async { while !ask().await {} };
+    tokio::time::timeout(PATIENCE, asking).await.expect("served in time");
+}
+
+#[tokio::test]
+async fn connections_are_accepted_at_the_pace_that_is_set_and_all_are_served() {
+    let gateway = Gateway::with(|settings| settings.limits.accepts_per_second = Some(50));
+    gateway.serve(&[("", respond("ok"))], &[]);
+    let began = std::time::Instant::now();
+    let ask = || exchange(gateway.http(), "GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n");
+    let answers = futures_util::future::join_all((0..30).map(|_| ask())).await;
+    assert!(answers.iter().all(|answer| status(answer) == 200));
+    // Five may come at once; the others come every 20 ms. Nothing makes that faster.
+    assert!(began.elapsed() >= std::time::Duration::from_millis(480), "{:?}", began.elapsed());
+    let metrics = gateway.telemetry.render();
+    let delayed = metrics.lines().find_map(|line| line.strip_prefix("portcullis_accepts_delayed_total "));
+    assert!(delayed.is_some_and(|count| count.parse::<f64>().expect("a number") >= 20.0), "{delayed:?}");
+}
+
 #[tokio::test]
 async fn a_body_that_stalls_is_408_and_the_backend_is_left() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");

@@ -161,3 +161,22 @@ async fn a_header_that_never_ends_is_cut() {
         assert!(ended.is_ok() && rest.is_empty(), "{part:?}");
     }
 }
+
+#[test]
+fn connections_are_counted_by_whom_the_header_names() {
+    let backend = Backend::start("one");
+    let gateway = gateway(&backend, &[ON, &["--max-connections-per-client", "1"]].concat());
+    let keep = |client: &str| {
+        let header = format!("PROXY TCP4 {client} 10.0.0.1 8080 80\r\n");
+        let mut stream = after(gateway.http, header.as_bytes());
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").expect("sent");
+        let mut start = [0; 12];
+        let is_served = stream.read_exact(&mut start).is_ok();
+        (stream, is_served)
+    };
+    let (one, other) = (keep("192.0.2.7"), keep("192.0.2.8"));
+    assert!(one.1 && other.1, "all of them come from one load balancer");
+    assert!(!keep("192.0.2.7").1);
+    drop(one);
+    until("its place to be free", || keep("192.0.2.7").1.then_some(()));
+}

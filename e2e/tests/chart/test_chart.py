@@ -245,7 +245,7 @@ class Chart(unittest.TestCase):
     def test_values_are_checked(self):
         for bad in ("kind=Pod", "replicas=-1", "drain.delay=5", "service.type=ExternalName", "replicsa=3", "hostnames=All",
                     "trustedHops=-1", "accessLog=stderr", "watchNamespaces={Shop}", "image.digest=sha256:12",
-                    "rbac.secrets=some", "maxConnections=0", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
+                    "rbac.secrets=some", "maxConnections=0", "maxConnectionsPerClient=0", "maxAcceptsPerSecond=0", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
                     "rbac.secrets=names,rbac.secretNamespaces={shop}",
                     "egress.deny={everything}", "egress.allow={10.0.0.0/8}",
                     "proxyProtocol.listeners={admin}", "proxyProtocol.trustedProxies={everybody}"):
@@ -277,6 +277,12 @@ class Chart(unittest.TestCase):
     def test_numbers_arrive_as_they_are_written(self):
         self.assertEqual(env(render())["PORTCULLIS_MAX_CONNECTIONS"], "10000")
         self.assertEqual(env(render("maxConnections=25000000"))["PORTCULLIS_MAX_CONNECTIONS"], "25000000")
+
+    def test_bounds_of_clients_are_off_and_arrive(self):
+        names = ("PORTCULLIS_MAX_CONNECTIONS_PER_CLIENT", "PORTCULLIS_MAX_ACCEPTS_PER_SECOND")
+        self.assertFalse(set(names) & set(env(render())))
+        given = env(render("maxConnectionsPerClient=100", "maxAcceptsPerSecond=1000000"))
+        self.assertEqual([given[n] for n in names], ["100", "1000000"])
 
     def test_denied_networks_arrive(self):
         self.assertNotIn("PORTCULLIS_EGRESS_DENY", env(render()))
