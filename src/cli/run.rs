@@ -1,10 +1,12 @@
 //! `portcullis run`: the gateway.
 
+use std::convert::Infallible;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
@@ -16,7 +18,7 @@ use crate::controller::{self, Area, PeerSettings};
 use crate::message::Scheme;
 use crate::proxy;
 use crate::telemetry::AccessTarget;
-use crate::values::{Duration, LabelSelector, ObjectName};
+use crate::values::{Duration, LabelSelector, ObjectName, Redacted};
 
 #[derive(Args, Debug)]
 pub struct Run {
@@ -87,8 +89,8 @@ pub struct Run {
     )]
     egress_deny: Vec<IpNet>,
     /// Redis in which replicas count together: redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS
-    #[arg(long, value_name = "URL", env = "PORTCULLIS_REDIS", hide_env_values = true)]
-    redis: Option<StoreUrl>,
+    #[arg(long, value_name = "URL", env = "PORTCULLIS_REDIS", hide_env_values = true, value_parser = hidden)]
+    redis: Option<Redacted<String>>,
     /// How long a request waits for it at most
     #[arg(long, value_name = "DURATION", env = "PORTCULLIS_REDIS_TIMEOUT", default_value = "20ms")]
     redis_timeout: Duration,
@@ -222,7 +224,7 @@ impl From<Hostnames> for HostnameClaims {
 
 pub fn run(args: Run) -> anyhow::Result<ExitCode> {
     logging::start();
-    let bound = app::bind(settings(args))?;
+    let bound = app::bind(settings(args)?)?;
     print(bound.addresses());
     let ended = bound.run()?;
     Ok(match ended {
@@ -231,12 +233,24 @@ pub fn run(args: Run) -> anyhow::Result<ExitCode> {
     })
 }
 
-fn settings(args: Run) -> Settings {
+/// What holds a password is proven later: messages about flags say what was given.
+fn hidden(text: &str) -> Result<Redacted<String>, Infallible> {
+    Ok(Redacted::new(text.to_owned()))
+}
+
+fn store(url: Option<&Redacted<String>>, patience: Duration) -> anyhow::Result<Option<app::Store>> {
+    let Some(url) = url else { return Ok(None) };
+    let url: StoreUrl = url.expose().parse().map_err(|why| anyhow!("the URL of --redis is {why}"))?;
+    Ok(Some(app::Store { url, patience: patience.std() }))
+}
+
+fn settings(args: Run) -> anyhow::Result<Settings> {
     let files = !args.manifests.is_empty();
     let namespace = Arc::from(args.cluster.namespace.as_str());
     let served = args.cluster.namespace_selector.clone();
     let own_pods = args.cluster.own_pods();
-    Settings {
+    let store = store(args.redis.as_ref(), args.redis_timeout)?;
+    Ok(Settings {
         source: if files { Source::Files(args.manifests) } else { args.cluster.source(&args.class_name) },
         proxy: proxy::Settings {
             http: or_every_address(args.http, 8080),
@@ -261,7 +275,7 @@ fn settings(args: Run) -> Settings {
         compile: Options {
             class_name: args.class_name.into(),
             hostnames: args.hostnames.into(),
-            has_store: args.redis.is_some(),
+            has_store: store.is_some(),
             loopback: if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused },
             namespace,
             served,
@@ -270,7 +284,7 @@ fn settings(args: Run) -> Settings {
             .admin
             .or_else(|| Some(if files { (Ipv4Addr::LOCALHOST, 9090).into() } else { every_address(9090) })),
         own_pods,
-        store: args.redis.map(|url| app::Store { url, patience: args.redis_timeout.std() }),
+        store,
         access_log: match args.access_log.as_str() {
             "off" => AccessTarget::Off,
             "stdout" => AccessTarget::Stdout,
@@ -280,7 +294,7 @@ fn settings(args: Run) -> Settings {
             .drain_delay
             .map_or(std::time::Duration::from_secs(if files { 0 } else { 5 }), Duration::std),
         drain_timeout: args.drain_timeout.std(),
-    }
+    })
 }
 
 fn or_every_address(given: Vec<SocketAddr>, port: u16) -> Vec<SocketAddr> {

@@ -5,6 +5,7 @@ mod authentication;
 mod authorization;
 mod backend_tls;
 mod basic_auth;
+mod canaries;
 mod client_certificates;
 mod commands;
 mod compile_golden;
