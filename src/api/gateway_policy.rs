@@ -57,7 +57,6 @@ pub struct GatewayPolicySpec {
     #[serde(default)]
     pub precedence: Precedence,
     /// The members; explained at gwr.spec.rules.policy.
-    #[serde(default, skip_serializing_if = "Policy::is_empty")]
     pub policy: Policy,
 }
 

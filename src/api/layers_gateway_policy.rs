@@ -38,8 +38,16 @@ pub fn parse_policy(spec: &str) -> ParsedPolicy {
     let shape = &SHAPES.policy;
     warn_of_unknown(&mut object, shape, &at, &mut policy.problems);
     let of = |name: &str| shape.at(name).expect("the schema has it");
-    if let Some(value) = object.remove("policy") {
-        policy.policy = layers_policy::read(value, of("policy"), &at.field("policy"), &mut policy.problems);
+    match object.remove("policy") {
+        Some(value) => {
+            policy.policy =
+                layers_policy::read(value, of("policy"), &at.field("policy"), &mut policy.problems);
+        }
+        // A name that is misspelt would let everybody in where its members should stand.
+        None => {
+            policy.problems.push(Problem::error(at.clone(), Reason::Invalid, "policy is missing; add it"));
+            policy.policy.broken = true;
+        }
     }
     if let Some(mut value) = object.remove("precedence") {
         let read = checked(&mut value, of("precedence"), &at.field("precedence"), &mut policy.problems);

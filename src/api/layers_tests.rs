@@ -301,8 +301,11 @@ fn a_policy_denies_where_its_reach_or_its_force_cannot_be_told() {
         (json!({"precedence": "Override", "policy": {"disable": ["timeouts"]}}), true),
         (json!({"policy": {"timeout": {}}}), true),
         (json!({"policy": {"timeouts": {"request": 5}}}), false),
-        (json!({"precedence": "Override"}), false),
-        (json!({"targetRefs": [{"kind": "Gateway", "name": "a"}]}), false),
+        (json!({"precedence": "Override", "policy": {}}), false),
+        (json!({"targetRefs": [{"kind": "Gateway", "name": "a"}], "policy": {}}), false),
+        (json!({"precedence": "Override"}), true),
+        (json!({"polcy": {"timeouts": {"request": "5s"}}}), true),
+        (json!({"policy": null}), true),
     ] {
         let parsed = parse(spec.clone());
         assert_eq!((parsed.policy.broken, parsed.reach_unknown), (is_broken, false), "{spec}");

@@ -14,6 +14,7 @@ mod documentation;
 mod egress;
 mod examples;
 mod external_authorization;
+mod fail_closed;
 mod file_mode;
 mod hardening;
 mod harness;
