@@ -88,7 +88,8 @@ pub struct Run {
         value_parser = network
     )]
     egress_deny: Vec<IpNet>,
-    /// Redis in which replicas count together: redis://[USER:PASSWORD@]HOST:PORT/DB, rediss:// for TLS
+    /// Redis in which replicas count together: redis://[USER:PASSWORD@]HOST:PORT/DB,
+    /// redis+sentinel://HOST,HOST,HOST/PRIMARY or redis+cluster://HOST,HOST,HOST; rediss for TLS
     #[arg(long, value_name = "URL", env = "PORTCULLIS_REDIS", hide_env_values = true, value_parser = hidden)]
     redis: Option<Redacted<String>>,
     /// How long a request waits for it at most

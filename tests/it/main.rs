@@ -36,6 +36,7 @@ mod proxy_tls;
 mod rate_limits;
 mod raw_requests;
 mod redis;
+mod redis_groups;
 mod retries;
 mod tokens;
 mod trailers;

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
@@ -226,5 +229,98 @@ fn a_store_that_hangs_is_asked_once_a_second() {
     until("it to be asked again", || {
         gateway.get("shop.example", "/");
         (redis.asked() > before + well + hung).then_some(())
+    });
+}
+
+/// A way to a Redis. What it answers can be held back for two seconds.
+struct SlowWay {
+    address: SocketAddr,
+    is_slow: Arc<AtomicBool>,
+    calls: Arc<AtomicUsize>,
+}
+
+impl SlowWay {
+    fn to(redis: &Redis) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let address = listener.local_addr().expect("bound");
+        let way = Self { address, is_slow: Arc::default(), calls: Arc::default() };
+        let (is_slow, calls, socket) = (Arc::clone(&way.is_slow), Arc::clone(&way.calls), redis.socket());
+        std::thread::spawn(move || {
+            for client in listener.incoming().map_while(Result::ok) {
+                calls.fetch_add(1, Ordering::SeqCst);
+                let server = UnixStream::connect(&socket).expect("Redis is there");
+                let (mut from, mut to) =
+                    (client.try_clone().expect("open"), server.try_clone().expect("open"));
+                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                let is_slow = Arc::clone(&is_slow);
+                std::thread::spawn(move || hold_back(server, client, &is_slow));
+            }
+        });
+        way
+    }
+
+    fn url(&self) -> String {
+        format!("redis://{}", self.address)
+    }
+}
+
+/// Each piece on its own: a server that takes two seconds for everything, not one that answers in bursts.
+fn hold_back(mut server: UnixStream, client: TcpStream, is_slow: &AtomicBool) {
+    let (pieces, arriving) = std::sync::mpsc::channel::<(Instant, Vec<u8>)>();
+    let mut out = client.try_clone().expect("open");
+    std::thread::spawn(move || {
+        for (due, piece) in arriving {
+            std::thread::park_timeout(due.saturating_duration_since(Instant::now()));
+            if out.write_all(&piece).is_err() {
+                return;
+            }
+        }
+    });
+    let mut piece = [0; 4_096];
+    while let Ok(length @ 1..) = server.read(&mut piece) {
+        let delay = if is_slow.load(Ordering::SeqCst) { Duration::from_secs(2) } else { Duration::ZERO };
+        if pieces.send((Instant::now() + delay, piece[..length].to_vec())).is_err() {
+            break;
+        }
+    }
+    let _ = client.shutdown(std::net::Shutdown::Both);
+}
+
+#[test]
+#[ignore = "needs redis-server: tests/run redis"]
+fn a_store_that_takes_two_seconds_is_waited_for_no_longer_than_said() {
+    let redis = Redis::start();
+    let way = SlowWay::to(&redis);
+    let limit = "{name: fleet, requests: 1000000, per: 1h, scope: Global, onStoreFailure: Allow}";
+    let arguments = ["--redis", &way.url(), "--redis-timeout", "50ms"];
+    let gateway = Gateway::with(&[("route.yaml", &shop(limit))], &arguments);
+    until("the store", || up(&gateway).then_some(()));
+    (0..20).for_each(|_| assert_eq!(gateway.get("shop.example", "/").status, 204));
+    assert_eq!(
+        (redis.asked(), way.calls.load(Ordering::SeqCst)),
+        (20, 1),
+        "the control: one connection, all asked"
+    );
+
+    way.is_slow.store(true, Ordering::SeqCst);
+    let (began, mut requests) = (Instant::now(), 0);
+    while began.elapsed() < Duration::from_secs(5) {
+        assert_eq!(gateway.get("shop.example", "/").status, 204);
+        requests += 1;
+    }
+    let seconds = began.elapsed().as_secs();
+    let asked = redis.asked() - 20;
+    let calls = u64::try_from(way.calls.load(Ordering::SeqCst)).expect("few") - 1;
+    // Each that waited for the answer would have taken two seconds of the five.
+    assert!(requests > 40, "{requests} requests in {seconds} s");
+    assert!(
+        asked <= seconds + 2 && calls <= seconds + 1,
+        "{asked} questions, {calls} connections in {seconds} s"
+    );
+
+    way.is_slow.store(false, Ordering::SeqCst);
+    until("it to be asked again", || {
+        gateway.get("shop.example", "/");
+        (up(&gateway) && redis.asked() > 20 + asked).then_some(())
     });
 }

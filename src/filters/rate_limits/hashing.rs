@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{Context, SHA256};
 
@@ -26,11 +27,20 @@ impl Hash for Hashed<'_> {
     }
 }
 
+/// How the names of a limit's buckets in the store begin. What is written together has one tag in braces: a cluster keeps
+/// it on one server, so that all limits of a request are asked and charged there at once.
+pub fn shared_prefix(whose: &str, name: &str) -> Arc<str> {
+    let mut digest = Digest(Context::new(&SHA256));
+    whose.hash(&mut digest);
+    format!("portcullis:limit:{{{}}}:{name}:", digest.text(4)).into()
+}
+
 /// The name of a bucket in the store, the same on every replica: the limit's own, and a cryptographic hash of the rest,
 /// so that nobody can choose a key that meets another's, and no client's name stands in the store. `key`: the value of
 /// the limit's expression, if it has one; `None` within: it cannot be told.
-pub fn shared_key(whose: &str, name: &str, key: Option<&Option<Value<'_>>>, exchange: &Exchange) -> String {
+pub fn shared_key(prefix: &str, whose: &str, key: Option<&Option<Value<'_>>>, exchange: &Exchange) -> String {
     let mut digest = Digest(Context::new(&SHA256));
+    // The tag is too short to tell for sure.
     whose.hash(&mut digest);
     match (key, exchange.identity.known()) {
         (Some(value), _) => {
@@ -48,14 +58,27 @@ pub fn shared_key(whose: &str, name: &str, key: Option<&Option<Value<'_>>>, exch
             exchange.client.network().to_string().hash(&mut digest);
         }
     }
-    let mut text = format!("portcullis:limit:{name}:");
-    for byte in &digest.0.finish().as_ref()[..16] {
-        write!(text, "{byte:02x}").expect("a string takes all that is written");
-    }
+    let mut text = String::with_capacity(prefix.len() + 32);
+    text.push_str(prefix);
+    digest.end(16, &mut text);
     text
 }
 
 struct Digest(Context);
+
+impl Digest {
+    fn text(self, bytes: usize) -> String {
+        let mut text = String::new();
+        self.end(bytes, &mut text);
+        text
+    }
+
+    fn end(self, bytes: usize, text: &mut String) {
+        for byte in self.0.finish().as_ref().iter().take(bytes) {
+            write!(text, "{byte:02x}").expect("a string takes all that is written");
+        }
+    }
+}
 
 impl Hasher for Digest {
     fn write(&mut self, bytes: &[u8]) {

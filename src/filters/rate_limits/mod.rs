@@ -150,8 +150,16 @@ struct Limit {
     cost: Option<Expression>,
     dry_run: bool,
     before: Option<Before>,
-    /// It is counted in the store, and what to do without; `None`: each replica counts for itself.
-    on_store_failure: Option<OnStoreFailure>,
+    /// It is counted in the store; `None`: each replica counts for itself.
+    shared: Option<Shared>,
+}
+
+/// A limit that is counted in the store.
+#[derive(Clone, PartialEq)]
+struct Shared {
+    /// How the names of its buckets begin.
+    prefix: Arc<str>,
+    on_failure: OnStoreFailure,
 }
 
 impl Member for RateLimits {
@@ -206,6 +214,10 @@ impl Member for RateLimits {
                 is_whole &= !matches!(found, Some(None));
                 found.flatten()
             };
+            let shared = is_global.then(|| Shared {
+                prefix: hashing::shared_prefix(&whose, &spec.name),
+                on_failure: spec.on_store_failure.unwrap_or(OnStoreFailure::Local),
+            });
             limits.push(Limit {
                 whose: whose.clone(),
                 name: spec.name.into(),
@@ -218,7 +230,7 @@ impl Member for RateLimits {
                 cost: expression("cost", spec.cost.as_ref(), Kind::INT),
                 dry_run: spec.dry_run,
                 before: spec.before,
-                on_store_failure: is_global.then_some(spec.on_store_failure.unwrap_or(OnStoreFailure::Local)),
+                shared,
             });
             if is_global && !scope.has_store() {
                 let message = "no store is given to this installation (--redis), so onStoreFailure decides";
@@ -269,8 +281,8 @@ impl fmt::Debug for Limit {
                 write!(f, " {word} {expression:?}")?;
             }
         }
-        if let Some(failure) = self.on_store_failure {
-            write!(f, " shared, without store {failure:?}")?;
+        if let Some(Shared { on_failure, .. }) = &self.shared {
+            write!(f, " shared, without store {on_failure:?}")?;
         }
         if let Some(before) = self.before {
             write!(f, " before {before:?}")?;

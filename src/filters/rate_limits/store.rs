@@ -33,8 +33,8 @@ pub struct Store {
 #[derive(Debug)]
 pub struct Charges {
     pub counts: Vec<Count>,
-    /// Gone where nobody wants to know.
-    pub reply: Option<oneshot::Sender<Charged>>,
+    /// Gone where nobody wants to know. It is told nothing if whoever counts this is away and others are not.
+    pub reply: Option<oneshot::Sender<Option<Charged>>>,
 }
 
 /// A bucket in the store.
@@ -96,7 +96,7 @@ impl Store {
             if rests > 0 || self.rests.load(Ordering::Relaxed) > 0 {
                 self.rests.store(rests, Ordering::Relaxed);
             }
-            answer
+            answer.flatten()
         })
     }
 
@@ -150,8 +150,25 @@ mod tests {
         // Well again: everybody asks.
         let waiting = store.charge(count()).expect("asked");
         let reply = questions.recv().await.expect("a question").reply.expect("somebody waits");
-        reply.send(Charged::All(vec![Some(1)])).expect("waited for");
+        reply.send(Some(Charged::All(vec![Some(1)]))).expect("waited for");
         assert_eq!(waiting.await, Some(Charged::All(vec![Some(1)])));
         assert!(store.charge(count()).is_some() && store.charge(count()).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_is_away_keeps_nobody_from_asking_the_others() {
+        let store = Store::default();
+        let mut questions = store.questions(Duration::from_millis(20)).expect("once");
+        for _ in 0..3 {
+            let waiting = store.charge(count()).expect("asked");
+            let reply = questions.recv().await.expect("a question").reply.expect("somebody waits");
+            reply.send(None).expect("waited for");
+            assert_eq!(waiting.await, None);
+        }
+        // The control: nothing said at all.
+        let waiting = store.charge(count()).expect("asked");
+        drop(questions.recv().await);
+        assert_eq!(waiting.await, None);
+        assert!(store.charge(count()).is_none());
     }
 }

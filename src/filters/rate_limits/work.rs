@@ -133,7 +133,7 @@ impl Linked {
                 Some(Ok(Value::Int(cost))) => u64::try_from(cost).unwrap_or(1),
                 _ => 1,
             };
-            let counted = if limit.on_store_failure.is_some() { Counted::Shared } else { Counted::Here };
+            let counted = if limit.shared.is_some() { Counted::Shared } else { Counted::Here };
             *place = Some(Charge { limit, who: self.who(limit, exchange), cost, counted });
         }
         charges
@@ -220,7 +220,7 @@ impl Linked {
         now: u64,
     ) -> Decision<'static> {
         for charge in charges.iter_mut().flatten().filter(|charge| charge.counted == Counted::Shared) {
-            charge.counted = match charge.limit.on_store_failure {
+            charge.counted = match charge.limit.shared.as_ref().map(|shared| shared.on_failure) {
                 Some(OnStoreFailure::Allow) => Counted::Nowhere,
                 Some(OnStoreFailure::Deny) if !charge.limit.dry_run => {
                     return ErrorKind::StoreUnavailable.into();
@@ -281,8 +281,9 @@ impl Linked {
             let limit = charge.limit;
             let key = limit.key.as_ref().map(|key| key.evaluate(&Subject { exchange }).ok());
             let (interval, burst) = limit.rate.micros();
+            let prefix = limit.shared.as_ref().map_or("", |shared| &shared.prefix);
             Count {
-                key: shared_key(&limit.whose, &limit.name, key.as_ref(), exchange),
+                key: shared_key(prefix, &limit.whose, key.as_ref(), exchange),
                 interval,
                 burst,
                 cost: i64::try_from(charge.cost).unwrap_or(i64::MAX),
