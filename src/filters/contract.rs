@@ -31,6 +31,7 @@ pub enum Ring {
     SecurityHeaders,
     Cors,
     IpAccess,
+    Limits,
     EarlyRateLimits,
     Authentication,
     ExternalAuthorization,
@@ -45,7 +46,7 @@ impl Ring {
     pub const fn number(self) -> u8 {
         match self {
             Self::Cors | Self::SecurityHeaders => 4,
-            Self::IpAccess => 6,
+            Self::IpAccess | Self::Limits => 6,
             Self::EarlyRateLimits => 7,
             Self::Authentication | Self::ExternalAuthorization | Self::Authorization => 8,
             Self::RateLimits => 9,

@@ -18,6 +18,7 @@ mod registry;
 mod cors;
 mod ext_auth;
 mod ip_access;
+mod limits;
 mod rate_limits;
 mod request;
 mod response;

@@ -2,7 +2,7 @@
 
 use super::contract::{Row, filter, setting};
 use super::{
-    authentication, authorization, cors, ext_auth, ip_access, rate_limits, request, response, retry,
+    authentication, authorization, cors, ext_auth, ip_access, limits, rate_limits, request, response, retry,
     security_headers, timeouts, validation,
 };
 
@@ -13,6 +13,7 @@ pub static REGISTRY: &[Row] = &[
     filter::<cors::Cors>(),
     filter::<ext_auth::ExtAuth>(),
     filter::<ip_access::IpAccess>(),
+    filter::<limits::Limits>(),
     filter::<rate_limits::RateLimits>(),
     filter::<request::Request>(),
     filter::<response::Response>(),

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::time::Instant;
 
@@ -81,6 +82,24 @@ impl Quotas {
     }
 }
 
+/// A request's place among those that may be under way at once; given back when dropped.
+#[derive(Debug)]
+pub struct Place(Arc<AtomicU32>);
+
+impl Place {
+    /// `None`: there are `most` already.
+    pub fn take(open: &Arc<AtomicU32>, most: u32) -> Option<Self> {
+        let more = |open: u32| (open < most).then(|| open + 1);
+        open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self(Arc::clone(open)))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// The context of one request. `request` is what will go to the backend: filters change it in place.
 pub struct Exchange {
     pub request: Request,
@@ -92,6 +111,8 @@ pub struct Exchange {
     /// The rate limit that refused it, or would have.
     pub limited: Option<Limited>,
     pub quotas: Quotas,
+    /// Held until its answer is over, body and tunnel included.
+    pub places: Vec<Place>,
     /// What external authorizers said, if any were asked.
     pub consulted: Option<Consulted>,
     /// The site whose script asks, where `cors` allows it; kept, as a transform may take the field away.
@@ -134,6 +155,7 @@ impl Exchange {
             ruling: None,
             limited: None,
             quotas: Quotas::default(),
+            places: Vec::new(),
             consulted: None,
             origin: None,
             host,

@@ -15,7 +15,7 @@ pub use body::{Body, BodyError, TooLarge};
 pub use client::{Client, Protocol, Scheme};
 pub use client_certificate::ClientCertificate;
 pub use error::{ErrorKind, ProxyError, Side, Violation};
-pub use exchange::{Captures, ChargedLimits, Exchange, Labels, Quota, Quotas, RequestId};
+pub use exchange::{Captures, ChargedLimits, Exchange, Labels, Place, Quota, Quotas, RequestId};
 pub use identity::{Identity, IdentityKind, KnownIdentity};
 pub use outbound::{FixedHost, LocalFuture, Outbound};
 pub use strict_json::{Document, JsonBounds};

@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::live::LiveRule;
 use super::observed::Upload;
 use super::worker::Worker;
-use crate::message::{ErrorKind, Identity, Labels, Protocol, RequestId, Scheme};
+use crate::message::{ErrorKind, Identity, Labels, Place, Protocol, RequestId, Scheme};
 use crate::telemetry::{Consulted, InFlight, Limited, Record, Ruling, Sample, Somebody};
 use crate::upstream::Backend;
 
@@ -35,6 +35,8 @@ pub struct Account {
     pub limited: Option<Limited>,
     /// What external authorizers said.
     pub consulted: Option<Consulted>,
+    /// What it holds among the requests under way.
+    pub places: Vec<Place>,
     pub upload: Option<Rc<Upload>>,
     pub response_bytes: u64,
     /// The answer was sent as a whole.
@@ -81,6 +83,7 @@ impl Account {
             ruling: None,
             limited: None,
             consulted: None,
+            places: Vec::new(),
             upload: None,
             response_bytes: 0,
             complete: false,

@@ -202,6 +202,7 @@ async fn serve(
     };
     (account.ruling, account.consulted) = (exchange.ruling, exchange.consulted);
     (account.limited, account.identity) = (exchange.limited, exchange.identity);
+    account.places = exchange.places;
     Ok(response)
 }
 

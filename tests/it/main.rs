@@ -19,6 +19,7 @@ mod file_mode;
 mod hardening;
 mod harness;
 mod introspection;
+mod limits;
 mod long_lived;
 mod lookup;
 mod mutations;
