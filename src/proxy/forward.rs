@@ -11,6 +11,7 @@ use super::account::Hop;
 use super::connection::Connection;
 use super::forwarded::Seen;
 use super::live::{Live, LiveRule, Target};
+use super::observed::Upload;
 use super::request_head::{Intake, lists, strip_hop_by_hop};
 use super::tunnel::Pending;
 use crate::message::{ErrorKind, Exchange, FixedHost, ProxyError, Request, Response};
@@ -25,6 +26,7 @@ pub struct Way<'a> {
     pub intake: &'a Intake,
     pub seen: &'a Seen,
     pub hop: Option<&'a Hop>,
+    pub upload: Option<&'a Upload>,
 }
 
 /// Sends the exchange's request to one of the rule's backends and gives its answer.
@@ -36,7 +38,7 @@ pub async fn answer(
     plan: &ForwardPlan,
     exchange: &mut Exchange,
 ) -> Result<Response, ProxyError> {
-    let Way { connection, live, rule, intake, seen, hop } = way;
+    let Way { connection, live, rule, intake, seen, hop, upload } = way;
     let worker = &connection.worker;
     let backend = match rule.targets.choose() {
         Some(Target::Backend(slot)) => live.backend(slot).ok_or(ErrorKind::BackendNotFound)?,
@@ -59,6 +61,7 @@ pub async fn answer(
         connect: plan.timeouts.connect,
         deadline: exchange.deadline,
         one_try: plan.timeouts.backend_request,
+        uploaded: upload.map(|upload| &upload.whole),
         tries: None,
     };
     if let Some(hop) = hop {

@@ -184,8 +184,16 @@ async fn serve(
             worker.outbound(),
         )
     };
-    let hop = account.hop.clone();
-    let way = Way { connection, live: &live, rule, intake: &intake, seen: &seen, hop: hop.as_deref() };
+    let (hop, upload) = (account.hop.clone(), account.upload.clone());
+    let way = Way {
+        connection,
+        live: &live,
+        rule,
+        intake: &intake,
+        seen: &seen,
+        hop: hop.as_deref(),
+        upload: upload.as_deref(),
+    };
     if rule.filters.is_empty() {
         return act(&way, watch, &mut exchange).await;
     }

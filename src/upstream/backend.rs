@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
@@ -11,6 +12,9 @@ use super::health::{Health, Standing};
 use super::tls::Security;
 use crate::route_map::{BackendPlan, Balance, EndpointSet};
 use crate::telemetry::BackendStats;
+
+/// What an endpoint that gives no answer is taken to need for one.
+const NO_ANSWER: Duration = Duration::from_secs(2);
 
 #[derive(Debug)]
 pub struct Backend {
@@ -34,7 +38,8 @@ pub(super) struct Endpoints {
 impl Backend {
     pub fn new(plan: Arc<BackendPlan>, slot: usize, stats: Arc<BackendStats>) -> Self {
         let security = Security::new(plan.tls.as_deref(), &plan.id);
-        Self { plan, slot, stats, security, budget: RetryBudget::new(), endpoints: ArcSwap::default() }
+        let budget = RetryBudget::new(stats.requests());
+        Self { plan, slot, stats, security, budget, endpoints: ArcSwap::default() }
     }
 
     /// Where requests go from now on; connections to endpoints that are gone take no new ones.
@@ -66,8 +71,17 @@ impl Backend {
         self.plan.traffic.max_requests.is_some_and(|most| self.stats.active_now() >= u64::from(most))
     }
 
-    /// An endpoint answered badly, or not at all: it is left alone once that was too often and enough others are left.
+    /// An endpoint gave no answer.
     pub(super) fn failed(&self, health: &Health) {
+        if self.measures() {
+            // Who closes at once would be the quickest of all.
+            health.measure(NO_ANSWER);
+        }
+        self.is_bad(health);
+    }
+
+    /// An endpoint answered badly, or not at all: it is left alone once that was too often and enough others are left.
+    pub(super) fn is_bad(&self, health: &Health) {
         let Some(plan) = &self.plan.traffic.ejection else { return };
         if !health.failed(plan) {
             return;

@@ -22,19 +22,23 @@ pub(super) struct RetryBudget {
 }
 
 /// What had been sent when a second began.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Beginning {
     requests: AtomicU64,
     retries: AtomicU64,
 }
 
 impl RetryBudget {
-    pub fn new() -> Self {
+    /// `requests` were sent to the backend before, by what is no longer there.
+    pub fn new(requests: u64) -> Self {
         Self {
             born: Instant::now(),
             retries: AtomicU64::new(0),
             second: AtomicU64::new(0),
-            beginnings: Default::default(),
+            beginnings: std::array::from_fn(|_| Beginning {
+                requests: AtomicU64::new(requests),
+                retries: AtomicU64::new(0),
+            }),
         }
     }
 
@@ -88,13 +92,19 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_storm_raises_the_load_by_the_share() {
-        let (budget, mut sent) = (RetryBudget::new(), 0);
+        let (budget, mut sent) = (RetryBudget::new(0), 0);
         assert_eq!(storm(&budget, &mut sent, 10_000), 2000);
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_backend_that_is_described_anew_begins_at_what_it_was_sent_before() {
+        let (budget, mut sent) = (RetryBudget::new(1_000_000), 1_000_000);
+        assert_eq!(storm(&budget, &mut sent, 1000), 200);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_few_are_always_possible_and_what_is_long_past_no_longer_counts() {
-        let (budget, mut sent) = (RetryBudget::new(), 0);
+        let (budget, mut sent) = (RetryBudget::new(0), 0);
         assert_eq!(storm(&budget, &mut sent, 40), ALWAYS);
         for _ in 0..LOOK_BACK {
             assert_eq!(storm(&budget, &mut sent, 1), 0);
@@ -106,7 +116,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn requests_that_went_well_make_room_for_ten_seconds() {
-        let (budget, mut sent) = (RetryBudget::new(), 0);
+        let (budget, mut sent) = (RetryBudget::new(0), 0);
         for _ in 0..3 {
             sent += 1000;
             tokio::time::advance(Duration::from_secs(1)).await;

@@ -50,6 +50,8 @@ pub struct SendLimits<'a> {
     pub deadline: Option<Instant>,
     /// How long one try may take up to the answer's head.
     pub one_try: Option<Duration>,
+    /// Whether the client has sent its body to the end. `None`: it was at hand from the start.
+    pub uploaded: Option<&'a Cell<bool>>,
     pub tries: Option<&'a Tries>,
 }
 
@@ -63,6 +65,11 @@ pub struct Tries {
 }
 
 impl SendLimits<'_> {
+    /// Else silence may be the client's fault, and no endpoint's.
+    pub(super) fn is_uploaded(&self) -> bool {
+        self.uploaded.is_none_or(Cell::get)
+    }
+
     /// When a try that begins now is over.
     fn end(&self) -> Option<Instant> {
         let own = self.one_try.map(|limit| Instant::now() + limit);
@@ -155,7 +162,7 @@ impl Pools {
         let outcome = match limits.end() {
             None => attempts.await,
             Some(deadline) => tokio::time::timeout_at(deadline, attempts).await.unwrap_or_else(|_| {
-                if let Some(silent) = asking.take() {
+                if let Some(silent) = asking.take().filter(|_| limits.is_uploaded()) {
                     backend.failed(&silent);
                 }
                 Err(ErrorKind::BackendTimeout.into())
@@ -189,7 +196,7 @@ impl Pools {
             let spare = if kept && from == From::Kept { replay::spare_body(&request) } else { None };
             let endpoint = lease.0.endpoint.address;
             limits.is_asked(endpoint);
-            let health = backend.cares().then(|| lease.0.endpoint.health.clone());
+            let health = (backend.cares() || backend.measures()).then(|| lease.0.endpoint.health.clone());
             asking.replace(health.clone());
             let since = backend.measures().then(Instant::now);
             let connection = lease.0.connection.as_mut().expect("`lease` gives none without");
@@ -200,7 +207,7 @@ impl Pools {
                         lease.0.endpoint.health.measure(since.elapsed());
                     }
                     match health {
-                        Some(health) if head.status().is_server_error() => backend.failed(&health),
+                        Some(health) if head.status().is_server_error() => backend.is_bad(&health),
                         Some(health) => health.went_well(),
                         None => {}
                     }

@@ -31,9 +31,9 @@ enum Source {
 /// A body that is read by one try after the other.
 struct Kept {
     inner: Body,
-    frames: Vec<Bytes>,
+    /// Copied: a frame may be a byte of a buffer that is a thousand times as large.
+    bytes: Vec<u8>,
     trailers: Option<HeaderMap>,
-    bytes: usize,
     limit: usize,
     /// It was read to its end.
     ended: bool,
@@ -46,13 +46,15 @@ struct Kept {
 struct Reader {
     kept: Rc<RefCell<Kept>>,
     number: usize,
-    /// The next frame among those that are kept.
+    /// So many of the kept bytes it has.
     at: usize,
+    has_trailers: bool,
 }
 
 impl Repeatable {
-    /// The request as it goes out first, and what makes it again. None for one that begins an upgrade.
-    pub fn of(request: Request) -> (Request, Option<Self>) {
+    /// The request as it goes out first, and what makes it again. None for one that begins an upgrade. Of its body
+    /// something is kept only if `may_be_read_twice`; else it is made again as long as nobody read of it.
+    pub fn of(request: Request, may_be_read_twice: bool) -> (Request, Option<Self>) {
         if request.headers().contains_key(header::UPGRADE) {
             return (request, None);
         }
@@ -62,10 +64,9 @@ impl Repeatable {
             empty if empty.is_end_stream() => Source::Whole(Body::Empty),
             inner => Source::Kept(Rc::new(RefCell::new(Kept {
                 inner,
-                frames: Vec::new(),
+                bytes: Vec::new(),
                 trailers: None,
-                bytes: 0,
-                limit: MAX_KEPT,
+                limit: if may_be_read_twice { MAX_KEPT } else { 0 },
                 ended: false,
                 lost: false,
                 reader: 0,
@@ -104,7 +105,12 @@ impl Repeatable {
                     return None;
                 }
                 state.reader += 1;
-                Some(Body::stream(Reader { kept: kept.clone(), number: state.reader, at: 0 }))
+                Some(Body::stream(Reader {
+                    kept: kept.clone(),
+                    number: state.reader,
+                    at: 0,
+                    has_trailers: false,
+                }))
             }
         }
     }
@@ -122,14 +128,15 @@ impl Drop for Repeatable {
 impl Kept {
     fn keep(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
-            self.bytes += data.len();
-            self.frames.push(data.clone());
+            if self.lost || self.bytes.len() + data.len() > self.limit {
+                self.lost = true;
+                self.bytes = Vec::new();
+            } else {
+                self.bytes.extend_from_slice(data);
+            }
         } else if let Some(fields) = frame.trailers_ref() {
             self.trailers = Some(fields.clone());
-        }
-        if self.bytes > self.limit {
-            self.lost = true;
-            self.frames = Vec::new();
+            self.ended = true;
         }
     }
 }
@@ -147,14 +154,14 @@ impl http_body::Body for Reader {
         if kept.reader != reader.number {
             return Poll::Ready(Some(Err(BodyError::Other("another try reads this body"))));
         }
-        if let Some(data) = kept.frames.get(reader.at) {
-            reader.at += 1;
-            return Poll::Ready(Some(Ok(Frame::data(data.clone()))));
+        if let Some(rest) = kept.bytes.get(reader.at..).filter(|rest| !rest.is_empty()) {
+            let data = Bytes::copy_from_slice(rest);
+            reader.at = kept.bytes.len();
+            return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if kept.ended {
-            // Whoever reads is at the end: the next reader has its own copy.
-            let trailers = (reader.at != usize::MAX).then(|| kept.trailers.clone()).flatten();
-            reader.at = usize::MAX;
+            let trailers = kept.trailers.clone().filter(|_| !reader.has_trailers);
+            reader.has_trailers = true;
             return Poll::Ready(trailers.map(|fields| Ok(Frame::trailers(fields))));
         }
         let Poll::Ready(frame) = Pin::new(&mut kept.inner).poll_frame(context) else { return Poll::Pending };
@@ -164,23 +171,26 @@ impl http_body::Body for Reader {
             Some(Err(_)) => kept.lost = true,
             None => {}
         }
-        kept.ended = frame.is_none() || kept.inner.is_end_stream();
-        let is_last = frame.as_ref().is_some_and(|frame| frame.as_ref().is_ok_and(Frame::is_trailers));
-        reader.at = if is_last { usize::MAX } else { kept.frames.len() };
+        kept.ended |= frame.is_none() || kept.inner.is_end_stream();
+        if kept.ended {
+            // Whoever waits for its end is told by this.
+            kept.inner = Body::Empty;
+        }
+        reader.at = kept.bytes.len();
+        reader.has_trailers |= matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
         let kept = self.kept.borrow();
-        let has_all = self.at == usize::MAX || (self.at == kept.frames.len() && kept.trailers.is_none());
+        let has_all = self.at >= kept.bytes.len() && (self.has_trailers || kept.trailers.is_none());
         has_all && (kept.ended || kept.inner.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
         let kept = self.kept.borrow();
-        let again: usize = kept.frames.get(self.at..).unwrap_or_default().iter().map(Bytes::len).sum();
+        let again = kept.bytes.len().saturating_sub(self.at) as u64;
         let mut hint = if kept.ended { SizeHint::with_exact(0) } else { kept.inner.size_hint() };
-        let again = again as u64;
         if let Some(upper) = hint.upper() {
             hint.set_upper(upper + again);
         }

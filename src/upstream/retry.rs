@@ -41,11 +41,11 @@ impl Pools {
     ) -> Result<Answer, ProxyError> {
         let limits = SendLimits { tries: Some(tries), ..limits };
         let may_repeat = plan.non_idempotent || replay::is_idempotent(request.method());
-        let (mut request, repeatable) = Repeatable::of(request);
+        let (mut request, repeatable) = Repeatable::of(request, may_repeat);
         for retry in 1.. {
             let outcome = self.send(backend, request, lines.clone(), limits).await;
             let Some(repeatable) = repeatable.as_ref() else { return outcome };
-            if retry > plan.attempts || !is_worth_it(&outcome, plan, may_repeat) {
+            if retry > plan.attempts || !is_worth_it(&outcome, plan, may_repeat, &limits) {
                 return outcome;
             }
             let wait = backoff(plan.backoff, retry, self.next_random());
@@ -71,12 +71,18 @@ impl Pools {
     }
 }
 
-fn is_worth_it(outcome: &Result<Answer, ProxyError>, plan: &RetryPlan, may_repeat: bool) -> bool {
+fn is_worth_it(
+    outcome: &Result<Answer, ProxyError>,
+    plan: &RetryPlan,
+    may_repeat: bool,
+    limits: &SendLimits<'_>,
+) -> bool {
     match outcome {
         Ok(answer) => may_repeat && plan.codes.binary_search(&answer.response.status().as_u16()).is_ok(),
         Err(error) => match error.kind {
             ErrorKind::ConnectFailure | ErrorKind::ConnectTimeout => true,
-            ErrorKind::Reset | ErrorKind::BackendTimeout => may_repeat,
+            ErrorKind::Reset => may_repeat,
+            ErrorKind::BackendTimeout => may_repeat && limits.is_uploaded(),
             _ => false,
         },
     }

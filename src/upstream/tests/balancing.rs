@@ -190,6 +190,24 @@ fn silence_and_closed_doors_count_as_failures() {
 }
 
 #[test]
+fn who_closes_at_once_is_not_the_quickest() {
+    local(async {
+        let bad = Scripted::start(|_| vec![Step::Close]).await;
+        let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let (pools, backend) = (pools(), before(&[&bad, &good], balanced(Balance::PeakEwma)));
+        let mut errors = 0;
+        for _ in 0..100 {
+            let post = super::scripted::request(http::Method::POST, crate::message::Body::Empty);
+            match pools.send(&backend, post, None, SendLimits::default()).await {
+                Ok(answer) => drop(answer.response.into_body().read(10).await.expect("whole")),
+                Err(_) => errors += 1,
+            }
+        }
+        assert!((1..5).contains(&errors), "{errors}");
+    });
+}
+
+#[test]
 fn requests_over_the_bound_are_told_at_once() {
     local(async {
         let server = Scripted::start(|_| vec![Step::Silence]).await;

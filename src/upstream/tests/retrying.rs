@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::Frame;
-use http_body_util::StreamBody;
+use http_body_util::{BodyExt as _, StreamBody};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -16,6 +17,7 @@ use tokio::time::Instant;
 use super::scripted::{OK, backend, get, head, kind, local, pools, refused, request, settle};
 use crate::message::{Body, BodyError, ErrorKind, ProxyError, Request};
 use crate::route_map::{HostHeader, RetryPlan};
+use crate::upstream::repeatable::Repeatable;
 use crate::upstream::{Answer, Pools, SendLimits, Tries};
 
 const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy";
@@ -120,6 +122,7 @@ async fn within(
 
 fn post(body: Body) -> Request {
     let mut request = request(Method::POST, body);
+    request.headers_mut().insert(header::TRAILER, HeaderValue::from_static("x-sum"));
     request.headers_mut().insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     request
 }
@@ -219,8 +222,16 @@ fn a_body_is_sent_again_byte_for_byte() {
         let sent = send(&pools(), &[server.address], post(chunks(&[10, 2000, 1])), &plan).await;
         assert_eq!(sent.text().await.0, StatusCode::OK);
         let seen = server.seen.borrow();
-        assert!(seen.len() == 3 && seen[0] == seen[1] && seen[1] == seen[2]);
-        assert!(seen[0].1.windows(2000).any(|part| part.iter().all(|byte| *byte == b'b')), "the control");
+        assert_eq!(seen.len(), 3);
+        // Sizes of chunks are written with capitals.
+        let content = |(_, body): &Whole| {
+            String::from_iter(body.iter().map(|byte| *byte as char)).replace(|c: char| !c.is_lowercase(), "")
+        };
+        for one in seen.iter() {
+            assert_eq!(one.0, seen[0].0);
+            assert_eq!(content(one), "a".repeat(10) + &"b".repeat(2000) + "cxsum");
+            assert!(one.1.ends_with(b"0\r\nx-sum: 7\r\n\r\n"), "the trailers, too");
+        }
     });
 }
 
@@ -287,5 +298,58 @@ fn retries_are_a_share_of_the_requests() {
         settle().await;
         assert_eq!(server.requests(), 500 + 100);
         assert_eq!(backend.stats.totals().expect("counted").retries[0], 100);
+    });
+}
+
+#[test]
+fn many_small_pieces_of_a_body_cost_what_they_are() {
+    let (request, again) = Repeatable::of(post(pieces(60_000)), true);
+    let mut read = request.into_body();
+    let mut count = 0;
+    while let Some(Some(frame)) = read.frame().now_or_never() {
+        count += frame.expect("a piece").into_data().map_or(0, |data| data.len());
+    }
+    assert_eq!(count, 60_000);
+    let again = again.expect("no upgrade");
+    let Some(Some(Ok(frame))) = again.again().expect("kept").into_body().frame().now_or_never() else {
+        panic!("at hand")
+    };
+    assert_eq!(frame.into_data().map(|data| data.len()).ok(), Some(60_000), "one piece, copied");
+}
+
+/// So many pieces of one byte, each in a buffer of 8 KiB.
+fn pieces(count: usize) -> Body {
+    let pieces =
+        (0..count).map(|_| Ok::<_, BodyError>(Frame::data(Bytes::from(vec![b'x'; 8192]).slice(..1))));
+    Body::stream(StreamBody::new(futures_util::stream::iter(pieces)))
+}
+
+#[test]
+fn of_a_body_that_may_not_be_read_twice_nothing_is_kept() {
+    let (request, again) = Repeatable::of(post(pieces(3)), false);
+    let again = again.expect("no upgrade");
+    drop(request);
+    let mut read = again.again().expect("nothing was read").into_body();
+    assert!(read.frame().now_or_never().is_some());
+    assert!(again.again().is_none());
+}
+
+#[test]
+fn silence_while_the_client_still_sends_is_nobodys_fault() {
+    local(async {
+        let server = Reader::start(&[OK]).await;
+        for (uploaded, retries) in [(false, 0), (true, 1)] {
+            let never = Body::stream(StreamBody::new(futures_util::stream::pending()));
+            let mut put = post(never);
+            *put.method_mut() = Method::PUT;
+            let uploaded = std::cell::Cell::new(uploaded);
+            let limits = SendLimits {
+                one_try: Some(Duration::from_millis(30)),
+                uploaded: Some(&uploaded),
+                ..SendLimits::default()
+            };
+            let sent = within(&pools(), &[server.address], put, &plan(1, &[]), limits).await;
+            assert_eq!((sent.retries, kind(sent.outcome)), (retries, ErrorKind::BackendTimeout));
+        }
     });
 }
