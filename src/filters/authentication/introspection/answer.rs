@@ -96,6 +96,8 @@ impl Introspected {
         let now = self.millis_at(Instant::now());
         let cached = self.rules.cached;
         match (judged, identity) {
+            // What is large is asked about each time.
+            (Judged::Active(known, _), _) if !claims::may_be_kept(&known.claims) => self.active.forget(token),
             (Judged::Active(_, lifetime), Some(identity)) => {
                 let lifetime =
                     lifetime.map_or(Time::MAX, |left| Time::try_from_secs_f64(left).unwrap_or_default());
@@ -128,7 +130,7 @@ impl Answers for Introspected {
 
     fn read(&self, about: &About, body: &[u8]) -> Result<(Answer, &'static str), String> {
         let now = (self.clock)().duration_since(UNIX_EPOCH).map_or(f64::MAX, |time| time.as_secs_f64());
-        let judged = self.rules.judge(body, now)?;
+        let judged = self.rules.judge(body, about, now)?;
         let identity = match &judged {
             Judged::Active(known, _) => Some(Identity::new(Arc::new(known.clone()))),
             Judged::Inactive => None,
@@ -145,7 +147,7 @@ impl Rules {
         format!("{self:?} {:?}", keyed(self.client.expose()))
     }
 
-    fn judge(&self, body: &[u8], now: f64) -> Result<Judged, String> {
+    fn judge(&self, body: &[u8], token: &Fingerprint, now: f64) -> Result<Judged, String> {
         let said = Document::read_object(body, JSON)
             .map_err(|_| "what it answered is no JSON object with every member once")?;
         match said.get("active") {
@@ -153,15 +155,15 @@ impl Rules {
             Some(Value::Bool(false)) => return Ok(Judged::Inactive),
             _ => return Err("what it answered does not say in active whether the token is".into()),
         }
-        self.active(said, now).ok_or_else(|| "what it answered has a member of the wrong type".into())
+        self.active(said, token, now).ok_or_else(|| "what it answered has a member of the wrong type".into())
     }
 
     /// `None`: a member is of the wrong type.
-    fn active(&self, mut said: Map<String, Value>, now: f64) -> Option<Judged> {
+    fn active(&self, mut said: Map<String, Value>, token: &Fingerprint, now: f64) -> Option<Judged> {
         let issuer = claims::text(&said, "iss")?;
         let (ends, begins) = (claims::date(&said, "exp")?, claims::date(&said, "nbf")?);
         let is_ours = claims::is_for(&said, &self.audiences)?;
-        let id: Arc<str> = claims::text(&said, "sub")?.unwrap_or_default().into();
+        let id = claims::id(&said, token)?;
         for name in ["username", "client_id", "token_type", "jti"] {
             claims::text(&said, name)?;
         }

@@ -250,17 +250,18 @@ impl Entry for Linked {
             Bearer::Malformed => return Checked::Refused,
             Bearer::Token(token) => token,
         };
-        let (asking, known) = (&self.asking, &self.asking.introspected);
-        let (print, now) = (gate.token_print(token), known.millis_at(exchange.started));
-        if let Some(identity) = known.active(&print, now) {
-            asking.hits.add_one();
-            return Checked::Known(identity, print);
-        }
+        // Before anything that is known: another policy with the same server may have asked about this token.
         if !self.spared.is_empty()
             && unverified_issuer(token)
                 .is_some_and(|issuer| self.spared.iter().any(|spared| **spared == *issuer))
         {
             return Checked::Absent;
+        }
+        let (asking, known) = (&self.asking, &self.asking.introspected);
+        let (print, now) = (gate.token_print(token), known.millis_at(exchange.started));
+        if let Some(identity) = known.active(&print, now) {
+            asking.hits.add_one();
+            return Checked::Known(identity, print);
         }
         if token.len() > MAX_TOKEN {
             return Checked::Refused;

@@ -15,6 +15,15 @@ use crate::filters::{Answers, Inquiry};
 use crate::message::{ErrorKind, Exchange};
 
 const SECRET: &str = "canary+secret/of=the client";
+const KEYS: &str =
+    r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
+
+/// The form of a token that says so, with no good signature.
+fn of_issuer(issuer: &str) -> String {
+    use base64::Engine as _;
+    let payload = json!({"iss": issuer}).to_string();
+    format!("e30.{}.AA", base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(payload))
+}
 
 /// Hands what is to be asked to the test.
 #[derive(Default)]
@@ -244,6 +253,70 @@ async fn nobody_waits_past_the_deadline_and_too_many_do_not_wait_at_all() {
     assert_eq!(verdict(&filter, &mut shows("t")).await, Err(ErrorKind::IntrospectionFailed));
 }
 
+/// Hands out one state for one name.
+#[derive(Default)]
+struct Sharing {
+    states: RefCell<std::collections::HashMap<String, Arc<dyn std::any::Any + Send + Sync>>>,
+    asking: Asking,
+}
+
+impl Keep for Sharing {
+    fn state(
+        &self,
+        key: &str,
+        make: &mut dyn FnMut() -> Arc<dyn std::any::Any + Send + Sync>,
+    ) -> Arc<dyn std::any::Any + Send + Sync> {
+        Arc::clone(self.states.borrow_mut().entry(key.to_owned()).or_insert_with(make))
+    }
+
+    fn asks(&self, inquiry: Inquiry) {
+        self.asking.asks(inquiry);
+    }
+}
+
+/// Another policy asks the same server about a token that a jwt entry of this one judges.
+#[tokio::test(start_paused = true)]
+async fn what_the_server_said_to_another_policy_does_not_go_before_a_jwt_entry() {
+    let keep = Sharing::default();
+    let alone = Authentication::link(&plan(json!({})), &keep);
+    let mut spec = spec(json!({}));
+    let jwt = json!({"name": "users", "jwt": {"issuer": "https://users.example", "audiences": ["shop"], "jwks": {"inline": KEYS}}});
+    spec["anyOf"].as_array_mut().expect("a list").push(jwt);
+    let beside = Authentication::link(&compile(spec, &mut world()).expect("valid"), &keep);
+    let mut inquiry = keep.asking.0.take().expect("it asks");
+    let said = json!({"active": true, "sub": "u1"});
+    let token = of_issuer("https://users.example");
+    let mut exchange = shows(&token);
+    let (known, _) = tokio::join!(verdict(&alone, &mut exchange), answer(&mut inquiry, Some(&said)));
+    assert_eq!((known, verdict(&alone, &mut shows(&token)).await), (Ok(()), Ok(())), "it is known now");
+    assert_eq!(verdict(&beside, &mut shows(&token)).await, Err(ErrorKind::TokenInvalid));
+}
+
+#[tokio::test(start_paused = true)]
+async fn tokens_without_a_subject_are_not_one_identity_and_large_answers_are_not_kept() {
+    let (filter, mut inquiry) = linked(&plan(json!({})));
+    let mut keys = Vec::new();
+    for (token, said) in [
+        ("1", json!({"active": true})),
+        ("2", json!({"active": true})),
+        ("3", json!({"active": true, "username": "a"})),
+        ("4", json!({"active": true, "client_id": "a"})),
+        ("5", json!({"active": true, "sub": "a", "large": "x".repeat(17 << 10)})),
+    ] {
+        let mut exchange = shows(token);
+        let (verdict, _) = tokio::join!(verdict(&filter, &mut exchange), answer(&mut inquiry, Some(&said)));
+        assert_eq!(verdict, Ok(()), "{token}");
+        keys.push(exchange.identity_key());
+    }
+    let different: std::collections::BTreeSet<_> = keys.iter().collect();
+    assert_eq!(different.len(), keys.len(), "{keys:?}");
+    let known: Vec<_> = ["1", "5"]
+        .into_iter()
+        .map(|token| inquiry.answers.known(&super::super::entry::fingerprint(token.as_bytes())).is_some())
+        .collect();
+    assert_eq!(known, [true, false]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn whoever_keeps_failing_is_not_asked_about_any_more() {
     let mut spec = spec(json!({}));
@@ -263,20 +336,14 @@ async fn whoever_keeps_failing_is_not_asked_about_any_more() {
 
 #[tokio::test(start_paused = true)]
 async fn tokens_of_a_jwt_entry_are_left_to_it_whatever_the_order() {
-    let keys =
-        r#"{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}]}"#;
     let mut spec = spec(json!({}));
-    let jwt = json!({"name": "users", "jwt": {"issuer": "https://users.example", "audiences": ["shop"], "jwks": {"inline": keys}}});
+    let jwt = json!({"name": "users", "jwt": {"issuer": "https://users.example", "audiences": ["shop"], "jwks": {"inline": KEYS}}});
     spec["anyOf"].as_array_mut().expect("a list").push(jwt);
     let (filter, mut inquiry) = linked(&compile(spec, &mut world()).expect("valid"));
-    let payload = |issuer: &str| {
-        use base64::Engine as _;
-        base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(json!({"iss": issuer}).to_string())
-    };
-    let of_users = format!("e30.{}.AA", payload("https://users.example"));
+    let of_users = of_issuer("https://users.example");
     assert_eq!(verdict(&filter, &mut shows(&of_users)).await, Err(ErrorKind::TokenInvalid));
     assert!(asks_nothing(&mut inquiry));
-    for other in [format!("e30.{}.AA", payload("https://others.example")), "opaque".to_owned()] {
+    for other in [of_issuer("https://others.example"), "opaque".to_owned()] {
         let (mut exchange, said) = (shows(&other), json!({"active": true}));
         let (verdict, _) = tokio::join!(verdict(&filter, &mut exchange), answer(&mut inquiry, Some(&said)));
         assert_eq!((verdict, exchange.identity.entry()), (Ok(()), "opaque"));

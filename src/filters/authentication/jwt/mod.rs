@@ -24,6 +24,7 @@ use self::key_set::{Algorithm, KeySet, Signed};
 use self::rules::Rules;
 use super::bearer::{self, Bearer};
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
+use super::claims;
 use super::entry::{Checked, Entry, EntryKind, Fingerprint, Gate, Scheme};
 use super::verdicts::{Verdict, Verdicts};
 use crate::filters::{FetchPlan, Fetched, Keep, Scope};
@@ -256,14 +257,13 @@ impl Judge {
             Signed::No => return Ok(Checked::Refused),
             Signed::UnknownKey => return Err(UnknownKey),
         }
-        let Some(counted) = self.rules.count(token.claims, now) else { return Ok(Checked::Refused) };
+        let Some(counted) = self.rules.count(token.claims, &print, now) else { return Ok(Checked::Refused) };
+        let is_kept = claims::may_be_kept(&counted.identity.claims);
         let identity = Identity::new(Arc::new(counted.identity));
-        self.cache.insert(Verdict {
-            credential: print,
-            by: keys.digest,
-            until: counted.until,
-            found: identity.clone(),
-        });
+        if is_kept {
+            let (by, until, found) = (keys.digest, counted.until, identity.clone());
+            self.cache.insert(Verdict { credential: print, by, until, found });
+        }
         Ok(Checked::Known(identity, print))
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 
 use super::super::claims;
+use super::super::entry::Fingerprint;
 use super::compact::Compact;
 use super::key_set::Algorithm;
 use crate::message::{IdentityKind, KnownIdentity};
@@ -47,7 +48,7 @@ impl Rules {
     }
 
     /// Judges the claims of a token whose signature is good. `None`: it does not count.
-    pub fn count(&self, claims: Map<String, Value>, now: i64) -> Option<Counted> {
+    pub fn count(&self, claims: Map<String, Value>, token: &Fingerprint, now: i64) -> Option<Counted> {
         let ends = claims::date(&claims, "exp")??;
         let begins = claims::date(&claims, "nbf")?;
         claims::date(&claims, "iat")?;
@@ -60,7 +61,7 @@ impl Rules {
         if claims::text(&claims, "iss")?? != &*self.issuer || !is_ours || !is_in_time || !has_required {
             return None;
         }
-        let id: Arc<str> = claims::text(&claims, "sub")?.unwrap_or_default().into();
+        let id = claims::id(&claims, token)?;
         let scopes = claims::scopes(&claims)?;
         let identity = KnownIdentity {
             kind: IdentityKind::Jwt,
