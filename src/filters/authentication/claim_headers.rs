@@ -105,13 +105,26 @@ fn text(identity: &KnownIdentity, claim: &str) -> Option<String> {
         (Some(Value::Null), _) => None,
         (Some(Value::String(text)), _) => Some(text.clone()),
         (Some(Value::Array(items)), _) if items.iter().all(Value::is_string) => {
-            Some(items.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(","))
+            joined(items.iter().filter_map(Value::as_str), ',')
         }
         (Some(other), _) => Some(other.to_string()),
         (None, "id") => Some(identity.id.as_ref().to_owned()),
-        (None, "scopes") => Some(identity.scopes.join(" ")),
+        (None, "scopes") => joined(identity.scopes.iter().map(AsRef::as_ref), ' '),
         (None, _) => None,
     }
+}
+
+/// `None`: whoever takes it apart again would find other items.
+fn joined<'i>(mut items: impl Iterator<Item = &'i str> + Clone, by: char) -> Option<String> {
+    let is_one = |item: &str| !item.is_empty() && item.trim() == item && !item.contains(by);
+    items.clone().all(is_one).then(|| {
+        let mut text = items.next().unwrap_or_default().to_owned();
+        for item in items {
+            text.push(by);
+            text.push_str(item);
+        }
+        text
+    })
 }
 
 fn value(text: &str) -> Option<HeaderValue> {
@@ -132,13 +145,17 @@ mod tests {
     use crate::message::IdentityKind;
 
     fn told(claims: Value) -> Vec<String> {
+        told_with(&["a", "b"], claims)
+    }
+
+    fn told_with(scopes: &[&str], claims: Value) -> Vec<String> {
         let Value::Object(claims) = claims else { panic!("no claims") };
         let identity = KnownIdentity {
             kind: IdentityKind::Jwt,
             entry: "users".into(),
             issuer: "".into(),
             id: "alice".into(),
-            scopes: Arc::new(["a".into(), "b".into()]),
+            scopes: scopes.iter().map(|scope| (*scope).into()).collect(),
             claims: Arc::new(claims),
         };
         let spec = ["id", "scopes", "x"]
@@ -157,7 +174,13 @@ mod tests {
     fn claims_become_fields_as_far_as_a_field_can_hold_them() {
         for (claims, last) in [
             (json!({"x": "text"}), Some("x-x: text")),
-            (json!({"x": ["a", "b"]}), Some("x-x: a,b")),
+            (json!({"x": ["a", "b c"]}), Some("x-x: a,b c")),
+            (json!({"x": []}), Some("x-x: ")),
+            (json!({"x": ["a", "b,root"]}), None),
+            (json!({"x": ["a,b"]}), None),
+            (json!({"x": ["a", ""]}), None),
+            (json!({"x": ["a", " b"]}), None),
+            (json!({"x": ["a", 1]}), Some("x-x: [\"a\",1]")),
             (json!({"x": 7}), Some("x-x: 7")),
             (json!({"x": {"a": true}}), Some("x-x: {\"a\":true}")),
             (json!({"x": "ä"}), Some("x-x: ä")),
@@ -171,6 +194,12 @@ mod tests {
             expected.extend(last.map(str::to_owned));
             assert_eq!(told(claims), expected);
         }
+    }
+
+    #[test]
+    fn a_scope_that_looks_like_two_is_not_told() {
+        assert_eq!(told_with(&["a", "b root"], json!({})), ["x-id: alice"]);
+        assert_eq!(told_with(&["a", ""], json!({})), ["x-id: alice"]);
     }
 
     #[test]
