@@ -170,6 +170,8 @@ impl Entry for Linked {
         let key = match key {
             None => return Checked::Absent,
             Some(None) => return Checked::Refused,
+            // Whatever the Secrets say: nothing is no key.
+            Some(Some(key)) if key.is_empty() => return Checked::Refused,
             Some(Some(key)) => fingerprint(&key),
         };
         if !gate.admits(&key) {

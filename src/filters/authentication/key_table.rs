@@ -21,6 +21,8 @@ const MOST_NOTES: usize = 8;
 /// Keys in one Secret; Kubernetes' bound on its size allows no more than about as many.
 const MOST_KEYS: usize = 20_000;
 const MAX_CONSUMER: usize = 256;
+/// As `printf '' | sha256sum` makes it.
+const OF_NOTHING: &str = "the hash of an empty key; hash one of at least 128 random bits";
 /// What guessing cannot get at.
 const ENOUGH_BITS: f64 = 128.0;
 
@@ -237,6 +239,7 @@ impl SecretKeys {
         }
         if let Some(hash) = hash {
             match hex(hash.expose().trim_ascii()) {
+                Some(hash) if hash == fingerprint(b"") => keys.note(&format!("has as keyHash {OF_NOTHING}")),
                 Some(hash) => keys.annotated(entry, hash),
                 None => keys.note("has a keyHash that is no SHA-256 in 64 hexadecimal digits"),
             }
@@ -284,6 +287,10 @@ impl SecretKeys {
                 ));
                 continue;
             };
+            if hash == fingerprint(b"") {
+                self.note(&format!("has in keys[{place}] {OF_NOTHING}"));
+                continue;
+            }
             let mut metadata = item.metadata;
             if let Some(tier) = item.tier {
                 metadata.insert("tier".to_owned(), tier.into());
@@ -487,6 +494,10 @@ mod tests {
             (vec![("keys", "4711")], "YAML list"),
             (vec![("keys", "[{hash: 4711}]")], "SHA-256"),
             (vec![("keys", "[{hash: a, 4711: b}]")], "YAML list"),
+            (vec![("key", "\n")], "empty"),
+            (vec![("keyHash", &*hash(""))], "empty key"),
+            (vec![("keyHash", &*hash("").to_uppercase())], "empty key"),
+            (vec![("keys", &*format!("[{{hash: {}}}]", hash("")))], "keys[0] the hash of an empty key"),
         ] {
             let table = table(&[secret("s", &data, &[])]);
             assert_eq!(table.notes.len(), 1, "{data:?}");

@@ -284,6 +284,21 @@ async fn disabled_lets_everybody_pass_as_nobody() {
     assert_eq!(one.identity.kind().as_str(), "Anonymous");
 }
 
+#[tokio::test]
+async fn an_empty_key_is_wrong_whatever_the_secrets_say() {
+    const OF_NOTHING: &str = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+    let world = world().secret("nothing", &[("keyHash", OF_NOTHING)], &[]).secret(
+        "list",
+        &[("keys", &format!("[{{hash: {OF_NOTHING}, consumer: nobody}}]"))],
+        &[],
+    );
+    let filter = linked_in(api_key(json!({"from": [{"header": "X-Api-Key"}, {"query": "key"}]})), world);
+    for (uri, fields) in [("/", &[("x-api-key", "")][..]), ("/?key=", &[]), ("/?key", &[])] {
+        let answer = ask(&filter, &mut request(uri, fields)).await;
+        assert_eq!(answer.map_err(|(kind, _)| kind), Err(ErrorKind::ApiKeyInvalid), "{uri}");
+    }
+}
+
 #[test]
 fn what_cannot_work_says_where_and_what_to_do() {
     let labels = json!({"matchLabels": {"keys": "shop"}});
