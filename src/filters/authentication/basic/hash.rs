@@ -12,6 +12,8 @@ const ROUNDS_MOST: u32 = 500_000;
 const ROUNDS_LEAST: u32 = 1_000;
 const ROUNDS: u32 = 5_000;
 const MAX_SALT: usize = 16;
+/// bcrypt looks at so many bytes of a password and no further: whatever follows would be right.
+const BCRYPT_PASSWORD: usize = 72;
 
 #[derive(Clone, PartialEq, Eq)]
 pub enum Hash {
@@ -47,7 +49,9 @@ impl Hash {
     /// Slow: not for workers.
     pub fn verify(&self, password: &[u8]) -> bool {
         match self {
-            Self::Bcrypt(hash) => bcrypt::verify(password, hash).unwrap_or(false),
+            Self::Bcrypt(hash) => {
+                password.len() <= BCRYPT_PASSWORD && bcrypt::verify(password, hash).unwrap_or(false)
+            }
             Self::ShaCrypt(hash) => PasswordHashRef::new(hash)
                 .is_ok_and(|hash| ShaCrypt::default().verify_password(password, hash).is_ok()),
         }
@@ -135,6 +139,17 @@ mod tests {
             }
             assert_eq!(format!("{hash:?}"), "[redacted]");
         }
+    }
+
+    /// bcrypt would take whatever follows.
+    #[test]
+    fn nothing_of_a_password_is_cut_off() {
+        let long = "x".repeat(72);
+        let text = bcrypt::hash(&long, 4).expect("a hash");
+        let (hash, _) = Hash::read(&text).expect("taken");
+        assert!(hash.verify(long.as_bytes()));
+        assert!(bcrypt::verify(format!("{long}y"), &text).expect("a hash"), "the library cuts");
+        assert!(!hash.verify(format!("{long}y").as_bytes()) && !hash.verify("x".repeat(71).as_bytes()));
     }
 
     #[test]
