@@ -36,6 +36,7 @@ const TRIED_EVERY: Duration = Duration::from_secs(1);
 /// Asks what comes until nobody can ask any more.
 pub(super) async fn keep_asking(inquiry: Inquiry, client: Client, telemetry: Telemetry) {
     let Inquiry { plan, answers, mut questions, hits } = inquiry;
+    let _series = telemetry.control().of_host(&plan.url.host);
     telemetry.control().counts_hits(&plan.url.host, &hits);
     let mut asker = Asker {
         plan: Arc::new(plan),

@@ -53,6 +53,10 @@ pub async fn keep_fetching(mut wanted: mpsc::UnboundedReceiver<Wanted>, guard: G
 
 async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry) {
     let (mut failures, mut had_any) = (0_u32, false);
+    let Some(_series) = fetched.upgrade().map(|wanted| telemetry.control().of_host(&wanted.plan.url.host))
+    else {
+        return;
+    };
     loop {
         let Some(wanted) = fetched.upgrade() else { return };
         let host = Arc::clone(&wanted.plan.url.host);

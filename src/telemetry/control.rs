@@ -45,6 +45,8 @@ struct State {
     compile: Histogram<{ STEPS.len() }>,
     propagation: Histogram<{ STEPS.len() }>,
     watch_errors: BTreeMap<&'static str, u64>,
+    /// By how many tasks.
+    hosts: BTreeMap<String, usize>,
     fetches: BTreeMap<String, Fetches>,
     questions: BTreeMap<(String, &'static str), u64>,
     known: Vec<(String, Arc<HitCount>)>,
@@ -105,6 +107,12 @@ impl ControlStats {
     /// A watch failed; `kind` is the plural name of what was watched.
     pub fn watch_error(&self, kind: &'static str) {
         *self.state().watch_errors.entry(kind).or_default() += 1;
+    }
+
+    /// The series of a host are there while what this gives lives: as many as policies name, and no host for ever.
+    pub fn of_host(self: &Arc<Self>, host: &str) -> HostSeries {
+        *self.state().hosts.entry(host.to_owned()).or_default() += 1;
+        HostSeries { control: Arc::clone(self), host: host.to_owned() }
     }
 
     /// Something that a policy names was fetched from a host.
@@ -185,12 +193,35 @@ impl ControlStats {
     }
 }
 
+/// Keeps the series of a host.
+#[derive(Debug)]
+pub struct HostSeries {
+    control: Arc<ControlStats>,
+    host: String,
+}
+
+impl Drop for HostSeries {
+    fn drop(&mut self) {
+        let (mut state, host) = (self.control.state(), self.host.as_str());
+        let Some(others) = state.hosts.get_mut(host) else { return };
+        *others -= 1;
+        if *others > 0 {
+            return;
+        }
+        state.hosts.remove(host);
+        state.fetches.remove(host);
+        state.known_before.remove(host);
+        state.questions.retain(|(known, _), _| known != host);
+    }
+}
+
 impl Default for State {
     fn default() -> Self {
         Self {
             compile: Histogram::new(&STEPS),
             propagation: Histogram::new(&STEPS),
             watch_errors: BTreeMap::new(),
+            hosts: BTreeMap::new(),
             fetches: BTreeMap::new(),
             questions: BTreeMap::new(),
             known: Vec::new(),
@@ -207,4 +238,44 @@ impl Default for State {
 
 fn micros(took: Duration) -> u64 {
     u64::try_from(took.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_that_nobody_names_any_more_leaves_no_series() {
+        let control = Arc::<ControlStats>::default();
+        let [one, other] = [(); 2].map(|()| control.of_host("login.example"));
+        let (elsewhere, hits) = (control.of_host("other.example"), Arc::<HitCount>::default());
+        let count = || {
+            for host in ["login.example", "other.example"] {
+                control.fetched(host);
+                control.fetch_failed(host);
+                control.asked(host, "active");
+                control.counts_hits(host, &hits);
+                hits.add_one();
+                control.counted_hits(&hits);
+            }
+        };
+        let hosts = || {
+            let totals = control.totals();
+            let of = [
+                totals.fetches.into_keys().collect::<Vec<_>>(),
+                totals.questions.into_keys().map(|(host, _)| host).collect(),
+                totals.known.into_keys().collect(),
+            ];
+            assert!(of.iter().all(|hosts| *hosts == of[0]), "{of:?}");
+            let [hosts, ..] = of;
+            hosts
+        };
+        count();
+        drop(one);
+        assert_eq!(hosts(), ["login.example", "other.example"]);
+        drop(other);
+        assert_eq!(hosts(), ["other.example"]);
+        drop(elsewhere);
+        assert!(hosts().is_empty());
+    }
 }

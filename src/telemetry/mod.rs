@@ -14,7 +14,7 @@ mod worker;
 
 pub use access_log::{AccessLog, AccessTarget, AccessWriter};
 pub use backend::{BackendStats, Connect, Retry};
-pub use control::{CertificateExpiry, ControlStats, Programmed};
+pub use control::{CertificateExpiry, ControlStats, HostSeries, Programmed};
 pub use hits::HitCount;
 pub use record::{Record, Somebody};
 pub use rule::{Consulted, InFlight, Limited, RuleStats, Ruling, Sample};

@@ -15,7 +15,7 @@ pub struct Telemetry(Arc<Series>);
 
 #[derive(Debug)]
 struct Series {
-    control: ControlStats,
+    control: Arc<ControlStats>,
     workers: Vec<Arc<WorkerStats>>,
     log_dropped: Arc<AtomicU64>,
     rules: Mutex<Known<RuleName, RuleStats>>,
@@ -37,7 +37,7 @@ impl Telemetry {
     pub fn new(workers: usize) -> Self {
         let workers = workers.max(1);
         Self(Arc::new(Series {
-            control: ControlStats::default(),
+            control: Arc::default(),
             workers: (0..workers).map(|_| Arc::default()).collect(),
             log_dropped: Arc::default(),
             rules: Mutex::default(),
@@ -69,7 +69,7 @@ impl Telemetry {
         self.0.workers[index].clone()
     }
 
-    pub fn control(&self) -> &ControlStats {
+    pub fn control(&self) -> &Arc<ControlStats> {
         &self.0.control
     }
 
