@@ -12,12 +12,11 @@ use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
 use http::{HeaderMap, Request, StatusCode};
 use http_body_util::Full;
-use tokio::sync::oneshot;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use super::client::{Client, Connection, Unanswered};
-use crate::filters::{About, Answer, Answers, AskPlan, Inquiry, Question};
+use crate::filters::{About, Answer, Answers, AskPlan, Inquiry, NoAnswer, Question, Reply};
 use crate::telemetry::Telemetry;
 use crate::values::Redacted;
 
@@ -69,7 +68,7 @@ struct Asker {
     client: Client,
     telemetry: Telemetry,
     /// Who waits for what.
-    waiting: HashMap<About, Vec<oneshot::Sender<Option<Answer>>>>,
+    waiting: HashMap<About, Vec<Reply>>,
     waiters: usize,
     /// What each task asks about.
     about: HashMap<Id, About>,
@@ -104,13 +103,18 @@ impl Asker {
         let (form, reply) = question.split();
         if let Some(answer) = self.answers.known(&about) {
             // Who has gone needs no answer.
-            let _ = reply.send(Some(answer));
+            let _ = reply.send(Ok(answer));
             return;
         }
         let is_new = !self.waiting.contains_key(&about);
-        if self.waiters >= MOST_WAITERS || is_new && !self.may_ask() {
+        let may_wait = match self.waiters {
+            MOST_WAITERS.. => Err(NoAnswer::TooMany),
+            _ if is_new => self.may_ask(),
+            _ => Ok(()),
+        };
+        if let Err(why) = may_wait {
             self.count("not_asked");
-            let _ = reply.send(None);
+            let _ = reply.send(Err(why));
             return;
         }
         self.waiters += 1;
@@ -122,16 +126,18 @@ impl Asker {
         }
     }
 
-    fn may_ask(&mut self) -> bool {
+    fn may_ask(&mut self) -> Result<(), NoAnswer> {
         if self.reach.failures < OUT_OF_REACH {
-            return self.waiting.len() < MOST_AT_ONCE;
+            let is_room = self.waiting.len() < MOST_AT_ONCE;
+            return if is_room { Ok(()) } else { Err(NoAnswer::TooMany) };
         }
         let now = Instant::now();
         let is_time = self.waiting.is_empty() && now >= self.reach.next_try;
-        if is_time {
-            self.reach.next_try = now + TRIED_EVERY;
+        if !is_time {
+            return Err(NoAnswer::Failed);
         }
-        is_time
+        self.reach.next_try = now + TRIED_EVERY;
+        Ok(())
     }
 
     fn reuse(&mut self) -> Option<Connection> {
@@ -148,7 +154,7 @@ impl Asker {
             Err(error) => (error.id(), None),
         };
         let Some(about) = self.about.remove(&id) else { return };
-        let answer = heard.and_then(|heard| self.read(&about, heard));
+        let answer = heard.and_then(|heard| self.read(&about, heard)).ok_or(NoAnswer::Failed);
         let waiters = self.waiting.remove(&about).unwrap_or_default();
         self.waiters -= waiters.len();
         for waiter in waiters {
@@ -369,7 +375,7 @@ mod tests {
 
     async fn heard(asked: &Asked, about: u8) -> Option<u32> {
         let (about, form) = question(about);
-        let answer = asked.ask(about, form).expect("asked").await.expect("a reply")?;
+        let answer = asked.ask(about, form).expect("asked").await.expect("a reply").ok()?;
         Some(*answer.downcast::<u32>().expect("a number"))
     }
 
@@ -397,9 +403,9 @@ mod tests {
         drop(first);
         server.may.add_permits(1_000);
         for other in others {
-            assert!(other.await.expect("a reply").is_some());
+            assert!(other.await.expect("a reply").is_ok());
         }
-        assert!(another.await.expect("a reply").is_some());
+        assert!(another.await.expect("a reply").is_ok());
         assert_eq!(server.asked(), 2);
         // Not known for longer, so it is asked anew, on a connection that is there.
         assert_eq!(heard(&asked, 1).await, Some(100));
@@ -454,6 +460,9 @@ mod tests {
             assert_eq!(heard(&asked, about).await, None);
         }
         assert!(server.asked() <= before + 2, "{}", server.asked());
+        let (about, form) = question(1);
+        let reply = asked.ask(about, form).expect("asked").await.expect("a reply");
+        assert_eq!(reply.err(), Some(NoAnswer::Failed), "it is not for want of room");
         server.may.add_permits(1_000);
         let began = Instant::now();
         while heard(&asked, 1).await.is_none() {
@@ -475,11 +484,11 @@ mod tests {
         };
         let mut replies: Vec<_> = (0..300).map(ask).collect();
         for reply in replies.drain(MOST_AT_ONCE..) {
-            assert!(reply.await.expect("a reply").is_none());
+            assert_eq!(reply.await.expect("a reply").err(), Some(NoAnswer::TooMany), "the server is well");
         }
         server.may.add_permits(1_000);
         for reply in replies {
-            assert!(reply.await.expect("a reply").is_some());
+            assert!(reply.await.expect("a reply").is_ok());
         }
         assert_eq!(server.asked(), MOST_AT_ONCE);
         assert!(telemetry.render().contains("result=\"not_asked\"} 44"));

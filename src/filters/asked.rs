@@ -35,7 +35,19 @@ pub type Answer = Arc<dyn Any + Send + Sync>;
 pub struct Question {
     pub about: About,
     pub form: Redacted<String>,
-    reply: oneshot::Sender<Option<Answer>>,
+    reply: Reply,
+}
+
+/// Takes the answer.
+pub type Reply = oneshot::Sender<Result<Answer, NoAnswer>>;
+
+/// Why no answer came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoAnswer {
+    /// The server cannot be reached, or says nothing that helps.
+    Failed,
+    /// As much is asked as may be at once. It says nothing of the server.
+    TooMany,
 }
 
 /// Reads answers.
@@ -85,7 +97,7 @@ impl Asked {
         (Self(sender), Inquiry { plan, answers, questions, hits })
     }
 
-    /// The receiver gets `None`, or nothing, where no answer came.
+    /// The receiver gets nothing where nobody asks any more.
     ///
     /// # Errors
     /// Why it is not asked.
@@ -93,7 +105,7 @@ impl Asked {
         &self,
         about: About,
         form: Redacted<String>,
-    ) -> Result<oneshot::Receiver<Option<Answer>>, NotAsked> {
+    ) -> Result<oneshot::Receiver<Result<Answer, NoAnswer>>, NotAsked> {
         let (reply, answer) = oneshot::channel();
         match self.0.try_send(Question { about, form, reply }) {
             Ok(()) => Ok(answer),
@@ -105,7 +117,7 @@ impl Asked {
 
 impl Question {
     /// What to ask, and whom to tell.
-    pub fn split(self) -> (Redacted<String>, oneshot::Sender<Option<Answer>>) {
+    pub fn split(self) -> (Redacted<String>, Reply) {
         (self.form, self.reply)
     }
 }

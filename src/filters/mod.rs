@@ -29,7 +29,9 @@ mod timeouts;
 mod transform_tests;
 mod validation;
 
-pub use asked::{About, Answer, Answers, AskPlan, Asked, Inquiry, NotAsked, Question, Wanted};
+pub use asked::{
+    About, Answer, Answers, AskPlan, Asked, Inquiry, NoAnswer, NotAsked, Question, Reply, Wanted,
+};
 pub use authentication::Plan as AuthenticationPlan;
 pub use authorization::{Action as AuthorizationAction, Authorization, Plan as AuthorizationPlan};
 pub use chain::run;

@@ -189,8 +189,13 @@ impl Entry for Linked {
         self.plan.forward
     }
 
-    fn strip(&self, request: &mut Request) {
-        self.plan.from.iter().for_each(|place| place.strip(request));
+    fn place(&self, request: &Request) -> Option<&Place> {
+        let (headers, uri) = (request.headers(), request.uri());
+        self.plan.from.iter().find(|place| place.find(headers, uri) != Found::Nothing)
+    }
+
+    fn strip(&self, request: &mut Request, kept: Option<&Place>) {
+        self.plan.from.iter().filter(|place| kept != Some(*place)).for_each(|place| place.strip(request));
     }
 
     fn tell(&self, identity: &KnownIdentity, headers: &mut HeaderMap) {

@@ -3,6 +3,9 @@
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
+use super::entry::AUTHORIZATION_FIELD;
+use super::places::Place;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bearer<'r> {
     /// No credential of this kind.
@@ -29,9 +32,13 @@ pub fn find(headers: &HeaderMap) -> Bearer<'_> {
     }
 }
 
-/// Takes `Authorization` away where it shows a bearer token.
-pub fn strip(headers: &mut HeaderMap) {
-    if headers.get_all(AUTHORIZATION).iter().any(|field| after_scheme(field.as_bytes(), b"bearer").is_some())
+/// Takes `Authorization` away where it shows a bearer token, unless it is `kept`.
+pub fn strip(headers: &mut HeaderMap, kept: Option<&Place>) {
+    if kept != Some(&AUTHORIZATION_FIELD)
+        && headers
+            .get_all(AUTHORIZATION)
+            .iter()
+            .any(|field| after_scheme(field.as_bytes(), b"bearer").is_some())
     {
         headers.remove(AUTHORIZATION);
     }

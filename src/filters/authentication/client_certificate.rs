@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
 use super::entry::{Checked, Entry, EntryKind, Gate, Scheme};
+use super::places::Place;
 use crate::filters::{Keep, Scope};
 use crate::message::{ClientCertificate, Exchange, Identity, IdentityKind, KnownIdentity, Request};
 use crate::values::{FieldPath, Problem};
@@ -111,7 +112,11 @@ impl Entry for Linked {
     }
 
     /// It is the connection's, and no field of the request.
-    fn strip(&self, _: &mut Request) {}
+    fn place(&self, _: &Request) -> Option<&Place> {
+        None
+    }
+
+    fn strip(&self, _: &mut Request, _: Option<&Place>) {}
 
     fn tell(&self, identity: &KnownIdentity, headers: &mut HeaderMap) {
         self.plan.headers.tell(identity, headers);

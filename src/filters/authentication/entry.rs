@@ -5,9 +5,11 @@ use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::{digest, hmac};
+use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 
-use super::brake::{Brake, Recent};
+use super::brake::{Admission, Brake, Shown};
+use super::places::Place;
 use crate::filters::{Keep, Scope};
 use crate::message::{ErrorKind, Exchange, Identity, KnownIdentity, LocalFuture, Request};
 use crate::values::{FieldPath, Problem};
@@ -38,8 +40,11 @@ pub trait Entry: Send + Sync {
     /// Whether the credential goes on to the backend when this entry decided.
     fn forwards(&self) -> bool;
 
-    /// Takes credentials of this kind from the request.
-    fn strip(&self, request: &mut Request);
+    /// Where the credential stands that decided, if it is a part of the request.
+    fn place<'a>(&'a self, request: &Request) -> Option<&'a Place>;
+
+    /// Takes credentials of this kind from the request, but the one that stands in the place that is `kept`.
+    fn strip(&self, request: &mut Request, kept: Option<&Place>);
 
     /// Sets the fields that tell the backend who it is.
     fn tell(&self, identity: &KnownIdentity, headers: &mut HeaderMap) {
@@ -60,9 +65,14 @@ pub enum Checked {
     Unavailable(ErrorKind),
     /// The address has shown too many that were not valid; this one was not looked at.
     Stopped,
+    /// It was not judged in the time that there is; it may be known later.
+    GaveUp(ErrorKind),
     /// It is judged once something that was asked for has come.
-    Later(LocalFuture<'static, Self>),
+    Later(Admission, LocalFuture<'static, Self>),
 }
+
+/// Where tokens and passwords stand.
+pub static AUTHORIZATION_FIELD: Place = Place::Header(AUTHORIZATION);
 
 /// SHA-256 of a credential: what it is looked up by, so that no comparison takes longer for a better guess.
 pub type Fingerprint = [u8; 32];
@@ -84,12 +94,7 @@ pub fn keyed(secret: &[u8]) -> Fingerprint {
 
 /// Whether an address may still have credentials judged.
 pub struct Gate<'a> {
-    pub brake: Option<&'a Brake>,
-    pub recent: &'a Recent,
-    /// Names the address at this route.
-    pub who: u64,
-    /// Milliseconds since the brake began to count.
-    pub now: u64,
+    pub brake: Option<(&'a Brake, Shown)>,
     /// Of the bearer token: several entries look it up.
     pub token: OnceCell<Fingerprint>,
 }
@@ -100,9 +105,17 @@ impl Gate<'_> {
         *self.token.get_or_init(|| fingerprint(token.as_bytes()))
     }
 
+    /// For what is judged at once.
     pub fn admits(&self, credential: &Fingerprint) -> bool {
-        self.brake.is_none_or(|brake| !brake.stops(self.who, self.now))
-            || self.recent.knows(credential, self.now)
+        self.brake.is_none_or(|(brake, shown)| brake.admits(shown, credential))
+    }
+
+    /// For what is judged later: many may be shown before the first is known to be wrong.
+    pub fn charge(&self, credential: &Fingerprint) -> Option<Admission> {
+        match self.brake {
+            Some((brake, shown)) => brake.charge(shown, credential),
+            None => Some(Admission::Free),
+        }
     }
 }
 

@@ -2,7 +2,8 @@
 //! finds a credential of its kind decides.
 //!
 //! Invariants: what is not recognised is never let on as somebody; a credential that decided goes to the backend only
-//! where its entry says so, others never; nothing that is answered tells which part of a credential was wrong.
+//! where its entry says so, others never; no request waits past its deadline; nothing that is answered tells which part
+//! of a credential was wrong.
 
 mod api_key;
 mod basic;
@@ -29,12 +30,13 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::time::Instant;
 
 use self::bearer::Bearer;
-use self::brake::{Brake, Recent};
+use self::brake::{Admission, Brake, Failures};
 use self::entry::{Checked, Entry, EntryKind, Gate, Scheme};
 use crate::filters::contract::{Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
-use crate::message::{ErrorKind, Exchange, ProxyError};
+use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError};
 use crate::values::{Duration, FieldPath, Problem, Reason};
 
 pub struct Authentication;
@@ -256,17 +258,13 @@ impl FilterKind for Authentication {
     const RING: Ring = Ring::Authentication;
 
     fn link(plan: &Plan, keep: &dyn Keep) -> Arc<dyn Filter> {
-        let state =
-            |key: &str, make: &mut dyn FnMut() -> Arc<dyn std::any::Any + Send + Sync>| keep.state(key, make);
         let brake = plan.failures.map(|(requests, per)| {
-            let key = format!("authentication.failures {requests} {}", per.as_millis());
-            let made = state(&key, &mut || Arc::new(Brake::new(requests, per)));
-            made.downcast().expect("only a brake is kept under this name")
+            let made = keep.state("authentication.failures", &mut || Arc::new(Failures::default()));
+            let failures = made.downcast().expect("only failures are kept under this name");
+            Brake::new(failures, requests, per)
         });
-        let recent = state("authentication.recent", &mut || Arc::new(Recent::default()));
-        let recent = recent.downcast().expect("only this is kept under this name");
         let entries: Vec<_> = plan.entries.iter().map(|entry| entry.link(keep)).collect();
-        Arc::new(Authenticator::new(plan.mode, entries, brake, recent))
+        Arc::new(Authenticator::new(plan.mode, entries, brake))
     }
 }
 
@@ -274,15 +272,14 @@ impl FilterKind for Authentication {
 struct Authenticator {
     mode: Mode,
     entries: Vec<Box<dyn Entry>>,
-    brake: Option<Arc<Brake>>,
-    recent: Arc<Recent>,
+    brake: Option<Brake>,
     /// What is asked for when nothing is shown.
     missing: ErrorKind,
     challenges: Vec<HeaderValue>,
 }
 
 impl Authenticator {
-    fn new(mode: Mode, entries: Vec<Box<dyn Entry>>, brake: Option<Arc<Brake>>, recent: Arc<Recent>) -> Self {
+    fn new(mode: Mode, entries: Vec<Box<dyn Entry>>, brake: Option<Brake>) -> Self {
         let mut schemes: Vec<Scheme> = Vec::new();
         for entry in &entries {
             if !schemes.contains(&entry.scheme()) {
@@ -294,38 +291,35 @@ impl Authenticator {
             _ => ErrorKind::CredentialsMissing,
         };
         let challenges = schemes.iter().map(|scheme| scheme.challenge()).collect();
-        Self { mode, entries, brake, recent, missing, challenges }
+        Self { mode, entries, brake, missing, challenges }
     }
 
     fn gate(&self, exchange: &Exchange) -> Gate<'_> {
-        let brake = self.brake.as_deref();
-        let (who, now) = brake.map_or((0, 0), |brake| {
-            let labels = &exchange.labels;
-            (
-                brake.who(&labels.namespace, &labels.route, exchange.client.ip),
-                brake.millis_at(exchange.started),
-            )
-        });
-        Gate { brake, recent: &self.recent, who, now, token: OnceCell::new() }
+        let brake = self
+            .brake
+            .as_ref()
+            .map(|brake| (brake, brake.shown(&exchange.labels, exchange.client.ip, exchange.started)));
+        Gate { brake, token: OnceCell::new() }
     }
 
     fn settle(
         &self,
         index: usize,
         checked: Checked,
+        admission: Admission,
         gate: &Gate<'_>,
         exchange: &mut Exchange,
     ) -> Decision<'static> {
         let entry = &self.entries[index];
         match checked {
             Checked::Known(identity, credential) => {
-                if gate.brake.is_some() {
-                    self.recent.note(&credential, gate.now);
+                admission.refund();
+                if let Some((brake, shown)) = gate.brake {
+                    brake.succeeded(shown, &credential);
                 }
-                for (place, other) in self.entries.iter().enumerate() {
-                    if place != index || !other.forwards() {
-                        other.strip(&mut exchange.request);
-                    }
+                let kept = if entry.forwards() { entry.place(&exchange.request) } else { None };
+                for each in &self.entries {
+                    each.strip(&mut exchange.request, kept);
                 }
                 if let Some(known) = identity.known() {
                     entry.tell(known, exchange.request.headers_mut());
@@ -334,17 +328,22 @@ impl Authenticator {
                 Decision::Continue
             }
             Checked::Refused => {
-                if let Some(brake) = gate.brake {
-                    brake.failed(gate.who, gate.now);
+                if let (Some((brake, shown)), Admission::Free) = (gate.brake, &admission) {
+                    brake.failed(shown);
                 }
                 let scheme = entry.scheme();
                 let error = ProxyError::new(scheme.invalid());
                 error.with_header(WWW_AUTHENTICATE, scheme.challenge_after_failure()).into()
             }
             Checked::Stopped => ErrorKind::TooManyFailures.into(),
-            Checked::Unavailable(why) => why.into(),
+            Checked::Unavailable(why) => {
+                admission.refund();
+                why.into()
+            }
+            // The verdict may come yet, and be known when it is shown again: it was not for nothing.
+            Checked::GaveUp(why) => why.into(),
             // Neither is a verdict: what was found is judged, and what was waited for has come.
-            Checked::Absent | Checked::Later(_) => ErrorKind::Internal.into(),
+            Checked::Absent | Checked::Later(..) => ErrorKind::Internal.into(),
         }
     }
 }
@@ -358,14 +357,14 @@ impl Filter for Authenticator {
         for (index, entry) in self.entries.iter().enumerate() {
             match entry.check(exchange, &gate) {
                 Checked::Absent => {}
-                Checked::Later(waiting) => {
+                Checked::Later(admission, waiting) => {
                     return Decision::Wait(Box::pin(async move {
-                        let checked = waiting.await;
+                        let checked = within(exchange.deadline, waiting).await;
                         let gate = self.gate(exchange);
-                        self.settle(index, checked, &gate, exchange)
+                        self.settle(index, checked, admission, &gate, exchange)
                     }));
                 }
-                checked => return self.settle(index, checked, &gate, exchange),
+                checked => return self.settle(index, checked, Admission::Free, &gate, exchange),
             }
         }
         // A token that no issuer of ours made is wrong, not missing.
@@ -373,7 +372,7 @@ impl Filter for Authenticator {
         if let Some(index) = of_tokens
             && bearer::find(exchange.request.headers()) != Bearer::Nothing
         {
-            return self.settle(index, Checked::Refused, &gate, exchange);
+            return self.settle(index, Checked::Refused, Admission::Free, &gate, exchange);
         }
         if self.mode == Mode::Optional {
             return Decision::Continue;
@@ -384,4 +383,11 @@ impl Filter for Authenticator {
         }
         error.into()
     }
+}
+
+/// No request waits past its own deadline, whatever the entry would wait for.
+async fn within(deadline: Option<Instant>, waiting: LocalFuture<'static, Checked>) -> Checked {
+    let Some(deadline) = deadline else { return waiting.await };
+    let checked = tokio::time::timeout_at(deadline, waiting).await;
+    checked.unwrap_or(Checked::GaveUp(ErrorKind::BackendTimeout))
 }

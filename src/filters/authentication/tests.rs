@@ -299,6 +299,37 @@ async fn an_empty_key_is_wrong_whatever_the_secrets_say() {
     }
 }
 
+/// Two entries that look in the same places; the backend gets what decided, and nothing else.
+#[tokio::test]
+async fn what_one_entry_forwards_another_leaves_and_takes_away_the_rest() {
+    let entry = |name: &str, forward: bool, secret: &str, from: Value| json!({"name": name, "apiKey": {"secretRef": {"name": secret}, "forward": forward, "from": from}});
+    let places = json!([{"header": "X-Key"}, {"query": "key"}, {"cookie": "key"}]);
+    let spec = json!({"anyOf": [
+        entry("one", true, "acme", places.clone()),
+        entry("other", false, "old", places),
+        entry("field", false, "old", json!([{"header": "Authorization"}])),
+    ]});
+    let filter = linked(spec);
+    for (uri, fields, left) in [
+        ("/a?b=1", vec![("x-key", ACME)], ("/a?b=1", vec![("x-key", ACME)])),
+        (
+            "/a?key=other&b=1",
+            vec![("x-key", ACME), ("cookie", "key=other; a=b"), ("authorization", "other")],
+            ("/a?b=1", vec![("cookie", "a=b"), ("x-key", ACME)]),
+        ),
+        (&format!("/a?key={ACME}"), vec![("cookie", "key=other")], (&format!("/a?key={ACME}"), vec![])),
+    ] {
+        let mut one = request(uri, &fields);
+        assert_eq!(ask(&filter, &mut one).await, Ok(()), "{uri}");
+        assert_eq!(one.identity.entry(), "one");
+        let headers = one.request.headers().iter();
+        let mut found: Vec<_> =
+            headers.map(|(name, value)| (name.as_str(), value.to_str().expect("ASCII"))).collect();
+        found.sort_unstable();
+        assert_eq!((&*one.request.uri().to_string(), found), left, "{uri}");
+    }
+}
+
 #[test]
 fn what_cannot_work_says_where_and_what_to_do() {
     let labels = json!({"matchLabels": {"keys": "shop"}});

@@ -1,9 +1,11 @@
 //! `basicAuth`: names and passwords (RFC 7617), checked against the hashes of an htpasswd file in a Secret.
 //!
-//! Invariants: no password is hashed on a worker; an unknown name costs what a known one costs; what was found out counts
-//! only while the user's line in the file is the same; no password and no hash is ever printed.
+//! Invariants: no password is hashed on a worker, and equal ones at the same time once; an unknown name costs what a known
+//! one costs; what was found out counts only while the user's line in the file is the same; no password and no hash is
+//! ever printed.
 
 mod hash;
+mod known;
 #[cfg(test)]
 mod tests;
 mod users;
@@ -17,15 +19,15 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
-use tokio::time::Instant;
 
+use self::known::{Known, Question, Turn};
 use self::users::Users;
 use super::bearer::after_scheme;
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
-use super::entry::{Checked, Entry, EntryKind, Fingerprint, Gate, Scheme, keyed};
-use super::verdicts::{Verdict, Verdicts};
+use super::entry::{AUTHORIZATION_FIELD, Checked, Entry, EntryKind, Fingerprint, Gate, Scheme, keyed};
+use super::places::Place;
 use crate::filters::{Keep, Offload, Scope};
-use crate::message::{ErrorKind, Exchange, Identity, KnownIdentity, Request};
+use crate::message::{ErrorKind, Exchange, KnownIdentity, LocalFuture, Request};
 use crate::values::{FieldPath, Problem, Reason, SecretRef};
 
 pub struct BasicAuth;
@@ -46,9 +48,6 @@ pub struct Spec {
     pub claims_to_headers: Vec<ClaimToHeader>,
 }
 
-/// A good password counts for so long without being hashed again, a bad one as well.
-const GOOD: Duration = Duration::from_secs(600);
-const BAD: Duration = Duration::from_secs(60);
 /// So long a request waits for its password to be hashed.
 const PATIENCE: Duration = Duration::from_secs(10);
 const MAX_NAME: usize = 256;
@@ -100,26 +99,6 @@ impl EntryKind for BasicAuth {
     }
 }
 
-/// Passwords that were hashed, by a keyed digest of name and password.
-struct Known {
-    began: Instant,
-    good: Verdicts<Identity>,
-    /// Apart, so that guesses push out none that are good.
-    bad: Verdicts<()>,
-}
-
-impl Default for Known {
-    fn default() -> Self {
-        Self { began: Instant::now(), good: Verdicts::default(), bad: Verdicts::default() }
-    }
-}
-
-impl Known {
-    fn millis_at(&self, now: Instant) -> i64 {
-        millis(now.saturating_duration_since(self.began))
-    }
-}
-
 struct Linked {
     judge: Arc<Judge>,
     forward: bool,
@@ -133,33 +112,49 @@ struct Judge {
 }
 
 impl Judge {
-    /// Hashes a password, elsewhere.
-    fn hash(self: &Arc<Self>, credentials: Credentials, print: Fingerprint) -> Checked {
+    /// Judges a password elsewhere.
+    fn judge(
+        self: &Arc<Self>,
+        credentials: Credentials,
+        print: Fingerprint,
+    ) -> LocalFuture<'static, Checked> {
         let judge = Arc::clone(self);
-        Checked::Later(Box::pin(async move {
-            let users = Arc::clone(&judge.users);
-            let user = credentials.name.clone();
-            let work =
-                judge.offload.run(move || users.verify(&credentials.name, credentials.password.as_bytes()));
-            let is_good = match tokio::time::timeout(PATIENCE, work).await {
-                Ok(Ok(is_good)) => is_good,
-                Ok(Err(why)) => return Checked::Unavailable(why),
-                Err(_) => return Checked::Unavailable(ErrorKind::Overloaded),
-            };
-            let (by, known) = (judge.users.line_of(&user), &judge.known);
-            let now = known.millis_at(Instant::now());
-            match judge.users.identity(&user).filter(|_| is_good) {
-                Some(identity) => {
-                    let (until, found) = (now + millis(GOOD), identity.clone());
-                    known.good.insert(Verdict { credential: print, by, until, found });
-                    Checked::Known(identity.clone(), print)
-                }
-                None => {
-                    known.bad.insert(Verdict { credential: print, by, until: now + millis(BAD), found: () });
-                    Checked::Refused
-                }
+        Box::pin(async move {
+            match tokio::time::timeout(PATIENCE, judge.find_out(&credentials, print)).await {
+                Ok(Ok(is_good)) => match judge.users.identity(&credentials.name).filter(|_| is_good) {
+                    Some(identity) => Checked::Known(identity.clone(), print),
+                    None => Checked::Refused,
+                },
+                Ok(Err(why)) => Checked::Unavailable(why),
+                Err(_) => Checked::GaveUp(ErrorKind::Overloaded),
             }
-        }))
+        })
+    }
+
+    /// Who shows the same at the same time waits for the one that came first.
+    async fn find_out(&self, credentials: &Credentials, print: Fingerprint) -> Result<bool, ErrorKind> {
+        let question = Question { print, line: self.users.line_of(&credentials.name) };
+        loop {
+            match self.known.turn(question) {
+                Turn::Wait(verdict) => {
+                    if let Ok(is_good) = verdict.await {
+                        return Ok(is_good);
+                    }
+                    // The one that came first has gone, and its work with it.
+                }
+                Turn::Work(turn) => {
+                    let (users, credentials) = (Arc::clone(&self.users), credentials.clone());
+                    let work = move || {
+                        turn.settle(|| {
+                            let is_good = users.verify(&credentials.name, credentials.password.as_bytes());
+                            users.identity(&credentials.name).filter(|_| is_good)
+                        })
+                    };
+                    return self.offload.run(work).await;
+                }
+                Turn::Full => return Err(ErrorKind::Overloaded),
+            }
+        }
     }
 }
 
@@ -172,26 +167,36 @@ impl Entry for Linked {
         };
         let (judge, known) = (&self.judge, &self.judge.known);
         let print = keyed(format!("{}:{}", credentials.name, credentials.password).as_bytes());
-        let (by, now) = (judge.users.line_of(&credentials.name), known.millis_at(exchange.started));
-        if let Some(identity) = known.good.find(&print, &by, now) {
+        let question = Question { print, line: judge.users.line_of(&credentials.name) };
+        let now = known.millis_at(exchange.started);
+        if let Some(identity) = known.good(&question, now) {
             return Checked::Known(identity, print);
         }
         if !gate.admits(&print) {
             return Checked::Stopped;
         }
-        if known.bad.find(&print, &by, now).is_some() {
+        if known.is_bad(&question, now) {
             return Checked::Refused;
         }
-        judge.hash(credentials, print)
+        match gate.charge(&print) {
+            Some(admission) => Checked::Later(admission, judge.judge(credentials, print)),
+            None => Checked::Stopped,
+        }
     }
 
     fn forwards(&self) -> bool {
         self.forward
     }
 
-    fn strip(&self, request: &mut Request) {
+    fn place(&self, _: &Request) -> Option<&Place> {
+        Some(&AUTHORIZATION_FIELD)
+    }
+
+    fn strip(&self, request: &mut Request, kept: Option<&Place>) {
         let fields = request.headers().get_all(AUTHORIZATION);
-        if fields.iter().any(|field| after_scheme(field.as_bytes(), b"basic").is_some()) {
+        if kept != Some(&AUTHORIZATION_FIELD)
+            && fields.iter().any(|field| after_scheme(field.as_bytes(), b"basic").is_some())
+        {
             request.headers_mut().remove(AUTHORIZATION);
         }
     }
@@ -212,6 +217,7 @@ enum Found {
     One(Credentials),
 }
 
+#[derive(Clone)]
 struct Credentials {
     name: String,
     password: String,
@@ -238,8 +244,4 @@ fn read(token: &[u8]) -> Option<Credentials> {
     let fits = name.len() <= MAX_NAME && password.len() <= MAX_PASSWORD;
     (fits && !text.chars().any(char::is_control))
         .then(|| Credentials { name: name.to_owned(), password: password.to_owned() })
-}
-
-fn millis(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX)
 }

@@ -27,6 +27,7 @@ struct Hashing {
     hashed: Arc<Mutex<usize>>,
     is_full: bool,
     waits: bool,
+    waiting: Arc<Mutex<Vec<Work>>>,
 }
 
 impl Hashing {
@@ -50,7 +51,7 @@ impl Keep for Hashing {
             return Offload::new(|_| Taken::Full);
         }
         let (hashed, waits) = (Arc::clone(&self.hashed), self.waits);
-        let kept = Mutex::new(Vec::<Work>::new());
+        let kept = Arc::clone(&self.waiting);
         Offload::new(move |work| {
             *hashed.lock().expect("no panic") += 1;
             if waits {
@@ -199,6 +200,75 @@ async fn the_brake_comes_before_the_hash_and_too_much_is_503() {
     let began = tokio::time::Instant::now();
     assert_eq!(verdict(&slow, &good).await, Err(ErrorKind::Overloaded));
     assert_eq!(began.elapsed().as_secs(), 10);
+}
+
+/// Runs what waits until nothing waits any more.
+async fn hash_what_waits(keep: &Hashing) {
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+        let waiting = std::mem::take(&mut *keep.waiting.lock().expect("no panic"));
+        waiting.into_iter().for_each(|work| work());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn equal_passwords_at_the_same_time_are_hashed_once() {
+    let keep = Hashing { waits: true, ..Hashing::default() };
+    let filter = Authentication::link(&plan(&format!("alice:{HASH}")), &keep);
+    let good = format!("alice:{PASSWORD}");
+    let all = futures_util::future::join_all((0..50).map(|_| verdict(&filter, &good)));
+    let (verdicts, ()) = tokio::join!(all, hash_what_waits(&keep));
+    assert!(verdicts.iter().all(|verdict| *verdict == Ok(())));
+    assert_eq!(keep.hashed(), 1);
+    // Whoever came first may leave: another takes it up.
+    let first = tokio::time::timeout(Duration::from_secs(1), verdict(&filter, "alice:x"));
+    let second = verdict(&filter, "alice:x");
+    let (first, second, ()) = tokio::join!(first, second, async {
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        hash_what_waits(&keep).await;
+    });
+    assert!(first.is_err());
+    assert_eq!((second, keep.hashed()), (WRONG, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_goes_on_coming_is_not_asked_to_wait_again() {
+    let keep = Hashing::default();
+    let filter = Authentication::link(&plan(&format!("alice:{HASH}")), &keep);
+    for _ in 0..20 {
+        assert_eq!(verdict(&filter, &format!("alice:{PASSWORD}")).await, Ok(()));
+        tokio::time::advance(Duration::from_secs(301)).await;
+    }
+    assert_eq!(keep.hashed(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn guesses_at_the_same_time_do_not_pass_the_brake_together() {
+    let mut braked = spec();
+    braked["failures"] = json!({"requests": 3, "per": "1h"});
+    let keep = Hashing { waits: true, ..Hashing::default() };
+    let plan = compile(braked, &mut world(&format!("alice:{HASH}"))).expect("valid");
+    let filter = Authentication::link(&plan, &keep);
+    let guesses: Vec<_> = (0..10).map(|guess| format!("alice:{guess}")).collect();
+    let all = futures_util::future::join_all(guesses.iter().map(|guess| verdict(&filter, guess)));
+    let (verdicts, ()) = tokio::join!(all, hash_what_waits(&keep));
+    let stopped = verdicts.iter().filter(|verdict| **verdict == Err(ErrorKind::TooManyFailures)).count();
+    assert_eq!((stopped, keep.hashed()), (7, 3));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_request_waits_past_its_own_deadline_and_a_guess_counts_all_the_same() {
+    let mut braked = spec();
+    braked["failures"] = json!({"requests": 1, "per": "1h"});
+    let keep = Hashing { waits: true, ..Hashing::default() };
+    let plan = compile(braked, &mut world(&format!("alice:{HASH}"))).expect("valid");
+    let filter = Authentication::link(&plan, &keep);
+    let began = tokio::time::Instant::now();
+    let mut exchange = shows("alice:x");
+    exchange.deadline = Some(began + Duration::from_millis(200));
+    let answer = ask(&filter, &mut exchange).await.map_err(|(kind, _)| kind);
+    assert_eq!((answer, began.elapsed().as_millis()), (Err(ErrorKind::BackendTimeout), 200));
+    assert_eq!(verdict(&filter, "alice:y").await, Err(ErrorKind::TooManyFailures));
 }
 
 #[test]

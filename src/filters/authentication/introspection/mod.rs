@@ -23,9 +23,10 @@ use tokio::time::Instant;
 use self::answer::{Introspected, Rules};
 use super::bearer::{self, Bearer};
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
-use super::entry::{Checked, Entry, EntryKind, Fingerprint, Gate, Scheme};
+use super::entry::{AUTHORIZATION_FIELD, Checked, Entry, EntryKind, Fingerprint, Gate, Scheme};
 use super::jwt::unverified_issuer;
-use crate::filters::{AskPlan, Asked, Keep, NotAsked, Scope, Url};
+use super::places::Place;
+use crate::filters::{AskPlan, Asked, Keep, NoAnswer, NotAsked, Scope, Url};
 use crate::message::{ErrorKind, Exchange, Identity, KnownIdentity, Request};
 use crate::telemetry::HitCount;
 use crate::values::{Duration, FieldPath, Problem, Reason, Redacted, SecretData, SecretRef};
@@ -210,29 +211,43 @@ impl Asking {
         (Self { introspected, asked, hits, patience }, inquiry)
     }
 
-    fn ask(&self, token: &str, print: Fingerprint) -> Checked {
+    fn ask(&self, token: &str, print: Fingerprint, gate: &Gate<'_>) -> Checked {
+        let Some(admission) = gate.charge(&print) else { return Checked::Stopped };
         let question = format!("token={}&token_type_hint=access_token", form(token.as_bytes()));
         let answer = match self.asked.ask(print, Redacted::new(question)) {
             Ok(answer) => answer,
-            Err(NotAsked::TooMany) => return Checked::Unavailable(ErrorKind::Overloaded),
-            Err(NotAsked::Over) => return Checked::Unavailable(ErrorKind::IntrospectionFailed),
+            Err(why) => {
+                admission.refund();
+                return Checked::Unavailable(match why {
+                    NotAsked::TooMany => ErrorKind::Overloaded,
+                    NotAsked::Over => ErrorKind::IntrospectionFailed,
+                });
+            }
         };
         let introspected = Arc::clone(&self.introspected);
         // Who asks the server has the same deadline: this one is for when it does not come to work.
         let until = Instant::now() + self.patience + Time::from_millis(100);
-        Checked::Later(Box::pin(async move {
-            let answer = tokio::time::timeout_at(until, answer).await;
-            let verdict = answer.ok().and_then(Result::ok).flatten();
-            let verdict = verdict.and_then(|verdict| verdict.downcast::<Option<Identity>>().ok());
-            match verdict.as_deref() {
-                Some(Some(identity)) => Checked::Known(identity.clone(), print),
-                Some(None) => Checked::Refused,
-                None => match introspected.last(&print) {
-                    Some(identity) => Checked::Known(identity, print),
-                    None => Checked::Unavailable(ErrorKind::IntrospectionFailed),
-                },
-            }
-        }))
+        Checked::Later(
+            admission,
+            Box::pin(async move {
+                let answer = match tokio::time::timeout_at(until, answer).await {
+                    Ok(Ok(answer)) => answer,
+                    Ok(Err(_)) => return Checked::Unavailable(ErrorKind::IntrospectionFailed),
+                    Err(_) => Err(NoAnswer::TooMany),
+                };
+                let verdict = answer.map(|verdict| verdict.downcast::<Option<Identity>>());
+                match verdict.as_ref().map(|verdict| verdict.as_ref().map(AsRef::as_ref)) {
+                    Ok(Ok(Some(identity))) => Checked::Known(identity.clone(), print),
+                    Ok(Ok(None)) => Checked::Refused,
+                    // The server is well, as far as is known: whoever asks much must not bring back what it said before.
+                    Err(NoAnswer::TooMany) => Checked::Unavailable(ErrorKind::Overloaded),
+                    Err(NoAnswer::Failed) | Ok(Err(_)) => match introspected.last(&print) {
+                        Some(identity) => Checked::Known(identity, print),
+                        None => Checked::Unavailable(ErrorKind::IntrospectionFailed),
+                    },
+                }
+            }),
+        )
     }
 }
 
@@ -273,15 +288,19 @@ impl Entry for Linked {
             asking.hits.add_one();
             return Checked::Refused;
         }
-        asking.ask(token, print)
+        asking.ask(token, print, gate)
     }
 
     fn forwards(&self) -> bool {
         self.forward
     }
 
-    fn strip(&self, request: &mut Request) {
-        bearer::strip(request.headers_mut());
+    fn place(&self, _: &Request) -> Option<&Place> {
+        Some(&AUTHORIZATION_FIELD)
+    }
+
+    fn strip(&self, request: &mut Request, kept: Option<&Place>) {
+        bearer::strip(request.headers_mut(), kept);
     }
 
     fn tell(&self, identity: &KnownIdentity, headers: &mut HeaderMap) {

@@ -11,7 +11,7 @@ use super::super::tests::{World, ask, compile, request};
 use super::super::{Authentication, Plan};
 use super::form;
 use crate::filters::contract::{Filter, FilterKind as _, Keep};
-use crate::filters::{Answers, Inquiry};
+use crate::filters::{Answers, Inquiry, NoAnswer};
 use crate::message::{ErrorKind, Exchange};
 
 const SECRET: &str = "canary+secret/of=the client";
@@ -83,7 +83,7 @@ async fn answer(inquiry: &mut Inquiry, said: Option<&Value>) -> String {
     let about = question.about;
     let (form, reply) = question.split();
     let heard = said.and_then(|said| inquiry.answers.read(&about, said.to_string().as_bytes()).ok());
-    let _ = reply.send(heard.map(|(answer, _)| answer));
+    let _ = reply.send(heard.map(|(answer, _)| answer).ok_or(NoAnswer::Failed));
     form.expose().clone()
 }
 
@@ -235,22 +235,97 @@ async fn what_cannot_be_asked_is_denied_unless_the_last_answer_may_count() {
     }
 }
 
+/// A policy that stops nobody.
+fn unbraked(more: Value) -> Plan {
+    let mut spec = spec(more);
+    spec["failures"] = json!({"requests": 0});
+    compile(spec, &mut world()).expect("valid")
+}
+
 #[tokio::test(start_paused = true)]
 async fn nobody_waits_past_the_deadline_and_too_many_do_not_wait_at_all() {
-    let (filter, mut inquiry) = linked(&plan(json!({"timeout": "1s"})));
+    let (filter, mut inquiry) = linked(&unbraked(json!({"timeout": "1s"})));
     let began = tokio::time::Instant::now();
     let all = (0..1_100).map(|token| {
         let filter = &filter;
-        async move { verdict(filter, &mut shows(&format!("t{token}"))).await }
+        async move {
+            let verdict = verdict(filter, &mut shows(&format!("t{token}"))).await;
+            (verdict, began.elapsed().as_millis())
+        }
     });
     let verdicts = futures_util::future::join_all(all).await;
-    let took = began.elapsed();
-    assert!((1_100..1_110).contains(&took.as_millis()), "{took:?}");
-    let count = |kind| verdicts.iter().filter(|verdict| **verdict == Err(kind)).count();
-    assert_eq!((count(ErrorKind::IntrospectionFailed), count(ErrorKind::Overloaded)), (1_024, 76));
+    assert!(verdicts.iter().all(|(verdict, _)| *verdict == Err(ErrorKind::Overloaded)));
+    let waited = verdicts.iter().filter(|(_, waited)| (1_100..1_110).contains(waited)).count();
+    let did_not = verdicts.iter().filter(|(_, waited)| *waited < 10).count();
+    assert_eq!((waited, did_not), (1_024, 76));
     while inquiry.questions.try_recv().is_ok() {}
     drop(inquiry);
     assert_eq!(verdict(&filter, &mut shows("t")).await, Err(ErrorKind::IntrospectionFailed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_request_waits_past_its_own_deadline() {
+    let (filter, _inquiry) = linked(&plan(json!({"timeout": "20s"})));
+    let began = tokio::time::Instant::now();
+    let mut exchange = shows("token");
+    exchange.deadline = Some(began + Duration::from_millis(300));
+    assert_eq!(verdict(&filter, &mut exchange).await, Err(ErrorKind::BackendTimeout));
+    assert_eq!(began.elapsed().as_millis(), 300);
+}
+
+/// Whoever can ask much must not bring back what counted before a token was revoked.
+#[tokio::test(start_paused = true)]
+async fn too_many_questions_are_no_failure_of_the_server() {
+    let (filter, mut inquiry) = linked(&plan(json!({"onFailure": "LastAnswer", "cacheDuration": "5s"})));
+    let said = json!({"active": true, "sub": "u1"});
+    let mut exchange = shows("token");
+    let (first, _) = tokio::join!(verdict(&filter, &mut exchange), answer(&mut inquiry, Some(&said)));
+    assert_eq!(first, Ok(()));
+    advance(Duration::from_secs(6)).await;
+    for (why, expected) in [(NoAnswer::TooMany, Err(ErrorKind::Overloaded)), (NoAnswer::Failed, Ok(()))] {
+        let mut exchange = shows("token");
+        let (verdict, ()) = tokio::join!(verdict(&filter, &mut exchange), async {
+            let (_, reply) = inquiry.questions.recv().await.expect("a question").split();
+            assert!(reply.send(Err(why)).is_ok());
+        });
+        assert_eq!(verdict, expected, "{why:?}");
+    }
+    let mut exchange = shows("token");
+    assert_eq!(verdict(&filter, &mut exchange).await, Err(ErrorKind::Overloaded), "nobody comes to ask");
+}
+
+#[tokio::test(start_paused = true)]
+async fn guesses_at_the_same_time_do_not_pass_the_brake_together() {
+    let mut spec = spec(json!({}));
+    spec["failures"] = json!({"requests": 3, "per": "1h"});
+    let plan = compile(spec, &mut world()).expect("valid");
+    for (active, after) in [(false, Err(ErrorKind::TooManyFailures)), (true, Ok(()))] {
+        let (filter, mut inquiry) = linked(&plan);
+        let guess = |token: String| {
+            let filter = &filter;
+            async move { verdict(filter, &mut shows(&token)).await }
+        };
+        // Equal ones are one guess.
+        let tokens = ["0", "0", "0", "1", "2", "3", "4"].map(|token| guess(token.to_owned()));
+        let said = json!({"active": active});
+        let (verdicts, asked) = tokio::join!(futures_util::future::join_all(tokens), async {
+            for _ in 0..5 {
+                answer(&mut inquiry, Some(&said)).await;
+            }
+            asks_nothing(&mut inquiry)
+        });
+        let good = if active { Ok(()) } else { Err(ErrorKind::TokenInvalid) };
+        let stopped = Err(ErrorKind::TooManyFailures);
+        assert_eq!(verdicts, [good, good, good, good, good, stopped, stopped]);
+        assert!(asked);
+        let mut exchange = shows("5");
+        let later = verdict(&filter, &mut exchange);
+        let later = match after {
+            Ok(()) => tokio::join!(later, answer(&mut inquiry, Some(&said))).0,
+            Err(_) => later.await,
+        };
+        assert_eq!(later, after, "what was good was no failure");
+    }
 }
 
 /// Hands out one state for one name.

@@ -25,7 +25,8 @@ use self::rules::Rules;
 use super::bearer::{self, Bearer};
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
 use super::claims;
-use super::entry::{Checked, Entry, EntryKind, Fingerprint, Gate, Scheme};
+use super::entry::{AUTHORIZATION_FIELD, Checked, Entry, EntryKind, Fingerprint, Gate, Scheme};
+use super::places::Place;
 use super::verdicts::{Verdict, Verdicts};
 use crate::filters::{FetchPlan, Fetched, Keep, Scope};
 use crate::message::{ErrorKind, Exchange, Identity, JsonBounds, KnownIdentity, Request};
@@ -268,17 +269,21 @@ impl Judge {
     }
 
     /// The issuer may have a new key: its set is asked for once, by all who wait for it.
-    fn judge_anew(self: &Arc<Self>, token: &str, print: Fingerprint) -> Checked {
+    fn judge_anew(self: &Arc<Self>, token: &str, print: Fingerprint, gate: &Gate<'_>) -> Checked {
         let LiveKeys::Fetched(fetched) = &self.keys else { return Checked::Refused };
         let Some(tried) = fetched.ask() else { return Checked::Refused };
+        let Some(admission) = gate.charge(&print) else { return Checked::Stopped };
         let (judge, token) = (Arc::clone(self), token.to_owned());
-        Checked::Later(Box::pin(async move {
-            tried.await;
-            let Some(keys) = judge.keys.now() else {
-                return Checked::Unavailable(ErrorKind::KeysUnavailable);
-            };
-            judge.judge(&token, print, &keys, judge.now()).unwrap_or(Checked::Refused)
-        }))
+        Checked::Later(
+            admission,
+            Box::pin(async move {
+                tried.await;
+                let Some(keys) = judge.keys.now() else {
+                    return Checked::Unavailable(ErrorKind::KeysUnavailable);
+                };
+                judge.judge(&token, print, &keys, judge.now()).unwrap_or(Checked::Refused)
+            }),
+        )
     }
 }
 
@@ -306,15 +311,21 @@ impl Entry for Linked {
             return Checked::Stopped;
         }
         let Some(keys) = keys else { return Checked::Unavailable(ErrorKind::KeysUnavailable) };
-        judge.judge(token, print, &keys, now).unwrap_or_else(|UnknownKey| judge.judge_anew(token, print))
+        judge
+            .judge(token, print, &keys, now)
+            .unwrap_or_else(|UnknownKey| judge.judge_anew(token, print, gate))
     }
 
     fn forwards(&self) -> bool {
         self.forward
     }
 
-    fn strip(&self, request: &mut Request) {
-        bearer::strip(request.headers_mut());
+    fn place(&self, _: &Request) -> Option<&Place> {
+        Some(&AUTHORIZATION_FIELD)
+    }
+
+    fn strip(&self, request: &mut Request, kept: Option<&Place>) {
+        bearer::strip(request.headers_mut(), kept);
     }
 
     fn tell(&self, identity: &KnownIdentity, headers: &mut HeaderMap) {
