@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use regex::Regex;
 use serde_json::{Map, Value};
 
-use crate::values::FieldPath;
+use crate::values::{FieldPath, nearest};
 
 /// A schema, ready to check values.
 #[derive(Debug)]
@@ -303,28 +303,8 @@ pub(super) fn unknown_field<'a>(name: &str, known: impl Iterator<Item = &'a Stri
 }
 
 fn did_you_mean<'a>(found: &str, known: impl Iterator<Item = &'a String>) -> String {
-    let found = shortened(found).to_lowercase();
-    let nearest = known
-        .map(|word| (distance(&found, &word.to_lowercase()), word))
-        .filter(|(distance, word)| *distance <= 1 + word.len() / 5)
-        .min();
-    nearest.map(|(_, word)| format!("; did you mean {word}?")).unwrap_or_default()
-}
-
-/// Levenshtein's. Both words are short.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
+    let nearest = nearest(found, known.map(String::as_str));
+    nearest.map(|word| format!("; did you mean {word}?")).unwrap_or_default()
 }
 
 /// A user's text in a message: quoted, escaped, not too long.

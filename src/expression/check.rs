@@ -7,7 +7,7 @@ use super::kind::{Kind, Scalar};
 use super::node::{Loop, Macro, Node, Work};
 use super::parse::{Form, Operator, Syntax};
 use super::pattern::Pattern;
-use super::refused::{Refused, nearest};
+use super::refused::{Refused, hint};
 use super::value::{Constant, Octets, Text, Value};
 
 /// Patterns of one expression: each may take some memory.
@@ -118,7 +118,7 @@ impl<'e> Checker<'e> {
         }
         let known = self.locals.iter().map(|(name, _)| *name);
         let known = known.chain(self.environment.variables.iter().map(|variable| variable.name));
-        Err(Refused::at(at, format!("there is no {name:?}{}", nearest(name, known))))
+        Err(Refused::at(at, format!("there is no {name:?}{}", hint(name, known))))
     }
 
     fn select(&mut self, of: &'e Syntax, name: &'e str, at: usize) -> Result<(Work, Kind), Refused> {
@@ -147,7 +147,7 @@ impl<'e> Checker<'e> {
             Some(field) => Ok(Some(field)),
             None => {
                 let known = fields.iter().map(|field| field.name);
-                Err(Refused::at(at + 1, format!("{record} has no field {name:?}{}", nearest(name, known))))
+                Err(Refused::at(at + 1, format!("{record} has no field {name:?}{}", hint(name, known))))
             }
         }
     }
@@ -203,7 +203,7 @@ impl<'e> Checker<'e> {
         let Some(function) = FUNCTIONS.iter().filter(known).find(|function| function.name == name) else {
             let what = if receiver.is_some() { "method" } else { "function" };
             let known = FUNCTIONS.iter().filter(known).map(|function| function.name);
-            return Err(Refused::at(at, format!("there is no {what} {name:?}{}", nearest(name, known))));
+            return Err(Refused::at(at, format!("there is no {what} {name:?}{}", hint(name, known))));
         };
         let mut nodes = Vec::with_capacity(arguments.len() + 1);
         let mut kinds = Vec::with_capacity(arguments.len() + 1);

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::values::nearest;
+
 /// What is wrong with the text of an expression, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refused {
@@ -46,33 +48,11 @@ impl fmt::Display for Refused {
 const MOST_TOLD: usize = 12;
 
 /// `; did you mean "request"?`, where a known word is near, else the known words.
-pub(super) fn nearest<'w>(found: &str, known: impl IntoIterator<Item = &'w str>) -> String {
+pub(super) fn hint<'w>(found: &str, known: impl IntoIterator<Item = &'w str>) -> String {
     let known: Vec<_> = known.into_iter().collect();
-    let found: String = found.chars().take(40).collect::<String>().to_lowercase();
-    let near = known
-        .iter()
-        .map(|word| (distance(&found, &word.to_lowercase()), word))
-        .filter(|(distance, word)| *distance <= 1 + word.len() / 5)
-        .min();
-    match near {
-        Some((_, word)) => format!("; did you mean {word:?}?"),
+    match nearest(found, known.iter().copied()) {
+        Some(word) => format!("; did you mean {word:?}?"),
         None if known.len() <= MOST_TOLD => format!("; there are {}", known.join(", ")),
         None => String::new(),
     }
-}
-
-/// Levenshtein's. Both words are short.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let substituted = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = substituted.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
 }

@@ -6,6 +6,7 @@ mod client_validation;
 mod duration;
 mod hostname;
 mod names;
+mod nearest;
 mod path_rewrite;
 mod problem;
 mod redacted;
@@ -22,6 +23,7 @@ pub use names::{
     BackendId, CaCertificateKind, CaCertificateRef, ConfigMapKeyRef, LabelSelector, ObjectName, SecretKeyRef,
     SecretRef,
 };
+pub use nearest::nearest;
 pub use path_rewrite::{InvalidPathRewrite, PathRewrite, PathRewriteSpec};
 pub use problem::{FieldPath, Problem, Reason, Severity};
 pub use redacted::Redacted;
