@@ -54,35 +54,32 @@ pub(super) fn calculate<'v>(
 }
 
 fn int(operator: Operator, a: i64, b: i64) -> Result<i64, Why> {
-    let is_division = matches!(operator, Operator::Divide | Operator::Remainder);
-    if is_division && b == 0 {
-        return Err(Why::DivisionByZero);
-    }
-    let result = match operator {
-        Operator::Add => a.checked_add(b),
-        Operator::Subtract => a.checked_sub(b),
-        Operator::Multiply => a.checked_mul(b),
-        Operator::Divide => a.checked_div(b),
-        Operator::Remainder => a.checked_rem(b),
-        _ => return Err(Why::NoOverload),
-    };
-    result.ok_or(Why::Overflow)
+    let by = [i64::checked_add, i64::checked_sub, i64::checked_mul, i64::checked_div, i64::checked_rem];
+    whole(operator, by, a, b)
 }
 
 fn uint(operator: Operator, a: u64, b: u64) -> Result<u64, Why> {
-    let is_division = matches!(operator, Operator::Divide | Operator::Remainder);
-    if is_division && b == 0 {
-        return Err(Why::DivisionByZero);
-    }
-    let result = match operator {
-        Operator::Add => a.checked_add(b),
-        Operator::Subtract => a.checked_sub(b),
-        Operator::Multiply => a.checked_mul(b),
-        Operator::Divide => a.checked_div(b),
-        Operator::Remainder => a.checked_rem(b),
+    let by = [u64::checked_add, u64::checked_sub, u64::checked_mul, u64::checked_div, u64::checked_rem];
+    whole(operator, by, a, b)
+}
+
+/// `by` adds, subtracts, multiplies, divides, and gives what is left of a division.
+fn whole<T: Default + PartialEq>(
+    operator: Operator,
+    [add, subtract, multiply, divide, remain]: [fn(T, T) -> Option<T>; 5],
+    a: T,
+    b: T,
+) -> Result<T, Why> {
+    let by = match operator {
+        Operator::Add => add,
+        Operator::Subtract => subtract,
+        Operator::Multiply => multiply,
+        Operator::Divide | Operator::Remainder if b == T::default() => return Err(Why::DivisionByZero),
+        Operator::Divide => divide,
+        Operator::Remainder => remain,
         _ => return Err(Why::NoOverload),
     };
-    result.ok_or(Why::Overflow)
+    by(a, b).ok_or(Why::Overflow)
 }
 
 fn double(operator: Operator, a: f64, b: f64) -> Result<f64, Why> {
