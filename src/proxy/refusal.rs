@@ -13,6 +13,7 @@ use super::connection::Connection;
 use super::respond;
 use super::transport::Transport;
 use crate::message::{Body, Protocol, Response};
+use crate::upstream::SharedLines;
 
 /// The status of an answer's first bytes.
 pub fn status_of(written: &[u8]) -> Option<StatusCode> {
@@ -50,15 +51,10 @@ fn bytes(response: Response) -> (Vec<u8>, Bytes) {
     let now = httpdate::fmt_http_date(SystemTime::now());
     parts.headers.insert(DATE, HeaderValue::try_from(now).expect("a date is ASCII"));
     let reason = parts.status.canonical_reason().unwrap_or_default();
-    let mut head = format!("HTTP/1.1 {} {reason}\r\n", parts.status.as_str()).into_bytes();
-    for (name, value) in &parts.headers {
-        head.extend_from_slice(name.as_str().as_bytes());
-        head.extend_from_slice(b": ");
-        head.extend_from_slice(value.as_bytes());
-        head.extend_from_slice(b"\r\n");
-    }
-    head.extend_from_slice(b"\r\n");
-    (head, body)
+    let mut lines = SharedLines::default();
+    parts.headers.iter().for_each(|(name, value)| lines.add(name, value));
+    let first = format!("HTTP/1.1 {} {reason}\r\n", parts.status.as_str());
+    ([first.as_bytes(), &lines.freeze(), b"\r\n"].concat(), body)
 }
 
 #[cfg(test)]
