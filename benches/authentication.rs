@@ -4,12 +4,15 @@
 //! Exits with 1 when a goal is missed: 3 µs for an API key or a token that is known, 200 µs for an ES256 token that is
 //! not, 250 ms until one more key among 100,000 is compiled.
 
+#[path = "measure/request.rs"]
+mod request;
+#[path = "measure/time.rs"]
+mod time;
+
 use std::any::Any;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
@@ -18,13 +21,13 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::HeaderValue;
 use portcullis::compile::{HostnameClaims, LoopbackHosts, Memo, Options, compile};
 use portcullis::filters::{Decision, Filter, Keep, REGISTRY};
-use portcullis::message::{
-    Client, ErrorKind, Exchange, Labels, LocalFuture, Outbound, Protocol, ProxyError, Request, RequestId,
-    Response, Scheme,
-};
+use portcullis::message::{Exchange, Request};
 use portcullis::snapshot::{Manifest, SecretData, Snapshot};
-use portcullis::values::{BackendId, ObjectName, Redacted};
+use portcullis::values::{ObjectName, Redacted};
 use serde_json::{Value, json};
+
+use self::request::exchange;
+use self::time::{millis, timed};
 
 const KEYS: usize = 100_000;
 const ROUNDS: usize = 50_000;
@@ -101,7 +104,7 @@ fn each(filter: &dyn Filter, rounds: usize, shown: impl Fn(usize) -> Field, pass
     let exchanges = |rounds: usize| -> Vec<Exchange> {
         let with = |place| {
             let (name, value) = shown(place);
-            let mut exchange = exchange();
+            let mut exchange = exchange(Request::default());
             exchange.request.headers_mut().insert(name, value);
             exchange
         };
@@ -126,38 +129,6 @@ impl Keep for Forgetful {
     ) -> Arc<dyn Any + Send + Sync> {
         make()
     }
-}
-
-struct Nowhere;
-
-impl Outbound for Nowhere {
-    fn call<'a>(&'a self, _: &'a BackendId, _: Request) -> LocalFuture<'a, Result<Response, ProxyError>> {
-        Box::pin(async { Err(ErrorKind::BackendNotFound.into()) })
-    }
-
-    fn detach(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>> {
-        Err(work)
-    }
-}
-
-fn exchange() -> Exchange {
-    let ip = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    Exchange::new(
-        Request::default(),
-        Client {
-            peer: SocketAddr::new(ip, 1),
-            ip,
-            scheme: Scheme::Https,
-            protocol: Protocol::Http11,
-            server_name: None,
-            certificate: None,
-        },
-        "shop.example".into(),
-        Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "a".into() }),
-        RequestId([0; 16]),
-        tokio::time::Instant::now(),
-        Rc::new(Nowhere),
-    )
 }
 
 struct Signer(EcdsaKeyPair);
@@ -243,21 +214,4 @@ fn options() -> Options {
         served: None,
         has_store: false,
     }
-}
-
-fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
-    let before = thread_time();
-    let result = work();
-    (thread_time() - before, result)
-}
-
-/// CPU time of this thread, so that other work on the machine does not count (proc(5), schedstat).
-fn thread_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("this bench runs on Linux");
-    let nanos = text.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
-    Duration::from_nanos(nanos.expect("nanoseconds first"))
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }

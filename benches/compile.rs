@@ -3,15 +3,19 @@
 //! Exits with 1 when a goal is missed: 10,000 routes in 1 s, 50,000 in 5 s, one changed among 10,000 in 50 ms, 2 KiB a
 //! rule.
 
+#[path = "measure/time.rs"]
+mod time;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
-use std::time::Duration;
 
 use portcullis::compile::{HostnameClaims, LoopbackHosts, Memo, Options, compile};
 use portcullis::snapshot::{Manifest, ServiceData, ServicePort, Snapshot};
 use portcullis::values::ObjectName;
+
+use self::time::{millis, timed};
 
 /// Rules of each route; with three of them one host.
 const RULES: usize = 3;
@@ -133,21 +137,4 @@ fn options() -> Options {
         has_store: false,
         namespace: "platform".into(),
     }
-}
-
-fn timed<T>(work: impl FnOnce() -> T) -> (Duration, T) {
-    let before = thread_time();
-    let result = work();
-    (thread_time() - before, result)
-}
-
-/// CPU time of this thread, so that other work on the machine does not count (proc(5), schedstat).
-fn thread_time() -> Duration {
-    let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("this bench runs on Linux");
-    let nanos = text.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
-    Duration::from_nanos(nanos.expect("nanoseconds first"))
-}
-
-fn millis(time: Duration) -> f64 {
-    time.as_secs_f64() * 1e3
 }

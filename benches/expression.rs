@@ -2,19 +2,16 @@
 //!
 //! Exits with 1 when a simple comparison costs more than a microsecond.
 
+#[path = "measure/request.rs"]
+mod request;
+
 use std::hint::black_box;
-use std::net::SocketAddr;
 use std::process::ExitCode;
-use std::rc::Rc;
 use std::sync::Arc;
 
 use http::HeaderValue;
 use portcullis::expression::{Expression, Kind, REQUEST, Subject};
-use portcullis::message::{
-    Captures, Client, Exchange, Identity, IdentityKind, KnownIdentity, Labels, LocalFuture, Outbound,
-    Protocol, ProxyError, Request, RequestId, Response, Scheme,
-};
-use portcullis::values::BackendId;
+use portcullis::message::{Captures, Exchange, Identity, IdentityKind, KnownIdentity, Request};
 
 const TIMES: u32 = 20_000;
 const ROUNDS: usize = 9;
@@ -30,18 +27,6 @@ const SOURCES: &[&str] = &[
     "request.query.page == '2' && path.id == identity.id",
     "cidr('192.0.2.0/24').containsIP(client.address)",
 ];
-
-struct Nowhere;
-
-impl Outbound for Nowhere {
-    fn call<'a>(&'a self, _: &'a BackendId, _: Request) -> LocalFuture<'a, Result<Response, ProxyError>> {
-        unreachable!("no expression asks a backend")
-    }
-
-    fn detach(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>> {
-        Err(work)
-    }
-}
 
 fn main() -> ExitCode {
     let exchange = exchange();
@@ -92,21 +77,6 @@ fn exchange() -> Exchange {
     Exchange {
         identity: Identity::new(Arc::new(identity)),
         captures: Captures(vec![("id".into(), "7".into())]),
-        ..Exchange::new(
-            request,
-            Client {
-                peer: SocketAddr::from(([10, 0, 0, 1], 1)),
-                ip: [192, 0, 2, 7].into(),
-                scheme: Scheme::Https,
-                protocol: Protocol::Http2,
-                server_name: None,
-                certificate: None,
-            },
-            "shop.example".into(),
-            Arc::new(Labels { namespace: "shop".into(), route: "web".into(), rule: "orders".into() }),
-            RequestId([0; 16]),
-            tokio::time::Instant::now(),
-            Rc::new(Nowhere),
-        )
+        ..request::exchange(request)
     }
 }
