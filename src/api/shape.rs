@@ -13,12 +13,35 @@ use crate::values::{FieldPath, nearest};
 /// A schema, ready to check values.
 #[derive(Debug)]
 pub(super) enum Shape {
-    Object { fields: BTreeMap<String, Shape>, required: Vec<String> },
-    Map { values: Box<Shape>, min: usize, max: usize },
-    List { items: Box<Shape>, min: usize, max: usize, unique: Unique },
-    Text { min: usize, max: usize, pattern: Option<Regex>, words: Vec<String> },
-    Integer { min: i64, max: i64, values: Vec<i64> },
+    Object {
+        fields: BTreeMap<String, Shape>,
+        required: Vec<String>,
+    },
+    Map {
+        values: Box<Shape>,
+        min: usize,
+        max: usize,
+    },
+    List {
+        items: Box<Shape>,
+        min: usize,
+        max: usize,
+        unique: Unique,
+    },
+    Text {
+        min: usize,
+        max: usize,
+        pattern: Option<Regex>,
+        words: Vec<String>,
+    },
+    Integer {
+        min: i64,
+        max: i64,
+        values: Vec<i64>,
+    },
     Boolean,
+    /// The words of somebody else's language.
+    AnyObject,
 }
 
 #[derive(Debug)]
@@ -57,6 +80,7 @@ impl Shape {
             })
         };
         match schema["type"].as_str() {
+            Some("object") if schema["x-kubernetes-preserve-unknown-fields"] == true => Ok(Self::AnyObject),
             Some("object") => match schema.get("additionalProperties") {
                 Some(values) => Ok(Self::Map {
                     values: Box::new(Self::new(values)?),
@@ -159,7 +183,7 @@ impl Shape {
                     findings.wrong(place, format!("found {number}, expected an integer from {min} to {max}"))
                 }
             },
-            (Self::Boolean, Value::Bool(_)) => {}
+            (Self::Boolean, Value::Bool(_)) | (Self::AnyObject, Value::Object(_)) => {}
             (_, value) => {
                 findings.wrong(place, format!("found {}, expected {}", kind_of(value), self.noun()));
             }
@@ -168,7 +192,7 @@ impl Shape {
 
     const fn noun(&self) -> &'static str {
         match self {
-            Self::Object { .. } | Self::Map { .. } => "an object",
+            Self::Object { .. } | Self::Map { .. } | Self::AnyObject => "an object",
             Self::List { .. } => "a list",
             Self::Text { .. } => "a string",
             Self::Integer { .. } => "an integer",

@@ -68,6 +68,8 @@ pub enum ErrorKind {
     ExpressionFailed,
     /// A parameter or field is missing or of the wrong form.
     ValidationFailed,
+    /// A body is not of the form that its schema asks for.
+    BodyInvalid,
     // The backend's.
     NoHealthyEndpoints,
     ConnectFailure,
@@ -123,6 +125,7 @@ impl ErrorKind {
         Self::UnsupportedMediaType,
         Self::ExpressionFailed,
         Self::ValidationFailed,
+        Self::BodyInvalid,
         Self::NoHealthyEndpoints,
         Self::ConnectFailure,
         Self::ConnectTimeout,
@@ -174,6 +177,7 @@ impl ErrorKind {
             Self::UnsupportedMediaType => "UnsupportedMediaType",
             Self::ExpressionFailed => "ExpressionFailed",
             Self::ValidationFailed => "ValidationFailed",
+            Self::BodyInvalid => "BodyInvalid",
             Self::NoHealthyEndpoints => "NoHealthyEndpoints",
             Self::ConnectFailure => "ConnectFailure",
             Self::ConnectTimeout => "ConnectTimeout",
@@ -202,6 +206,7 @@ impl ErrorKind {
             | Self::UnsupportedMediaType
             | Self::ExpressionFailed
             | Self::ValidationFailed
+            | Self::BodyInvalid
             | Self::ApiKeyMissing
             | Self::ApiKeyInvalid
             | Self::TokenMissing

@@ -48,6 +48,7 @@ pub static TABLE: &[Row] = &[
     row(ErrorKind::UnsupportedMediaType, 415, "The body is of a type that is not taken here"),
     row(ErrorKind::ExpressionFailed, 400, "The request cannot be changed as it is asked for"),
     row(ErrorKind::ValidationFailed, 400, "The request is not of the form that is asked for"),
+    row(ErrorKind::BodyInvalid, 422, "The body is not of the form that is asked for"),
     row(ErrorKind::IpNotAllowed, 403, "This address may not ask"),
     row(ErrorKind::ApiKeyMissing, 401, "An API key is needed"),
     row(ErrorKind::ApiKeyInvalid, 401, "The API key is not valid"),

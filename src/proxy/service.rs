@@ -206,7 +206,13 @@ async fn serve(
                 refusing.answer(&cut.map_or_else(|| blame(error, account), ProxyError::from))
             }
         };
-        filters::run(&rule.filters, &mut exchange, |error| refusing.answer(error), action).await
+        // A filter that reads the body knows that it failed, not why.
+        let fail = |error: &ProxyError| match account.upload.as_ref().and_then(|upload| upload.failure.get())
+        {
+            Some(kind) => refusing.answer(&kind.into()),
+            None => refusing.answer(error),
+        };
+        filters::run(&rule.filters, &mut exchange, fail, action).await
     };
     (account.ruling, account.consulted) = (exchange.ruling, exchange.consulted);
     (account.limited, account.identity) = (exchange.limited, exchange.identity);

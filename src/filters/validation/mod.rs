@@ -1,8 +1,10 @@
-//! `validation`: what a request must look like before it may go on: size and type of its body, header fields, and
+//! `validation`: what a request must look like before it may go on: size, type and form of its body, header fields, and
 //! parameters of query and path.
 //!
-//! Invariants: a body is never held: its size is counted as it passes; nothing of a wrong value is said back.
+//! Invariants: without `bodySchema` a body is never held: its size is counted as it passes; nothing of a wrong value is
+//! said back.
 
+mod body;
 mod parameter;
 
 use std::cell::Cell;
@@ -18,6 +20,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
+use self::body::{BodySchema, BodySchemaSpec, IsJson, is_json};
 use self::parameter::{Parameter, ParameterSpec};
 use super::contract::{Combine, Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
 use crate::message::{Body, BodyError, ErrorKind, Exchange, ProxyError, Violation};
@@ -52,6 +55,9 @@ pub struct Spec {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub path_params: Vec<ParameterSpec>,
+    /// What a JSON body must be, as a JSON Schema; without contentTypes no other is taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body_schema: Option<BodySchemaSpec>,
 }
 
 /// Tokens (RFC 9110 section 8.3.1); a star for every subtype.
@@ -59,20 +65,29 @@ const MEDIA_TYPE: &str = "^[-A-Za-z0-9!#$%&'+.^_`|~]+/([*]|[-A-Za-z0-9!#$%&'+.^_
 /// So many violations are told.
 const TOLD: usize = 20;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     max_body: Option<u64>,
-    media: Box<[Media]>,
+    media: Media,
     /// The media types as a client may read them.
     accept: Option<HeaderValue>,
     headers: Box<[(HeaderName, Parameter)]>,
     query: Box<[Parameter]>,
     path: Box<[Parameter]>,
+    body: Option<BodySchema>,
+}
+
+/// Which types of bodies are taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Media {
+    Any,
+    Json,
+    These(Box<[MediaType]>),
 }
 
 /// `image` and `png`, in lower case; no subtype: every one.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Media {
+struct MediaType {
     main: Box<str>,
     sub: Option<Box<str>>,
 }
@@ -83,15 +98,9 @@ impl Member for Validation {
     type Spec = Spec;
     type Plan = Plan;
 
-    fn compile(spec: Spec, _: &mut dyn Scope) -> Result<Plan, Vec<Problem>> {
+    fn compile(spec: Spec, scope: &mut dyn Scope) -> Result<Plan, Vec<Problem>> {
         let mut problems = Vec::new();
-        let media = spec.content_types.iter().filter_map(|text| {
-            let (main, sub) = text.split_once('/')?;
-            let sub = (sub != "*").then(|| sub.to_ascii_lowercase().into());
-            Some(Media { main: main.to_ascii_lowercase().into(), sub })
-        });
-        let media: Box<[Media]> = media.collect();
-        let accept = HeaderValue::from_str(&spec.content_types.join(", ")).ok();
+        let (media, accept) = media(&spec, &mut problems);
         let mut list = |field: &str, specs: Vec<ParameterSpec>| -> Vec<Parameter> {
             let at = FieldPath::new(field);
             let specs = specs.into_iter().enumerate();
@@ -112,47 +121,82 @@ impl Member for Validation {
                 }
             })
             .collect();
-        if media.len() < spec.content_types.len() {
-            let message = "write media types like application/json or image/*";
-            problems.push(Problem::error(FieldPath::new("contentTypes"), Reason::PolicyInvalid, message));
-        }
-        if !problems.is_empty() {
+        let wanted = spec.body_schema.as_ref();
+        let body =
+            wanted.and_then(|wanted| BodySchema::new(wanted, spec.max_body_size, scope, &mut problems));
+        if !problems.is_empty() || body.is_some() != wanted.is_some() {
             return Err(problems);
         }
         Ok(Plan {
             max_body: spec.max_body_size.map(ByteSize::bytes),
-            accept: accept.filter(|_| !media.is_empty()),
+            accept,
             media,
             headers: headers.into(),
             query: query.into(),
             path: path.into(),
+            body,
         })
     }
+}
+
+/// The types of bodies that are taken, and how clients may read them.
+fn media(spec: &Spec, problems: &mut Vec<Problem>) -> (Media, Option<HeaderValue>) {
+    if spec.content_types.is_empty() {
+        return match spec.body_schema {
+            Some(_) => (Media::Json, Some(HeaderValue::from_static("application/json"))),
+            None => (Media::Any, None),
+        };
+    }
+    let types = spec.content_types.iter().filter_map(|text| {
+        let (main, sub) = text.split_once('/')?;
+        let sub = (sub != "*").then(|| sub.to_ascii_lowercase().into());
+        Some(MediaType { main: main.to_ascii_lowercase().into(), sub })
+    });
+    let types: Box<[MediaType]> = types.collect();
+    if types.len() < spec.content_types.len() {
+        let message = "write media types like application/json or image/*";
+        problems.push(Problem::error(FieldPath::new("contentTypes"), Reason::PolicyInvalid, message));
+    }
+    (Media::These(types), HeaderValue::from_str(&spec.content_types.join(", ")).ok())
 }
 
 impl FilterKind for Validation {
     const RING: Ring = Ring::Validation;
 
-    fn link(plan: &Plan, _: &dyn Keep) -> Arc<dyn Filter> {
-        Arc::new(plan.clone())
+    fn link(plan: &Plan, keep: &dyn Keep) -> Arc<dyn Filter> {
+        let body = plan.body.as_ref().map(|body| body.link(keep));
+        Arc::new(Validator { plan: plan.clone(), body })
     }
 }
 
-impl Filter for Plan {
+/// The linked member.
+struct Validator {
+    plan: Plan,
+    body: Option<body::Linked>,
+}
+
+impl Filter for Validator {
     fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
+        let plan = &self.plan;
         let has_body = !exchange.request.body().is_end_stream();
-        if has_body && !self.media.is_empty() && !self.takes(exchange.request.headers()) {
+        let taken = if has_body { plan.taken(exchange.request.headers()) } else { Taken::AsItIs };
+        if taken == Taken::Not {
             let mut error = ProxyError::new(ErrorKind::UnsupportedMediaType);
-            if let Some(accept) = &self.accept {
+            if let Some(accept) = &plan.accept {
                 error = error.with_header(ACCEPT, accept.clone());
             }
             return error.into();
         }
-        let violations = self.violations(exchange);
+        let violations = plan.violations(exchange);
         if !violations.is_empty() {
             return ProxyError::violated(ErrorKind::ValidationFailed, violations).into();
         }
-        match self.max_body.filter(|_| has_body) {
+        if let Some(body) = &self.body
+            && (taken == Taken::AsJson || !has_body)
+        {
+            return body.judge(exchange);
+        }
+        match plan.max_body.filter(|_| has_body) {
             Some(most) if exchange.request.body().size_hint().lower() > most => {
                 ErrorKind::BodyTooLarge.into()
             }
@@ -167,19 +211,41 @@ impl Filter for Plan {
     }
 }
 
+/// What becomes of a body by its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Taken {
+    AsJson,
+    AsItIs,
+    Not,
+}
+
 impl Plan {
-    /// Whether the body is said to be of one of the types, and said once.
-    fn takes(&self, headers: &HeaderMap) -> bool {
+    /// By what the body is said to be of, which is said once.
+    fn taken(&self, headers: &HeaderMap) -> Taken {
+        if self.media == Media::Any {
+            return Taken::AsItIs;
+        }
         let mut said = headers.get_all(CONTENT_TYPE).iter();
         let (Some(one), None) = (said.next().and_then(|value| value.to_str().ok()), said.next()) else {
-            return false;
+            return Taken::Not;
         };
-        let essence = one.split(';').next().unwrap_or_default().trim();
-        let Some((main, sub)) = essence.split_once('/') else { return false };
-        self.media.iter().any(|media| {
-            media.main.eq_ignore_ascii_case(main)
-                && media.sub.as_ref().is_none_or(|known| known.eq_ignore_ascii_case(sub))
-        })
+        if let Media::These(types) = &self.media {
+            let essence = one.split(';').next().unwrap_or_default().trim();
+            let Some((main, sub)) = essence.split_once('/') else { return Taken::Not };
+            let fits = |media: &MediaType| {
+                media.main.eq_ignore_ascii_case(main)
+                    && media.sub.as_ref().is_none_or(|known| known.eq_ignore_ascii_case(sub))
+            };
+            if !types.iter().any(fits) {
+                return Taken::Not;
+            }
+        }
+        match is_json(one) {
+            IsJson::Yes if self.body.is_some() => Taken::AsJson,
+            IsJson::OfAnotherCharset if self.body.is_some() => Taken::Not,
+            IsJson::No if self.media == Media::Json => Taken::Not,
+            _ => Taken::AsItIs,
+        }
     }
 
     fn violations(&self, exchange: &Exchange) -> Vec<Violation> {

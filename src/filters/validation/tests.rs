@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::filters::NoScope;
-use crate::filters::contract_tests::{FakeOutbound, exchange};
+use crate::filters::contract_tests::{FakeOutbound, NoKeep, exchange};
 
 fn compile(spec: Value) -> Result<Plan, Vec<Problem>> {
     Validation::compile(serde_json::from_value(spec).expect("a spec"), &mut NoScope)
@@ -33,7 +33,7 @@ fn chunks(chunks: &[&'static str]) -> Body {
 
 /// `Ok`: it may go on.
 fn judged(plan: &Plan, exchange: &mut Exchange) -> Result<(), ProxyError> {
-    match plan.request(exchange) {
+    match Validation::link(plan, &NoKeep).request(exchange) {
         Decision::Continue => Ok(()),
         Decision::Fail(error) => Err(*error),
         _ => panic!("it neither answers nor waits"),

@@ -1,0 +1,127 @@
+//! Bodies that are held whole: what all of them take together is bounded.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
+use http::HeaderMap;
+use http_body_util::BodyExt;
+
+use crate::message::{Body, BodyError, ErrorKind, ProxyError};
+
+/// Of the process: clients that send slowly hold what they have sent.
+const MOST: u64 = 64 << 20;
+
+/// Bytes that are held.
+#[derive(Debug, Default)]
+pub struct Held(AtomicU64);
+
+/// A part of them, given back when it is dropped.
+struct Share {
+    held: Arc<Held>,
+    bytes: u64,
+}
+
+impl Share {
+    fn grow(&mut self, bytes: usize) -> Result<(), ErrorKind> {
+        let bytes = bytes as u64;
+        let before = self.held.0.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+        if before + bytes > MOST { Err(ErrorKind::Overloaded) } else { Ok(()) }
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.held.0.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// Bytes that count as held until the last clone of them is gone.
+struct Counted {
+    bytes: Bytes,
+    _share: Share,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Reads a body and its trailers.
+pub async fn read(
+    mut body: Body,
+    most: u64,
+    held: &Arc<Held>,
+) -> Result<(Bytes, Option<HeaderMap>), ProxyError> {
+    let mut share = Share { held: Arc::clone(held), bytes: 0 };
+    let (mut first, mut rest, mut trailers) = (Bytes::new(), BytesMut::new(), None);
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(of_reading)?.into_data() {
+            Ok(data) => {
+                if share.bytes + data.len() as u64 > most {
+                    return Err(ErrorKind::BodyTooLarge.into());
+                }
+                share.grow(data.len())?;
+                if first.is_empty() && rest.is_empty() && http_body::Body::is_end_stream(&body) {
+                    first = data;
+                } else {
+                    // Copied: a small piece may hold the large buffer that it was read into.
+                    rest.extend_from_slice(&data);
+                }
+            }
+            Err(other) => trailers = other.into_trailers().ok(),
+        }
+    }
+    let bytes = if rest.is_empty() { first } else { rest.freeze() };
+    Ok((Bytes::from_owner(Counted { bytes, _share: share }), trailers))
+}
+
+/// Whose fault it is, whoever reads the client's connection knows better.
+fn of_reading(error: BodyError) -> ProxyError {
+    let kind = match error {
+        BodyError::TooLarge { .. } => ErrorKind::BodyTooLarge,
+        BodyError::Stalled(_) => ErrorKind::RequestTimeout,
+        BodyError::Connection(_) | BodyError::Other(_) => ErrorKind::BadRequest,
+    };
+    ProxyError::caused(kind, error)
+}
+
+#[cfg(test)]
+mod tests {
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+
+    fn chunks(chunks: &[&'static str]) -> Body {
+        let frames: Vec<_> = chunks
+            .iter()
+            .map(|chunk| Ok::<_, BodyError>(Frame::data(Bytes::from_static(chunk.as_bytes()))))
+            .collect();
+        Body::stream(StreamBody::new(futures_util::stream::iter(frames)))
+    }
+
+    #[tokio::test]
+    async fn what_is_held_is_counted_as_long_as_it_is() {
+        let held = Arc::new(Held::default());
+        let (bytes, trailers) = read(chunks(&["12", "", "345"]), 5, &held).await.expect("it fits");
+        assert_eq!((&bytes[..], trailers), (&b"12345"[..], None));
+        let again = bytes.clone();
+        drop(bytes);
+        assert_eq!(held.0.load(Ordering::Relaxed), 5);
+        drop(again);
+        assert_eq!(held.0.load(Ordering::Relaxed), 0);
+        let error = read(chunks(&["123", "456"]), 5, &held).await.expect_err("too large");
+        assert_eq!((error.kind, held.0.load(Ordering::Relaxed)), (ErrorKind::BodyTooLarge, 0));
+    }
+
+    #[tokio::test]
+    async fn all_together_are_bounded() {
+        let held = Arc::new(Held(AtomicU64::new(MOST - 4)));
+        assert!(read(chunks(&["1234"]), 9, &held).await.is_ok());
+        let error = read(chunks(&["123", "45"]), 9, &held).await.expect_err("too much");
+        assert_eq!((error.kind, held.0.load(Ordering::Relaxed)), (ErrorKind::Overloaded, MOST - 4));
+    }
+}
