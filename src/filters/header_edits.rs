@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::contract::Scope;
 use crate::expression::{Environment, Fault, Subject, Template};
-use crate::values::{FieldPath, Problem, Reason};
+use crate::values::{FieldPath, Problem, Reason, plain_name};
 
 /// Changes to header fields.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -175,6 +175,49 @@ pub(super) fn is_forbidden(name: &HeaderName) -> bool {
     // Whoever could set the count of passes could send requests in circles.
     const FAMILIES: [&str; 2] = ["proxy-", "x-portcullis-"];
     FORBIDDEN.contains(&name.as_str()) || FAMILIES.iter().any(|family| name.as_str().starts_with(family))
+}
+
+/// Whether a field may be one that the gateway alone sets: such a one is taken from every request to the hostname,
+/// whatever rule it meets. Not in any spelling may it be one that the connection is made of, or that clients use to say
+/// something of the request or of themselves.
+pub(super) fn may_be_reserved(name: &HeaderName) -> bool {
+    const OF_REQUESTS: [&str; 30] = [
+        "authorization",
+        "baggage",
+        "cache-control",
+        "cookie",
+        "date",
+        "dpop",
+        "expect",
+        "forwarded",
+        "from",
+        "idempotency-key",
+        "last-event-id",
+        "max-forwards",
+        "origin",
+        "pragma",
+        "prefer",
+        "priority",
+        "range",
+        "referer",
+        "traceparent",
+        "tracestate",
+        "user-agent",
+        "via",
+        "x-api-key",
+        "x-csrf-token",
+        "x-forwarded-client-cert",
+        "x-real-ip",
+        "x-request-id",
+        "x-requested-with",
+        "x-xsrf-token",
+        "x-method-override",
+    ];
+    const FAMILIES: [&str; 6] = ["accept", "access-control-", "content-", "if-", "sec-", "x-http-method"];
+    let plain = plain_name(name.as_str());
+    let is_of_requests =
+        OF_REQUESTS.contains(&plain.as_str()) || FAMILIES.iter().any(|family| plain.starts_with(family));
+    !is_of_requests && HeaderName::try_from(plain).is_ok_and(|name| !is_forbidden(&name))
 }
 
 struct Edits<'a> {

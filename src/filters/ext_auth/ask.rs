@@ -37,6 +37,7 @@ pub(super) fn is_gateways(name: &HeaderName) -> bool {
             | "x-forwarded-proto"
             | "x-real-ip"
             | "x-request-id"
+            | "x-forwarded-client-cert"
             | "x-portcullis-passes"
     )
 }

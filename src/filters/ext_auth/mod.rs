@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::contract::{Combine, Filter, FilterKind, Keep, Member, Ring, Scope};
-use super::header_edits::is_forbidden;
+use super::header_edits::{is_forbidden, may_be_reserved};
 use super::{Transport, Url};
 use crate::values::{
     AskedBackendRef, BackendId, ByteSize, Duration, FieldPath, Origin, OriginScheme, Problem, Reason,
@@ -293,10 +293,10 @@ fn target(at: &str, text: &str, style: Style, problems: &mut Problems) -> Option
     Some(text.trim_end_matches('/').to_owned())
 }
 
-/// What clients send of their own right: it is taken where the authorizer's word takes its place, not everywhere under
-/// the hostname.
+/// What clients show of their own right: it is taken where the authorizer's word takes its place, not everywhere under the
+/// hostname.
 fn is_credential(name: &HeaderName) -> bool {
-    matches!(name.as_str(), "authorization" | "cookie")
+    matches!(name.as_str(), "authorization" | "cookie" | "x-api-key")
 }
 
 /// Why an authorizer may not set the field in a request, in any spelling.
@@ -304,7 +304,10 @@ fn not_to_backends(name: &HeaderName) -> Option<&'static str> {
     match HeaderName::try_from(plain_name(name.as_str())) {
         Ok(plain) if is_forbidden(&plain) => Some("belongs to the connection; leave it out"),
         Ok(plain) if ask::is_gateways(&plain) => Some("is the gateway's own word to backends; leave it out"),
-        Ok(_) => None,
+        Ok(_) if is_credential(name) || may_be_reserved(name) => None,
+        Ok(_) => Some(
+            "is what clients say of their requests, under every route of the hostname; take another name",
+        ),
         Err(_) => Some("is no name of a field"),
     }
 }

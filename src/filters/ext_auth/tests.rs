@@ -507,7 +507,43 @@ fn mistakes_name_their_field() {
 
 #[test]
 fn what_it_tells_backends_is_taken_from_clients_also_when_it_does_not_compile() {
-    let written =
-        json!({"url": 7, "backendHeaders": ["X-User", "Authorization", "Host", "x_real_ip", "a b", 3]});
-    assert_eq!(ExtAuth::own_headers(&written), ["x-user"]);
+    let written = json!({"url": 7, "backendHeaders": ["X-User", "Authorization", "Host", "x_real_ip", "a b", 3, "X-Forwarded-User"]});
+    assert_eq!(ExtAuth::own_headers(&written), ["x-user", "x-forwarded-user"]);
 }
+
+#[test]
+fn what_clients_say_of_their_requests_is_not_taken_from_every_route_of_a_hostname() {
+    let credentials = ["Authorization", "Cookie", "X-Api-Key"];
+    let others = [
+        "Accept",
+        "accept_language",
+        "Access-Control-Request-Method",
+        "Cache-Control",
+        "Content-Type",
+        "Date",
+        "If-Match",
+        "Origin",
+        "Range",
+        "Referer",
+        "Sec-WebSocket-Key",
+        "User-Agent",
+        "traceparent",
+        "X-HTTP-Method-Override",
+        "X-Forwarded-Client-Cert",
+        "X-Request-Id",
+        "x_api_key",
+    ];
+    for name in credentials.into_iter().chain(others) {
+        let written = json!({"backendRef": {"name": "authz", "port": 80}, "backendHeaders": [name]});
+        assert_eq!(ExtAuth::own_headers(&written), [""; 0], "{name}");
+        assert_eq!(compiled(written).is_ok(), credentials.contains(&name), "{name}");
+    }
+}
+        (
+            json!({"backendHeaders": ["X-Forwarded-Client-Cert"]}),
+            "backendHeaders: X-Forwarded-Client-Cert is the gateway's own word to backends; leave it out",
+        ),
+        (
+            json!({"backendHeaders": ["Accept"]}),
+            "backendHeaders: Accept is what clients say of their requests, under every route of the hostname; take another name",
+        ),
