@@ -17,7 +17,7 @@ pub use client_certificate::ClientCertificate;
 pub use error::{ErrorKind, ProxyError, Side, Violation};
 pub use exchange::{Captures, ChargedLimits, Exchange, Labels, Place, Quota, Quotas, RequestId};
 pub use identity::{Identity, IdentityKind, KnownIdentity};
-pub use outbound::{FixedHost, LocalFuture, Outbound};
+pub use outbound::{AnswerBy, FixedHost, LocalFuture, Outbound};
 pub use strict_json::{Document, JsonBounds};
 
 /// An answer on its way to the client.

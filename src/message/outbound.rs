@@ -3,6 +3,8 @@
 use std::future::Future;
 use std::pin::Pin;
 
+use tokio::time::Instant;
+
 use crate::message::{ProxyError, Request, Response};
 use crate::values::BackendId;
 
@@ -27,6 +29,11 @@ pub trait Outbound {
     /// Gives the work back when the bound is reached.
     fn detach(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>>;
 }
+
+/// Extension of a sub-request: by when the head of its answer must be there. Whoever bounds the time so lets the backend
+/// know of it: a call that is only dropped tells nobody that the endpoint was silent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AnswerBy(pub Instant);
 
 /// Extension of a request whose `Host` a rule has set: no backend's own name replaces it.
 #[derive(Clone, Copy, Debug)]

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::connection;
 use super::forwarded;
 use super::worker::Worker;
-use crate::message::{ErrorKind, LocalFuture, Outbound, ProxyError, Request, Response};
+use crate::message::{AnswerBy, ErrorKind, LocalFuture, Outbound, ProxyError, Request, Response};
 use crate::upstream::SendLimits;
 use crate::values::BackendId;
 
@@ -42,7 +42,7 @@ impl Outbound for WorkerOutbound {
             let backend = live.backend_by_id(backend).ok_or(ErrorKind::BackendNotFound)?;
             // A way that leads back to us must end, as that of clients' requests does.
             forwarded::pass_on(request.headers_mut(), &worker.settings.installation)?;
-            let deadline = Some(Instant::now() + LONGEST);
+            let deadline = Some(answer_by(&request, Instant::now()));
             let limits = SendLimits { connect: Some(CONNECT), deadline, ..SendLimits::default() };
             Ok(worker.pools.send(backend, request, None, limits).await?.response)
         })
@@ -66,11 +66,33 @@ impl Outbound for WorkerOutbound {
     }
 }
 
+/// What the caller says of it, as far as that is sooner than nobody waits for longer.
+fn answer_by(request: &Request, now: Instant) -> Instant {
+    let longest = now + LONGEST;
+    request.extensions().get::<AnswerBy>().map_or(longest, |by| by.0.min(longest))
+}
+
 /// One place of detached work; free when dropped.
 struct Leave(Rc<Cell<usize>>);
 
 impl Drop for Leave {
     fn drop(&mut self) {
         self.0.set(self.0.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_s_time_bounds_the_call_itself_and_nothing_waits_longer_than_the_longest() {
+        let now = Instant::now();
+        let mut request = Request::default();
+        assert_eq!(answer_by(&request, now), now + LONGEST);
+        for (asked, expected) in [(LONGEST / 2, LONGEST / 2), (LONGEST * 2, LONGEST)] {
+            request.extensions_mut().insert(AnswerBy(now + asked));
+            assert_eq!(answer_by(&request, now), now + expected);
+        }
     }
 }

@@ -1,5 +1,7 @@
 //! The question: what the authorizer is shown of a request.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
@@ -11,7 +13,8 @@ use crate::filters::contract::{Decision, Filter};
 use crate::filters::ext_auth::verdict::Verdict;
 use crate::filters::header_edits::is_forbidden;
 use crate::message::{
-    Body, BodyError, ErrorKind, Exchange, FixedHost, Identity, ProxyError, Request, Response, TooLarge,
+    AnswerBy, Body, BodyError, ErrorKind, Exchange, FixedHost, Identity, ProxyError, Request, Response,
+    TooLarge,
 };
 use crate::telemetry::Consulted;
 
@@ -26,18 +29,21 @@ static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static PASSES: HeaderName = HeaderName::from_static("x-portcullis-passes");
 
+/// How long a body may take where its request may take for ever.
+const BODY_PATIENCE: Duration = Duration::from_secs(30);
+
 /// Whether only the gateway tells backends this.
 pub(super) fn is_gateways(name: &HeaderName) -> bool {
     matches!(
         name.as_str(),
         "forwarded"
+            | "x-forwarded-client-cert"
             | "x-forwarded-for"
             | "x-forwarded-host"
             | "x-forwarded-port"
             | "x-forwarded-proto"
             | "x-real-ip"
             | "x-request-id"
-            | "x-forwarded-client-cert"
             | "x-portcullis-passes"
     )
 }
@@ -71,9 +77,11 @@ impl Plan {
             Ok(body) => body,
             Err(error) => return error.into(),
         };
-        let Some(question) = self.question(exchange, body) else { return ErrorKind::BadRequest.into() };
+        let Some(mut question) = self.question(exchange, body) else { return ErrorKind::BadRequest.into() };
         let own = Instant::now() + self.timeout;
         let until = exchange.deadline.map_or(own, |deadline| deadline.min(own));
+        // One that hangs is held against its endpoint.
+        question.extensions_mut().insert(AnswerBy(until));
         let asking = async {
             let response = exchange.outbound.call(&self.backend, question).await?;
             self.hear(response).await
@@ -103,7 +111,8 @@ impl Plan {
             }
             // A circle does not end by letting it go on.
             Err(error) if error.kind == ErrorKind::LoopDetected => error.into(),
-            Err(_) if self.on_failure == OnFailure::Allow => {
+            // Nobody who could have failed was asked: the authorizer went away under this request.
+            Err(error) if self.on_failure == OnFailure::Allow && error.kind != ErrorKind::BackendNotFound => {
                 said(exchange, Consulted::AllowedOnFailure);
                 self.tell(exchange.request.headers_mut(), HeaderMap::new());
                 Decision::Continue
@@ -153,7 +162,10 @@ impl Plan {
             return Ok(Some(Bytes::new()));
         }
         let body = std::mem::take(exchange.request.body_mut());
-        let (whole, _) = body.read(limit).await.map_err(|error| match error {
+        // A client that drips is never stalled.
+        let until = exchange.deadline.unwrap_or_else(|| Instant::now() + BODY_PATIENCE);
+        let read = tokio::time::timeout_at(until, body.read(limit)).await;
+        let (whole, _) = read.map_err(|_| ErrorKind::RequestTimeout)?.map_err(|error| match error {
             TooLarge::Limit { .. } | TooLarge::Broken(BodyError::TooLarge { .. }) => ErrorKind::BodyTooLarge,
             TooLarge::Broken(BodyError::Stalled(_)) => ErrorKind::RequestTimeout,
             TooLarge::Broken(_) => ErrorKind::BadRequest,

@@ -12,8 +12,8 @@ use super::*;
 use crate::filters::contract::Decision;
 use crate::filters::contract_tests::{NoScope, exchange};
 use crate::message::{
-    Body, BodyError, ErrorKind, Exchange, Identity, IdentityKind, KnownIdentity, LocalFuture, Outbound,
-    ProxyError, Request, Response,
+    AnswerBy, Body, BodyError, ErrorKind, Exchange, Identity, IdentityKind, KnownIdentity, LocalFuture,
+    Outbound, ProxyError, Request, Response,
 };
 use crate::telemetry::Consulted;
 
@@ -320,9 +320,15 @@ async fn without_an_answer_nobody_passes_unless_the_policy_says_so() {
             "no word but its own"
         );
     }
-    let circle = Authorizer::by(|| Some(Err(ErrorKind::LoopDetected)));
-    let decision = decided(&plan(json!({"onFailure": "Allow"})), &mut asking(&circle, &[])).await;
-    assert_eq!(outcome(&decision), "LoopDetected");
+    for (kind, expected) in [
+        (ErrorKind::LoopDetected, "LoopDetected"),
+        (ErrorKind::BackendNotFound, "AuthorizerUnavailable"),
+        (ErrorKind::ConnectFailure, "continue"),
+    ] {
+        let authorizer = Authorizer::by(move || Some(Err(kind)));
+        let decision = decided(&plan(json!({"onFailure": "Allow"})), &mut asking(&authorizer, &[])).await;
+        assert_eq!(outcome(&decision), expected);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -333,6 +339,28 @@ async fn the_request_s_own_deadline_holds_for_the_question_too() {
     exchange.deadline = Some(began + Duration::from_millis(300));
     assert_eq!(outcome(&decided(&plan(json!({})), &mut exchange).await), "AuthorizerUnavailable");
     assert_eq!(began.elapsed(), Duration::from_millis(300));
+    let question = authorizer.last().1;
+    let by = question.extensions().get::<AnswerBy>();
+    assert_eq!(by, Some(&AnswerBy(began + Duration::from_millis(300))), "its endpoint is held to it");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_body_without_end_is_waited_for_as_long_as_its_request_may_take() {
+    let authorizer = Authorizer::answering(200, &[], "");
+    for (deadline, expected) in [(Some(Duration::from_secs(3)), 3), (None, 30)] {
+        let drops = futures_util::stream::unfold((), |()| async {
+            tokio::time::sleep(Duration::from_millis(700)).await;
+            Some((Ok::<_, BodyError>(hyper::body::Frame::data(Bytes::from_static(b"x"))), ()))
+        });
+        let mut exchange = asking(&authorizer, &[]);
+        let began = tokio::time::Instant::now();
+        exchange.deadline = deadline.map(|deadline| began + deadline);
+        *exchange.request.body_mut() = Body::stream(http_body_util::StreamBody::new(drops));
+        let decision = decided(&plan(json!({"body": {}})), &mut exchange).await;
+        assert_eq!(outcome(&decision), "RequestTimeout");
+        assert_eq!(began.elapsed().as_secs(), expected);
+        assert!(authorizer.asked.borrow().is_empty(), "nobody is asked about half a body");
+    }
 }
 
 #[tokio::test]
@@ -396,6 +424,10 @@ async fn more_than_a_refusal_needs_is_not_taken() {
     };
     assert_eq!(answer.status(), 401);
     assert!(http_body::Body::is_end_stream(answer.body()));
+    // Of a yes, nobody could say whether it is whole.
+    let long = Authorizer::by(|| Some(Ok(Response::new(Body::Full(vec![b'x'; 65 << 10].into())))));
+    let decision = decided(&plan(json!({})), &mut asking(&long, &[])).await;
+    assert_eq!(outcome(&decision), "AuthorizerUnavailable");
     let wide = Authorizer::by(|| {
         let mut response = Response::default();
         for _ in 0..3 {
@@ -489,6 +521,14 @@ fn mistakes_name_their_field() {
             "backendHeaders: content_length belongs to the connection; leave it out",
         ),
         (
+            json!({"backendHeaders": ["X-Forwarded-Client-Cert"]}),
+            "backendHeaders: X-Forwarded-Client-Cert is the gateway's own word to backends; leave it out",
+        ),
+        (
+            json!({"backendHeaders": ["Accept"]}),
+            "backendHeaders: Accept is what clients say of their requests, under every route of the hostname; take another name",
+        ),
+        (
             json!({"clientHeaders": ["Content-Type"]}),
             "clientHeaders: Content-Type goes along with the body; leave it out",
         ),
@@ -539,11 +579,3 @@ fn what_clients_say_of_their_requests_is_not_taken_from_every_route_of_a_hostnam
         assert_eq!(compiled(written).is_ok(), credentials.contains(&name), "{name}");
     }
 }
-        (
-            json!({"backendHeaders": ["X-Forwarded-Client-Cert"]}),
-            "backendHeaders: X-Forwarded-Client-Cert is the gateway's own word to backends; leave it out",
-        ),
-        (
-            json!({"backendHeaders": ["Accept"]}),
-            "backendHeaders: Accept is what clients say of their requests, under every route of the hostname; take another name",
-        ),

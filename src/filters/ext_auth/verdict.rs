@@ -35,11 +35,15 @@ impl Verdict {
         if status.is_informational() || status.is_server_error() {
             return Err(ErrorKind::InvalidResponse.into());
         }
-        // Half an answer is none. What is too large was whole as far as it was read.
+        // Half an answer is none. What is too large to be read to its end is no yes, for nobody knows whether it is
+        // whole; a no stays one, without its body.
         let body = match body {
             body if body.is_end_stream() => Some(Bytes::new()),
             body => match body.read(MAX_BODY).await {
                 Ok((body, _)) => Some(body),
+                Err(TooLarge::Limit { .. }) if status.is_success() => {
+                    return Err(ErrorKind::InvalidResponse.into());
+                }
                 Err(TooLarge::Limit { .. }) => None,
                 Err(TooLarge::Broken(error)) => {
                     return Err(ProxyError::caused(ErrorKind::InvalidResponse, error));
