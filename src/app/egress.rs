@@ -43,7 +43,8 @@ impl Egress {
     pub fn tell(&self, world: &Snapshot) {
         let mut own = Own::default();
         own.api_server.extend(self.asked.borrow().iter().map(canonical));
-        for slice in world.slices_of(&self.kubernetes) {
+        // The API server keeps this one; others of the label are whoever's may write slices there.
+        for slice in world.slices_of(&self.kubernetes).filter(|slice| slice.name == self.kubernetes) {
             for address in slice.endpoints.iter().flat_map(|endpoint| &endpoint.addresses) {
                 let sockets = slice.ports.iter().map(|port| SocketAddr::new(*address, port.port));
                 own.api_server.extend(sockets.map(|socket| canonical(&socket)));
@@ -60,4 +61,41 @@ impl Egress {
 /// As the guard compares them.
 fn canonical(address: &SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::{Change, EndpointAddress, EndpointSliceData, Object, SlicePort};
+    use crate::upstream::Loopback;
+
+    fn slice(name: &str, address: &str) -> Change {
+        Change::Put(Object::EndpointSlice(EndpointSliceData {
+            name: ObjectName::new("default", name),
+            service: "kubernetes".into(),
+            ports: vec![SlicePort { name: "https".into(), port: 6443 }],
+            endpoints: vec![EndpointAddress {
+                addresses: vec![address.parse().expect("an address")],
+                ready: true,
+                serving: true,
+                terminating: false,
+                target: None,
+            }],
+        }))
+    }
+
+    #[test]
+    fn only_the_api_server_s_own_slice_says_where_it_is() {
+        let guard = Guard::new(Loopback::Refused);
+        let (_asked, asked) = watch::channel(Vec::new());
+        let egress = Egress::new(guard.clone(), OwnPods::default(), asked);
+        let mut world = Snapshot::default();
+        world.apply(slice("kubernetes", "10.1.0.1"));
+        world.apply(slice("somebody-s", "10.1.0.2"));
+        egress.tell(&world);
+        let permits =
+            |address: &str| guard.permits(SocketAddr::new(address.parse().expect("an address"), 6443));
+        assert!(!permits("10.1.0.1"), "the API server");
+        assert!(permits("10.1.0.2"), "a backend that somebody calls the API server");
+    }
 }

@@ -206,6 +206,20 @@ async fn resolved((host, port): &(String, u16)) -> Vec<SocketAddr> {
     found.ok().and_then(Result::ok).map_or_else(Vec::new, Iterator::collect)
 }
 
+/// Where the API server is, by what is known, what its name leads to and what it says. A name that leads nowhere for now
+/// takes nothing back.
+fn addresses(
+    known: &[SocketAddr],
+    resolved: Vec<SocketAddr>,
+    said: impl Iterator<Item = SocketAddr>,
+) -> Vec<SocketAddr> {
+    let mut found = if resolved.is_empty() { known.to_vec() } else { resolved };
+    found.extend(said);
+    found.sort_unstable();
+    found.dedup();
+    found
+}
+
 /// Tells where the API server is, now and then anew: the name or address that it is asked under, and what it says of
 /// itself to everybody. What was known stays while it does not answer.
 async fn locate(asked: (String, u16), client: Client, told: channel::Sender<Vec<SocketAddr>>) {
@@ -213,10 +227,9 @@ async fn locate(asked: (String, u16), client: Client, told: channel::Sender<Vec<
         let answer = tokio::time::timeout(CONNECT, client.list_core_api_versions()).await;
         let said = answer.ok().and_then(Result::ok).map(|versions| versions.server_address_by_client_cidrs);
         if let Some(said) = &said {
-            let mut found = resolved(&asked).await;
-            found.extend(said.iter().filter_map(|said| said.server_address.parse::<SocketAddr>().ok()));
-            found.sort_unstable();
-            found.dedup();
+            let said = said.iter().filter_map(|said| said.server_address.parse().ok());
+            let resolved = resolved(&asked).await;
+            let found = addresses(&told.borrow(), resolved, said);
             told.send_if_modified(|known| {
                 *known != found && {
                     known.clone_from(&found);

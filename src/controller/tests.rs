@@ -14,7 +14,6 @@ use tokio::sync::{mpsc, watch as channel};
 use tokio::time::Instant;
 
 use self::fake_api::{FakeApi, until};
-use super::Area;
 use super::lease::{Candidate, Term};
 use super::once;
 use super::peer_port::{self, TokenFile};
@@ -23,6 +22,7 @@ use super::replicas::Peers;
 use super::served::{Served, tests::published};
 use super::watch::watches;
 use super::writer::Writer;
+use super::{Area, addresses};
 use crate::compile::{Condition, ConditionStatus, ConditionType, Published, Report};
 use crate::lifecycle::{Drain, Phase};
 use crate::snapshot::{Change, Kind, Manifest, RawObject, Snapshot, Update};
@@ -43,6 +43,16 @@ fn route(name: &str, generation: i64) -> Value {
     json!({"apiVersion": "portcullis.dev/v1alpha1", "kind": "GatewayRoute",
         "metadata": {"name": name, "namespace": "shop", "uid": name, "generation": generation},
         "spec": {"rules": []}})
+}
+
+#[test]
+fn a_name_that_leads_nowhere_for_now_takes_no_address_of_the_api_server_back() {
+    let at = |text: &str| text.parse::<SocketAddr>().expect("an address");
+    let known = [at("10.0.0.1:443"), at("10.0.0.2:6443")];
+    let found = addresses(&known, Vec::new(), [at("10.0.0.3:6443")].into_iter());
+    assert_eq!(found, [known[0], known[1], at("10.0.0.3:6443")]);
+    let found = addresses(&known, vec![at("10.0.0.9:443")], [at("10.0.0.3:6443")].into_iter());
+    assert_eq!(found, [at("10.0.0.3:6443"), at("10.0.0.9:443")], "the control: what it leads to now");
 }
 
 /// Watches into a world, as reconcile does.
