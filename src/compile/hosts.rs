@@ -151,6 +151,7 @@ fn tls_notes(
 /// What its author relies on, and what is not so.
 fn asks_more(own: &LoweredTls, set: &LoweredTls) -> bool {
     own.min_version > set.min_version
+        || own.redirect && !set.redirect
         || own.client_written.is_some() && own.client_written != set.client_written
 }
 
