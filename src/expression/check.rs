@@ -1,5 +1,6 @@
 //! Syntax → checked form: names against the environment, types as far as they are known, macros, patterns.
 
+use super::calls::{self, CallField, KnownCalls};
 use super::environment::{Content, Environment, Field, Keys, Variable};
 use super::fault::Meter;
 use super::functions::{FUNCTIONS, Function, MATCHES, Style};
@@ -27,8 +28,13 @@ pub(super) const MACROS: &[(&str, &str)] = &[
     ("list.map(x, condition, expression)", "The same of those for which the condition holds"),
 ];
 
-pub(super) fn check(syntax: &Syntax, environment: &Environment, wanted: Kind) -> Result<Node, Refused> {
-    let mut checker = Checker { environment, locals: Vec::new(), patterns: 0 };
+pub(super) fn check(
+    syntax: &Syntax,
+    environment: &Environment,
+    calls: Option<&KnownCalls>,
+    wanted: Kind,
+) -> Result<Node, Refused> {
+    let mut checker = Checker { environment, calls, locals: Vec::new(), patterns: 0 };
     let (node, kind) = checker.node(syntax)?;
     if kind.fits(wanted) {
         return Ok(node);
@@ -38,6 +44,7 @@ pub(super) fn check(syntax: &Syntax, environment: &Environment, wanted: Kind) ->
 
 struct Checker<'e> {
     environment: &'e Environment,
+    calls: Option<&'e KnownCalls>,
     /// Variables of the macros around, by slot.
     locals: Vec<(&'e str, Kind)>,
     patterns: usize,
@@ -61,7 +68,7 @@ impl<'e> Checker<'e> {
             Form::Select(of, name) => self.select(of, name, at),
             Form::Index(both) => self.index(&both[0], &both[1], at),
             Form::Call(None, name, arguments) if name == "has" => self.has(arguments, at),
-            Form::Call(receiver, name, arguments) => self.call(receiver.as_deref(), name, arguments, at),
+            Form::Call(receiver, name, arguments) => self.apply(receiver.as_deref(), name, arguments, at),
             Form::Not(operand) => {
                 let operand = self.bool(operand, "!")?;
                 Ok((Work::Not(Box::new(operand)), Kind::BOOL))
@@ -113,17 +120,26 @@ impl<'e> Checker<'e> {
                 }
             };
         }
+        if self.call(name, at)?.is_some() {
+            let fields: Vec<_> = calls::FIELDS.iter().map(|field| field.0).collect();
+            let message = format!("{name} alone is no value; name one of its fields: {}", fields.join(", "));
+            return Err(Refused::at(at, message));
+        }
         if let Some(name) = TYPES.iter().find(|known| **known == name) {
             return Ok((Work::Constant(Constant::Type(name)), Kind::One(Scalar::Type)));
         }
         let known = self.locals.iter().map(|(name, _)| *name);
         let known = known.chain(self.environment.variables.iter().map(|variable| variable.name));
+        let known = known.chain(self.calls.into_iter().flat_map(KnownCalls::over));
         Err(Refused::at(at, format!("there is no {name:?}{}", hint(name, known))))
     }
 
     fn select(&mut self, of: &'e Syntax, name: &'e str, at: usize) -> Result<(Work, Kind), Refused> {
         if let Some(field) = self.field(of, name, at)? {
             return Ok((Work::Read(field), field.kind));
+        }
+        if let Some((place, field, kind)) = self.call_field(of, name, at)? {
+            return Ok((Work::Call(place, field), kind));
         }
         let (of, kind) = self.node(of)?;
         lower_case(&of, name, at)?;
@@ -152,6 +168,39 @@ impl<'e> Checker<'e> {
         }
     }
 
+    /// The place of a call that may be read here.
+    fn call(&self, name: &str, at: usize) -> Result<Option<usize>, Refused> {
+        let Some((calls, place)) = self.calls.and_then(|calls| Some((calls, calls.place(name)?))) else {
+            return Ok(None);
+        };
+        if !calls.is_over(place) {
+            let message = format!("the call {name:?} may not be over by then; add it to dependsOn");
+            return Err(Refused::at(at, message));
+        }
+        Ok(Some(place))
+    }
+
+    fn call_field(
+        &self,
+        of: &Syntax,
+        name: &str,
+        at: usize,
+    ) -> Result<Option<(usize, CallField, Kind)>, Refused> {
+        let Form::Name(call) = &of.form else { return Ok(None) };
+        if self.local(call).is_some() {
+            return Ok(None);
+        }
+        let Some(place) = self.call(call, of.at)? else { return Ok(None) };
+        match calls::FIELDS.iter().find(|field| field.0 == name) {
+            Some((_, field, kind, _)) => Ok(Some((place, *field, *kind))),
+            None => {
+                let known = calls::FIELDS.iter().map(|field| field.0);
+                let message = format!("the call {call} has no field {name:?}{}", hint(name, known));
+                Err(Refused::at(at + 1, message))
+            }
+        }
+    }
+
     fn has(&mut self, arguments: &'e [Syntax], at: usize) -> Result<(Work, Kind), Refused> {
         let [Syntax { form: Form::Select(of, name), at: place, .. }] = arguments else {
             let message =
@@ -160,6 +209,9 @@ impl<'e> Checker<'e> {
         };
         if let Some(field) = self.field(of, name, *place)? {
             return Ok((Work::HasRead(field), Kind::BOOL));
+        }
+        if let Some((place, field, _)) = self.call_field(of, name, *place)? {
+            return Ok((Work::HasCall(place, field), Kind::BOOL));
         }
         let (of, kind) = self.node(of)?;
         lower_case(&of, name, *place)?;
@@ -184,7 +236,7 @@ impl<'e> Checker<'e> {
         Ok((Work::Index(Box::new([of, key])), kind))
     }
 
-    fn call(
+    fn apply(
         &mut self,
         receiver: Option<&'e Syntax>,
         name: &'e str,
@@ -234,7 +286,7 @@ impl<'e> Checker<'e> {
         {
             return Ok((Work::Constant(constant), gives));
         }
-        Ok((Work::Call(function, nodes.into()), gives))
+        Ok((Work::Apply(function, nodes.into()), gives))
     }
 
     fn walk(
@@ -453,8 +505,8 @@ fn lower_case_key(map: &Node, key: &Node) -> Result<(), Refused> {
 /// A header is never found under a name with capital letters: better said here than by a rule that never matches.
 fn lower_case(map: &Node, key: &str, at: usize) -> Result<(), Refused> {
     match map.work {
-        Work::Read(field)
-            if field.keys == Keys::LowerCase && key.bytes().any(|byte| byte.is_ascii_uppercase()) =>
+        Work::Read(Field { keys: Keys::LowerCase, .. }) | Work::Call(_, CallField::Headers)
+            if key.bytes().any(|byte| byte.is_ascii_uppercase()) =>
         {
             let message = format!(
                 "names of header fields are in lower case here: write '{}'",

@@ -77,6 +77,8 @@ pub(super) fn string<'v>(meter: &mut Meter, values: &[Value<'v>]) -> Made<'v> {
                 Octets::Made(bytes) => Value::text(std::str::from_utf8(bytes).map_err(|_| Why::NotText)?),
             }
         }
+        // A number that is held by none: its text is exact.
+        [Value::Raw(piece)] => Value::borrowed(piece.text()),
         [Value::Timestamp(at)] => Value::text(at.to_string()),
         [Value::Duration(duration)] => Value::text(super::moments::duration_text(*duration)),
         [Value::Network(network)] => Value::text(network.to_string()),
@@ -86,7 +88,9 @@ pub(super) fn string<'v>(meter: &mut Meter, values: &[Value<'v>]) -> Made<'v> {
 
 /// What `string()` gives.
 pub(super) fn text(value: Value<'_>) -> Result<Cow<'_, str>, Why> {
-    match string(&mut Meter::new(), &[value])? {
+    let mut meter = Meter::new();
+    let value = value.opened(&mut meter)?;
+    match string(&mut meter, &[value])? {
         Value::Text(Text::Borrowed(text)) => Ok(Cow::Borrowed(text)),
         Value::Text(Text::Made(text)) => Ok(Cow::Owned(text.to_string())),
         _ => Err(Why::NoOverload),

@@ -32,14 +32,16 @@ impl<'v> Run<'v> {
             Work::Constant(constant) => Ok(constant.value()),
             Work::Read(field) => (field.read)(self.subject).map_err(fault),
             Work::Local(slot) => self.locals.get(*slot).cloned().ok_or(fault(Why::NoSuchKey)),
-            Work::Select(of, name) => match self.value(of)? {
+            Work::Call(place, field) => field.read(*place, self.subject).map_err(fault),
+            Work::HasCall(place, field) => Ok(Value::Bool(field.is_there(*place, self.subject))),
+            Work::Select(of, name) => match self.known(of)? {
                 Value::Map(map) => map
                     .member(name, &mut self.meter)
                     .and_then(|found| found.ok_or(Why::NoSuchKey))
                     .map_err(fault),
                 _ => Err(fault(Why::NoOverload)),
             },
-            Work::Has(of, name) => match self.value(of)? {
+            Work::Has(of, name) => match self.known(of)? {
                 Value::Map(map) => {
                     map.contains(&Value::borrowed(name), &mut self.meter).map(Value::Bool).map_err(fault)
                 }
@@ -55,34 +57,34 @@ impl<'v> Run<'v> {
                 Ok(Value::Bool(is_there))
             }
             Work::Index(both) => {
-                let (of, key) = (self.value(&both[0])?, self.value(&both[1])?);
+                let (of, key) = (self.known(&both[0])?, self.known(&both[1])?);
                 operators::index(&of, &key, &mut self.meter).map_err(fault)
             }
-            Work::Not(operand) => match self.value(operand)? {
+            Work::Not(operand) => match self.known(operand)? {
                 Value::Bool(value) => Ok(Value::Bool(!value)),
                 _ => Err(fault(Why::NoOverload)),
             },
-            Work::Negate(operand) => operators::negate(&self.value(operand)?).map_err(fault),
+            Work::Negate(operand) => operators::negate(&self.known(operand)?).map_err(fault),
             Work::And(terms) => self.decide(node, terms, false),
             Work::Or(terms) => self.decide(node, terms, true),
-            Work::Choose(three) => match self.value(&three[0])? {
+            Work::Choose(three) => match self.known(&three[0])? {
                 Value::Bool(true) => self.value(&three[1]),
                 Value::Bool(false) => self.value(&three[2]),
                 _ => Err(fault(Why::NoOverload)),
             },
             Work::Binary(operator, both) => {
-                let (left, right) = (self.value(&both[0])?, self.value(&both[1])?);
+                let (left, right) = (self.known(&both[0])?, self.known(&both[1])?);
                 self.binary(*operator, &left, &right).map_err(fault)
             }
-            Work::Call(function, arguments) => {
+            Work::Apply(function, arguments) => {
                 let mut values = [const { Value::Null }; MAX_ARGUMENTS];
                 for (place, argument) in values.iter_mut().zip(arguments) {
-                    *place = self.value(argument)?;
+                    *place = self.known(argument)?;
                 }
                 let values = values.get(..arguments.len()).ok_or(fault(Why::NoOverload))?;
                 (function.call)(&mut self.meter, values).map_err(fault)
             }
-            Work::Matches(text, pattern) => match self.value(text)? {
+            Work::Matches(text, pattern) => match self.known(text)? {
                 Value::Text(text) => {
                     self.meter.spend(pattern.cost(text.as_str().len())).map_err(fault)?;
                     Ok(Value::Bool(pattern.is_match(text.as_str())))
@@ -98,11 +100,16 @@ impl<'v> Run<'v> {
         }
     }
 
+    /// For whatever looks at the value instead of moving it.
+    fn known(&mut self, node: &'v Node) -> Result<Value<'v>, Fault> {
+        self.value(node)?.opened(&mut self.meter).map_err(|why| Fault { at: node.at, why })
+    }
+
     /// `&&` and `||`: one term decides, whatever the others are, and be it a fault.
     fn decide(&mut self, node: &Node, terms: &'v [Node], decisive: bool) -> Result<Value<'v>, Fault> {
         let mut failed = None;
         for term in terms {
-            match self.value(term) {
+            match self.known(term) {
                 Ok(Value::Bool(value)) if value == decisive => return Ok(Value::Bool(decisive)),
                 Ok(Value::Bool(_)) => {}
                 Ok(_) => {
@@ -139,7 +146,7 @@ impl<'v> Run<'v> {
         let mut made: Vec<(Value<'v>, Value<'v>)> = Vec::with_capacity(entries.len());
         for [key, value] in entries {
             let at = key.at;
-            let key = self.value(key)?;
+            let key = self.known(key)?;
             let fault = |why| Fault { at, why };
             if !matches!(key, Value::Text(_) | Value::Bool(_) | Value::Int(_) | Value::Uint(_)) {
                 return Err(fault(Why::NoOverload));
@@ -158,7 +165,7 @@ impl<'v> Run<'v> {
 
     fn walk(&mut self, node: &Node, walk: &'v Loop) -> Result<Value<'v>, Fault> {
         let fault = |why| Fault { at: node.at, why };
-        let items = match self.value(&walk.over)? {
+        let items = match self.known(&walk.over)? {
             Value::List(list) => list,
             Value::Map(map) => List::Made(Rc::from(map.keys(&mut self.meter).map_err(fault)?)),
             _ => return Err(fault(Why::NoOverload)),
@@ -185,7 +192,7 @@ impl<'v> Run<'v> {
             self.locals[slot] = item.clone();
             let holds = match &walk.condition {
                 None => Ok(true),
-                Some(condition) => match self.value(condition) {
+                Some(condition) => match self.known(condition) {
                     Ok(Value::Bool(holds)) => Ok(holds),
                     Ok(_) => Err(Fault { at: condition.at, why: Why::NoOverload }),
                     Err(fault) => Err(fault),

@@ -27,6 +27,12 @@ pub enum Why {
     DivisionByZero,
     Overflow,
     DuplicateKey,
+    /// A member that stands twice in a JSON object has no single value.
+    SeveralMembers,
+    /// A number of JSON that no number here is equal to.
+    Inexact,
+    /// JSON has no such value.
+    NoJson,
     BadValue,
     TooExpensive,
     // What no place in a request may hold.
@@ -49,6 +55,9 @@ impl Why {
             Self::DivisionByZero => "division by zero",
             Self::Overflow => "the result is out of range",
             Self::DuplicateKey => "the map has a key twice",
+            Self::SeveralMembers => "a member of the JSON object stands there twice",
+            Self::Inexact => "the number of the JSON text cannot be held exactly",
+            Self::NoJson => "the value cannot be written as JSON",
             Self::BadValue => "the value cannot be converted",
             Self::TooExpensive => "evaluating the expression costs too much",
             Self::ControlCharacter => "the value has control characters",

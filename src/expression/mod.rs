@@ -6,6 +6,7 @@
 //!
 //! Invariants: parsing and evaluating never panic, whatever the text; evaluation ends after [`MAX_STEPS`] steps.
 
+mod calls;
 mod check;
 mod convert;
 mod docs;
@@ -13,6 +14,9 @@ mod environment;
 mod evaluate;
 mod fault;
 mod functions;
+mod json;
+#[cfg(test)]
+mod json_tests;
 mod kind;
 mod lookup;
 mod moments;
@@ -33,6 +37,7 @@ mod value;
 use std::fmt;
 use std::sync::Arc;
 
+pub use calls::KnownCalls;
 pub use docs::reference;
 pub use environment::{Content, Environment, Field, Keys, REQUEST, Subject, Variable};
 pub use fault::{Fault, MAX_STEPS, Why};
@@ -42,6 +47,7 @@ pub use refused::Refused;
 pub use template::{PathTemplate, Template};
 pub use value::Value;
 
+use self::fault::Meter;
 use self::node::Node;
 
 /// A checked expression: comparable and printable by its text.
@@ -50,6 +56,7 @@ pub struct Expression {
     source: Arc<str>,
     root: Arc<Node>,
     environment: &'static Environment,
+    calls: Option<KnownCalls>,
 }
 
 impl Expression {
@@ -59,9 +66,22 @@ impl Expression {
     /// # Errors
     /// The first thing that is wrong, with its place.
     pub fn parse(source: &str, environment: &'static Environment, wanted: Kind) -> Result<Self, Refused> {
-        let root = parse::parse(source).and_then(|syntax| check::check(&syntax, environment, wanted));
+        Self::parse_among(source, environment, None, wanted)
+    }
+
+    /// The same where calls of an aggregation may be named, too.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place.
+    pub fn parse_among(
+        source: &str,
+        environment: &'static Environment,
+        calls: Option<&KnownCalls>,
+        wanted: Kind,
+    ) -> Result<Self, Refused> {
+        let root = parse::parse(source).and_then(|syntax| check::check(&syntax, environment, calls, wanted));
         let root = root.map_err(|refused| refused.seen_in(source))?;
-        Ok(Self { source: source.into(), root: Arc::new(root), environment })
+        Ok(Self { source: source.into(), root: Arc::new(root), environment, calls: calls.cloned() })
     }
 
     /// # Errors
@@ -75,10 +95,35 @@ impl Expression {
     /// # Errors
     /// It has no value for this subject, or one that is no bool.
     pub fn holds(&self, subject: &Subject<'_>) -> Result<bool, Fault> {
-        match self.evaluate(subject)? {
+        match self.opened(subject)? {
             Value::Bool(value) => Ok(value),
             _ => Err(Fault { at: 0, why: Why::NoOverload }),
         }
+    }
+
+    /// A whole number.
+    ///
+    /// # Errors
+    /// It has no value for this subject, or one that is no int.
+    pub fn int(&self, subject: &Subject<'_>) -> Result<i64, Fault> {
+        match self.opened(subject)? {
+            Value::Int(value) => Ok(value),
+            _ => Err(Fault { at: 0, why: Why::NoOverload }),
+        }
+    }
+
+    /// Its value as JSON text of at most so many bytes. What it only moves is written as it came.
+    ///
+    /// # Errors
+    /// It has no value for this subject, a larger one, or one that JSON does not have.
+    pub fn json(&self, subject: &Subject<'_>, most: usize) -> Result<Vec<u8>, Fault> {
+        let (value, mut text) = (self.evaluate(subject)?, Vec::new());
+        json::write(&value, &mut text, most, &mut Meter::new()).map_err(|why| Fault { at: 0, why })?;
+        Ok(text)
+    }
+
+    fn opened<'v>(&'v self, subject: &Subject<'v>) -> Result<Value<'v>, Fault> {
+        self.evaluate(subject)?.opened(&mut Meter::new()).map_err(|why| Fault { at: 0, why })
     }
 
     pub fn source(&self) -> &str {
@@ -88,7 +133,9 @@ impl Expression {
 
 impl PartialEq for Expression {
     fn eq(&self, other: &Self) -> bool {
-        self.source == other.source && std::ptr::eq(self.environment, other.environment)
+        self.source == other.source
+            && std::ptr::eq(self.environment, other.environment)
+            && self.calls == other.calls
     }
 }
 

@@ -1,5 +1,6 @@
 //! The checked form of an expression: every name resolved, every pattern compiled.
 
+use super::calls::CallField;
 use super::environment::Field;
 use super::functions::Function;
 use super::parse::Operator;
@@ -19,6 +20,9 @@ pub(super) enum Work {
     Read(&'static Field),
     /// `has` of a field: whether it is not empty.
     HasRead(&'static Field),
+    /// Of the call at this place.
+    Call(usize, CallField),
+    HasCall(usize, CallField),
     /// The variable of a macro around this, by slot.
     Local(usize),
     Select(Box<Node>, Box<str>),
@@ -30,7 +34,7 @@ pub(super) enum Work {
     Or(Box<[Node]>),
     Choose(Box<[Node; 3]>),
     Binary(Operator, Box<[Node; 2]>),
-    Call(&'static Function, Box<[Node]>),
+    Apply(&'static Function, Box<[Node]>),
     Matches(Box<Node>, Pattern),
     List(Box<[Node]>),
     Map(Box<[[Node; 2]]>),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::calls::KnownCalls;
 use super::environment::{Environment, Subject};
 use super::fault::{Fault, Why};
 use super::refused::Refused;
@@ -40,6 +41,18 @@ impl Template {
     /// # Errors
     /// The first thing that is wrong, with its place in `source`.
     pub fn parse(source: &str, environment: &'static Environment) -> Result<Self, Refused> {
+        Self::parse_among(source, environment, None)
+    }
+
+    /// The same where calls of an aggregation may be named, too.
+    ///
+    /// # Errors
+    /// The first thing that is wrong, with its place in `source`.
+    pub fn parse_among(
+        source: &str,
+        environment: &'static Environment,
+        calls: Option<&KnownCalls>,
+    ) -> Result<Self, Refused> {
         let (mut parts, mut text, mut at) = (Vec::new(), String::new(), 0);
         while let Some(found) = source[at..].find('$') {
             let dollar = at + found;
@@ -55,7 +68,8 @@ impl Template {
                 if !text.is_empty() {
                     parts.push(Part::Text(std::mem::take(&mut text).into()));
                 }
-                let expression = Expression::printable(&source[start..end], environment).map_err(inside)?;
+                let expression =
+                    Expression::printable(&source[start..end], environment, calls).map_err(inside)?;
                 parts.push(Part::Value(expression));
                 at = end + 1;
             } else {
@@ -68,6 +82,10 @@ impl Template {
             parts.push(Part::Text(text.into()));
         }
         Ok(Self { source: source.into(), parts: parts.into() })
+    }
+
+    pub fn source(&self) -> &str {
+        &self.source
     }
 
     /// How many expressions it holds.
@@ -91,6 +109,37 @@ impl Template {
             Part::Value(_) => "x".to_owned(),
         };
         self.parts.iter().map(part).collect()
+    }
+
+    /// Cut at the first question mark of its own text: a path and the query behind it.
+    #[must_use]
+    pub fn cut_at_query(self) -> (Self, Option<Self>) {
+        let question = |part: &Part| match part {
+            Part::Text(text) => text.find('?'),
+            Part::Value(_) => None,
+        };
+        let cut = self.parts.iter().enumerate().find_map(|(place, part)| Some((place, question(part)?)));
+        let Some((place, at)) = cut else { return (self, None) };
+        let Part::Text(text) = &self.parts[place] else { return (self, None) };
+        let of = |before: &[Part], text: &str, after: &[Part]| {
+            let middle = (!text.is_empty()).then(|| Part::Text(text.into()));
+            before.iter().cloned().chain(middle).chain(after.iter().cloned()).collect()
+        };
+        let path = of(&self.parts[..place], &text[..at], &[]);
+        let query = of(&[], &text[at + 1..], &self.parts[place + 1..]);
+        let part = |parts| Self { source: Arc::clone(&self.source), parts };
+        (part(path), Some(part(query)))
+    }
+
+    /// As a whole query: its own text stays as it is, in values everything but unreserved characters is encoded.
+    ///
+    /// # Errors
+    /// A value cannot be had or is too long.
+    pub fn whole_query(&self, subject: &Subject<'_>) -> Result<String, Fault> {
+        self.fill(subject, |filled, value| {
+            filled.extend(utf8_percent_encode(value, ENCODED));
+            Ok(())
+        })
     }
 
     /// As the value of a header field.
@@ -125,6 +174,10 @@ impl Template {
             within_bounds(&encoded)?;
         }
         Ok(encoded)
+    }
+
+    fn ends_with_slash(&self) -> bool {
+        matches!(self.parts.last(), Some(Part::Text(text)) if text.ends_with('/'))
     }
 
     fn fill(
@@ -178,7 +231,7 @@ impl PathTemplate {
         let mut segments = filled.split('/').skip(1).peekable();
         while let Some(segment) = segments.next() {
             let is_empty_at_the_end = segment.is_empty() && segments.peek().is_none();
-            if segment.is_empty() && !(is_empty_at_the_end && self.0.source.ends_with('/')) {
+            if segment.is_empty() && !(is_empty_at_the_end && self.0.ends_with_slash()) {
                 return Err(Fault { at: 0, why: Why::EmptySegment });
             }
             if is_dots(segment) {
@@ -204,14 +257,19 @@ fn within_bounds(text: &str) -> Result<(), Fault> {
 
 impl Expression {
     /// Parses one whose value can be written as text: text itself, a number, a bool, a time.
-    pub(super) fn printable(source: &str, environment: &'static Environment) -> Result<Self, Refused> {
+    pub(super) fn printable(
+        source: &str,
+        environment: &'static Environment,
+        calls: Option<&KnownCalls>,
+    ) -> Result<Self, Refused> {
         use super::Kind;
-        let refused = match Self::parse(source, environment, Kind::TEXT) {
+        let parse = |kind| Self::parse_among(source, environment, calls, kind);
+        let refused = match parse(Kind::TEXT) {
             Ok(expression) => return Ok(expression),
             Err(refused) => refused,
         };
         let others = [Kind::INT, Kind::UINT, Kind::DOUBLE, Kind::BOOL, Kind::TIMESTAMP, Kind::DURATION];
-        let mut parsed = others.into_iter().filter_map(|kind| Self::parse(source, environment, kind).ok());
+        let mut parsed = others.into_iter().filter_map(|kind| parse(kind).ok());
         parsed.next().ok_or(refused)
     }
 

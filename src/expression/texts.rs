@@ -97,7 +97,7 @@ pub(super) fn join<'v>(meter: &mut Meter, values: &[Value<'v>]) -> Made<'v> {
     };
     let mut joined = String::new();
     for index in 0..list.len() {
-        let Value::Text(part) = list.at(index) else { return Err(Why::NoOverload) };
+        let Value::Text(part) = list.at(index).opened(meter)? else { return Err(Why::NoOverload) };
         meter.spend(1)?;
         meter.spend_bytes(part.as_str().len() + separator.len())?;
         joined += if index == 0 { "" } else { separator };

@@ -8,7 +8,9 @@ use ipnet::IpNet;
 use jiff::{SignedDuration, Timestamp};
 
 use super::fault::{Meter, Why};
+use super::json;
 use super::lookup::Lookup;
+use crate::message::Piece;
 
 #[derive(Clone, Debug)]
 pub enum Value<'v> {
@@ -26,6 +28,8 @@ pub enum Value<'v> {
     Network(IpNet),
     /// By its name.
     Type(&'static str),
+    /// A piece of JSON that nothing has looked into yet.
+    Raw(Piece<'v>),
 }
 
 #[derive(Clone, Debug)]
@@ -54,6 +58,8 @@ pub enum Map<'v> {
     Json(&'v serde_json::Map<String, serde_json::Value>),
     /// Read where it is, when it is asked.
     Lookup(Lookup<'v>),
+    /// An object of JSON text.
+    Raw(Piece<'v>),
 }
 
 /// A value that the expression itself holds.
@@ -114,11 +120,21 @@ impl<'v> Value<'v> {
             Self::Duration(_) => "google.protobuf.Duration",
             Self::Network(_) => "net.CIDR",
             Self::Type(_) => "type",
+            // What looks at it has opened it before: only a number stays closed.
+            Self::Raw(_) => "double",
         }
     }
 
     /// CEL's equality: values of different types are unequal, numbers compare by what they are worth.
     pub fn equals(&self, other: &Self, meter: &mut Meter) -> Result<bool, Why> {
+        if matches!(self, Self::Raw(_)) || matches!(other, Self::Raw(_)) {
+            return match (self.clone().opened(meter)?, other.clone().opened(meter)?) {
+                (Self::Raw(a), Self::Raw(b)) if a.text() == b.text() => Ok(true),
+                (Self::Raw(_), other) | (other, Self::Raw(_)) if other.is_number() => Err(Why::Inexact),
+                (Self::Raw(_), _) | (_, Self::Raw(_)) => Ok(false),
+                (a, b) => a.equals(&b, meter),
+            };
+        }
         Ok(match (self, other) {
             (Self::Null, Self::Null) => true,
             (Self::Bool(a), Self::Bool(b)) => a == b,
@@ -155,6 +171,7 @@ impl<'v> Value<'v> {
     /// The order of `<`. `None` where one is no number, so that every comparison is false.
     pub fn order(&self, other: &Self, meter: &mut Meter) -> Result<Option<Ordering>, Why> {
         Ok(match (self, other) {
+            (Self::Raw(_), _) | (_, Self::Raw(_)) => return Err(Why::Inexact),
             (Self::Bool(a), Self::Bool(b)) => Some(a.cmp(b)),
             (Self::Text(a), Self::Text(b)) => {
                 meter.spend_bytes(a.as_str().len())?;
@@ -172,7 +189,7 @@ impl<'v> Value<'v> {
     }
 
     const fn is_number(&self) -> bool {
-        matches!(self, Self::Int(_) | Self::Uint(_) | Self::Double(_))
+        matches!(self, Self::Int(_) | Self::Uint(_) | Self::Double(_) | Self::Raw(_))
     }
 
     fn number_order(&self, other: &Self) -> Option<Ordering> {
@@ -259,6 +276,7 @@ impl<'v> Map<'v> {
             Self::Made(entries) => Ok(entries.len()),
             Self::Json(members) => Ok(members.len()),
             Self::Lookup(lookup) => Ok(lookup.keys(meter)?.len()),
+            Self::Raw(object) => Ok(json::keys(*object, meter)?.len()),
         }
     }
 
@@ -304,6 +322,7 @@ impl<'v> Map<'v> {
                 Ok(members.get(name).map(Value::json))
             }
             Self::Lookup(lookup) => lookup.get(name, meter),
+            Self::Raw(object) => json::member(*object, name, meter),
         }
     }
 
@@ -325,6 +344,7 @@ impl<'v> Map<'v> {
                 Ok(members.keys().map(|key| Value::borrowed(key)).collect())
             }
             Self::Lookup(lookup) => lookup.keys(meter),
+            Self::Raw(object) => json::keys(*object, meter),
         }
     }
 

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::time::Instant;
 
-use crate::message::{Client, ErrorKind, Identity, Outbound, Request};
+use crate::message::{Called, Client, ErrorKind, Identity, Outbound, Request};
 use crate::telemetry::{Consulted, Limited, Ruling};
 
 /// Sixteen random bytes that name a request in answers and logs.
@@ -133,6 +133,8 @@ pub struct Exchange {
     pub deadline: Option<Instant>,
     /// Why the request's body was cut, where a filter counts what passes of it.
     pub body_failure: Option<Rc<Cell<Option<ErrorKind>>>>,
+    /// The calls of an aggregation, in the order of its plan. Empty: it is none, or has not begun.
+    pub calls: Vec<Called>,
     pub outbound: Rc<dyn Outbound>,
 }
 
@@ -167,6 +169,7 @@ impl Exchange {
             started,
             deadline: None,
             body_failure: None,
+            calls: Vec::new(),
             outbound,
         }
     }

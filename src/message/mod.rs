@@ -3,21 +3,25 @@
 //! Everything here lives on one worker thread: futures and bodies are `!Send` by design.
 
 mod body;
+mod called;
 mod client;
 mod client_certificate;
 mod error;
 mod exchange;
 mod identity;
 mod outbound;
+mod raw_json;
 mod strict_json;
 
 pub use body::{Body, BodyError, TooLarge};
+pub use called::Called;
 pub use client::{Client, Protocol, Scheme};
 pub use client_certificate::ClientCertificate;
 pub use error::{ErrorKind, ProxyError, Side, Violation};
 pub use exchange::{Captures, ChargedLimits, Exchange, Labels, Place, Quota, Quotas, RequestId};
 pub use identity::{Identity, IdentityKind, KnownIdentity};
 pub use outbound::{AnswerBy, FixedHost, LocalFuture, Outbound};
+pub use raw_json::{NotJson, Piece, PieceKind, RawJson, TooMuch};
 pub use strict_json::{Document, JsonBounds};
 
 /// An answer on its way to the client.

@@ -117,5 +117,6 @@ fn hash<H: Hasher>(value: &Value<'_>, state: &mut H) {
         Value::Duration(span) => span.as_nanos().hash(state),
         Value::Network(network) => network.to_string().hash(state),
         Value::Type(name) => name.hash(state),
+        Value::Raw(piece) => piece.text().hash(state),
     }
 }
