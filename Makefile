@@ -44,9 +44,10 @@ bench: ## CPU for each request, beside nginx in the same run
 	cargo build --profile dist --bin portcullis
 	@benches/http/run
 
-fuzz: ## FUZZ_SECONDS of broken bytes at the start of a connection (nightly Rust, cargo-fuzz)
+fuzz: ## FUZZ_SECONDS of broken bytes for each target of fuzz/ (nightly Rust, cargo-fuzz)
 	@cp Cargo.lock fuzz/Cargo.lock
 	cargo +nightly fuzz run proxy_header -- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=6000
+	cargo +nightly fuzz run merge -- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=4096
 
 lint: ## what CI refuses: format, clippy, chart
 	cargo fmt --check
