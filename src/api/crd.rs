@@ -60,7 +60,7 @@ fn only_with_backends() -> impl Iterator<Item = Value> {
     REGISTRY.iter().filter(|row| row.applies == Applies::ToBackends).map(|row| {
         let name = row.name;
         json!({
-            "rule": format!("has(self.backendRefs) || !has(self.policy) || !has(self.policy.{name})"),
+            "rule": format!("has(self.backendRefs) || has(self.aggregate) || !has(self.policy) || !has(self.policy.{name})"),
             "message": meaningless(name),
             "fieldPath": format!(".policy.{name}"),
         })

@@ -4,6 +4,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::aggregate::AggregateSpec;
 use super::policy::{Policy, PolicyRef};
 use super::route_match::RouteMatch;
 use super::status::GatewayRouteStatus;
@@ -177,8 +178,8 @@ pub enum AllowedFrom {
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
     validation = (
-        "(has(self.backendRefs) ? 1 : 0) + (has(self.redirect) ? 1 : 0) + (has(self.respond) ? 1 : 0) == 1",
-        "a rule has exactly one of backendRefs, redirect and respond"
+        "(has(self.backendRefs) ? 1 : 0) + (has(self.aggregate) ? 1 : 0) + (has(self.redirect) ? 1 : 0) + (has(self.respond) ? 1 : 0) == 1",
+        "a rule has exactly one of backendRefs, aggregate, redirect and respond"
     ),
     validation = Rule::new(
         "!has(self.redirect) || !has(self.redirect.path) || !has(self.redirect.path.replacePrefix) || !has(self.matches) || (size(self.matches) == 1 && (!has(self.matches[0].path) || self.matches[0].path.type == 'PathPrefix'))"
@@ -213,6 +214,9 @@ pub struct RouteRule {
     #[schemars(length(min = 1, max = 16))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub backend_refs: Option<Vec<BackendRef>>,
+    /// Makes one answer of several calls.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregate: Option<AggregateSpec>,
     /// Sends the client elsewhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub redirect: Option<RedirectSpec>,

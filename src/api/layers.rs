@@ -13,8 +13,8 @@ use super::layers_policy::{self, PolicyLayer};
 use super::layers_rule;
 use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
 use super::{
-    AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendRef, GatewayBackendSpec, PolicyRef, RedirectSpec,
-    RespondSpec, RouteMatch, RouteTls, crd,
+    AggregateSpec, AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendRef, GatewayBackendSpec, PolicyRef,
+    RedirectSpec, RespondSpec, RouteMatch, RouteTls, crd,
 };
 use crate::values::{Duration, FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef, TlsVersion};
 
@@ -62,6 +62,7 @@ pub struct ParsedRule {
 #[derive(Clone, Debug, PartialEq)]
 pub enum RuleAction {
     BackendRefs(Vec<BackendRef>),
+    Aggregate(Box<AggregateSpec>),
     Redirect(RedirectSpec),
     Respond(RespondSpec),
 }

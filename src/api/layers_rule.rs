@@ -8,10 +8,12 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::layers::{ParsedRule, RuleAction, checked, warn_of_unknown};
+use super::layers_aggregate;
 use super::layers_policy::{self, PolicyLayer, REPLACE_PREFIX_NEEDS};
 use super::shape::{Findings, Place, Shape, kind_of};
 use super::{
-    BackendRef, GROUP, PathMatch, PathMatchType, RedirectSpec, RespondSpec, RouteMatch, ValueMatchType,
+    AggregateSpec, BackendRef, GROUP, PathMatch, PathMatchType, RedirectSpec, RespondSpec, RouteMatch,
+    ValueMatchType,
 };
 use crate::values::{BackendKind, FieldPath, PathRewrite, PathRewriteSpec, Problem, Reason};
 
@@ -174,16 +176,17 @@ impl<'a> Rule<'a> {
 
     fn action(&mut self, mut object: Map<String, Value>) -> Option<RuleAction> {
         let at = self.parsed.path.clone();
-        let mut given = ["backendRefs", "redirect", "respond"]
+        let mut given = ["backendRefs", "aggregate", "redirect", "respond"]
             .into_iter()
             .filter_map(|name| object.remove(name).map(|value| (name, value)));
         let (first, second) = (given.next(), given.next());
         let (Some((name, value)), None) = (first, second) else {
-            self.refuse(at, "a rule has exactly one of backendRefs, redirect and respond");
+            self.refuse(at, "a rule has exactly one of backendRefs, aggregate, redirect and respond");
             return None;
         };
         match name {
             "backendRefs" => self.backend_refs(value),
+            "aggregate" => self.aggregate(value),
             "redirect" => self.redirect(value),
             _ => self.respond(value),
         }
@@ -210,6 +213,16 @@ impl<'a> Rule<'a> {
             }
         }
         (self.parsed.problems.len() == before).then_some(RuleAction::BackendRefs(refs))
+    }
+
+    fn aggregate(&mut self, value: Value) -> Option<RuleAction> {
+        let aggregate: AggregateSpec = self.read("aggregate", value)?;
+        let wrong = layers_aggregate::mistakes(&aggregate, &self.parsed.path.field("aggregate"));
+        let is_usable = wrong.is_empty();
+        for (path, message) in wrong {
+            self.refuse(path, message);
+        }
+        is_usable.then(|| RuleAction::Aggregate(Box::new(aggregate)))
     }
 
     fn redirect(&mut self, value: Value) -> Option<RuleAction> {

@@ -1,5 +1,6 @@
 //! What users write: the CRD types, nothing else. The schema is generated from them into `crds/`.
 
+mod aggregate;
 #[cfg(test)]
 mod cases_tests;
 mod crd;
@@ -12,6 +13,7 @@ mod gateway_policy;
 #[allow(clippy::duplicated_attributes, reason = "columns have types and paths in common")]
 mod gateway_route;
 mod layers;
+mod layers_aggregate;
 mod layers_gateway_policy;
 mod layers_policy;
 mod layers_rule;
@@ -23,6 +25,7 @@ mod route_match;
 mod shape;
 mod status;
 
+pub use aggregate::{AggregateResponseSpec, AggregateSpec, CallHeadersSpec, CallSpec, OnErrorSpec};
 pub use crd::crds;
 pub use gateway_backend::{
     BackendHost, BackendService, BackendTls, BalancePolicy, GatewayBackend, GatewayBackendSpec, PassiveCheck,

@@ -42,6 +42,8 @@ pub(super) enum Shape {
     Boolean,
     /// The words of somebody else's language.
     AnyObject,
+    /// Any JSON: what it means is not the schema's to say.
+    Any,
 }
 
 #[derive(Debug)]
@@ -116,6 +118,7 @@ impl Shape {
                 values: listed(schema, Value::as_i64),
             }),
             Some("boolean") => Ok(Self::Boolean),
+            None if schema["x-kubernetes-preserve-unknown-fields"] == true => Ok(Self::Any),
             other => Err(format!("type {other:?}")),
         }
     }
@@ -183,7 +186,7 @@ impl Shape {
                     findings.wrong(place, format!("found {number}, expected an integer from {min} to {max}"))
                 }
             },
-            (Self::Boolean, Value::Bool(_)) | (Self::AnyObject, Value::Object(_)) => {}
+            (Self::Boolean, Value::Bool(_)) | (Self::AnyObject, Value::Object(_)) | (Self::Any, _) => {}
             (_, value) => {
                 findings.wrong(place, format!("found {}, expected {}", kind_of(value), self.noun()));
             }
@@ -197,6 +200,7 @@ impl Shape {
             Self::Text { .. } => "a string",
             Self::Integer { .. } => "an integer",
             Self::Boolean => "true or false",
+            Self::Any => "a value",
         }
     }
 }

@@ -5,24 +5,26 @@ use std::sync::Arc;
 
 use http::HeaderName;
 
+use super::aggregate;
 use super::attachment::Applied;
 use super::backend_refs::{self, Reference};
 use super::certificates;
 use super::client_validation::{self, Written};
 use super::conditions;
 use super::gateway_policy::LoweredPolicy;
-use super::policies::{self, Budget, Effective, Holder, Layer, Named, Stack};
+use super::policies::{self, Asking, Budget, Effective, Holder, Layer, Named, Stack};
 use super::question::{Asked, Asker, Known};
 use super::{Certificates, Options};
 use crate::api::{
-    self, AllowedNamespaces, BackendRef, HeaderMatch, ParsedRoute, ParsedRule, PathMatchType, PolicyLayer,
-    PolicyRef, RedirectSpec, RespondSpec, RouteMatch, RouteTls, RuleAction, ValueMatchType,
+    self, AggregateSpec, AllowedNamespaces, BackendRef, HeaderMatch, ParsedRoute, ParsedRule, PathMatchType,
+    PolicyLayer, PolicyRef, RedirectSpec, RespondSpec, RouteMatch, RouteTls, RuleAction, ValueMatchType,
 };
+use crate::filters::{RetryPlan, TimeoutsPlan};
 use crate::message::{ErrorKind, Labels, Scheme};
 use crate::route_map::{
-    Action, BackendPlan, CertificatePlan, ClientValidation, Comparison, ForwardPlan, HeaderPredicate,
-    MatchPlan, NamedPredicate, PathChange, PathPredicate, PatternText, Predicates, RedirectPlan, RespondPlan,
-    Rule, Template, Unserved, WeightedBackend, WeightedTarget,
+    Action, AggregatePlan, BackendPlan, CertificatePlan, ClientValidation, Comparison, ForwardPlan,
+    HeaderPredicate, MatchPlan, NamedPredicate, PathChange, PathPredicate, PatternText, Predicates,
+    RedirectPlan, RespondPlan, Rule, Template, Unserved, WeightedBackend, WeightedTarget,
 };
 use crate::snapshot::{Kind, Manifest, TLS_SECRET};
 use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem, Reason, TlsVersion};
@@ -318,6 +320,9 @@ impl Lowering<'_, '_> {
                     .collect();
                 Some(Action::Forward(ForwardPlan { backends, timeouts, retry }))
             }
+            Some(RuleAction::Aggregate(spec)) => self
+                .aggregate(&spec, &parsed.path.field("aggregate"), (timeouts, retry))
+                .map(Action::Aggregate),
             Some(RuleAction::Redirect(spec)) => {
                 self.redirect(&spec, &parsed.path.field("redirect"), prefixes_only).map(Action::Redirect)
             }
@@ -455,6 +460,30 @@ impl Lowering<'_, '_> {
         let id = plan.id.clone();
         self.backends.entry(id.clone()).or_insert(plan);
         id
+    }
+
+    fn aggregate(
+        &mut self,
+        spec: &AggregateSpec,
+        at: &FieldPath,
+        inherited: (TimeoutsPlan, Option<RetryPlan>),
+    ) -> Option<Box<AggregatePlan>> {
+        let holder = Holder { kind: "GatewayRoute", name: &self.manifest.name, rule: None };
+        let asking = Asking {
+            asker: &mut *self.asker,
+            holder,
+            budget: &mut self.budget,
+            calls: None,
+            asked: Vec::new(),
+            problems: Vec::new(),
+        };
+        let lowered = aggregate::lower(spec, at, &self.manifest.name.namespace, inherited, asking);
+        self.problems.extend(lowered.problems);
+        let plan = lowered.plan?;
+        for backend in lowered.backends {
+            self.install(backend);
+        }
+        Some(Box::new(plan))
     }
 
     fn redirect(&mut self, spec: &RedirectSpec, at: &FieldPath, prefixes_only: bool) -> Option<RedirectPlan> {

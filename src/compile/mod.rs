@@ -6,6 +6,7 @@
 //!
 //! Law: `compile(world, memo)` gives what `compile(world, Memo::default())` gives.
 
+mod aggregate;
 mod attachment;
 mod authorities;
 mod backend_refs;

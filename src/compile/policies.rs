@@ -16,7 +16,7 @@ use super::gateway_policy::LoweredPolicy;
 use super::gateway_route::not_permitted;
 use super::question::Asker;
 use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
-use crate::expression::{Environment, Expression, Kind, Refused, Template};
+use crate::expression::{Environment, Expression, Kind, KnownCalls, Refused, Template};
 use crate::filters::{
     AnyPlan, Applies, Combine, Derive, OwnHost, PathChange, REGISTRY, RetryPlan, Ring, Scope, Selection,
     TimeoutsPlan,
@@ -145,6 +145,7 @@ pub(super) fn compile(
             asker: &mut *asker,
             holder,
             budget: &mut *budget,
+            calls: None,
             asked: Vec::new(),
             problems: Vec::new(),
         };
@@ -184,7 +185,7 @@ pub(super) fn path_change(
     budget: &mut Budget,
     problems: &mut Vec<Problem>,
 ) -> Option<PathChange> {
-    let mut asking = Asking { asker, holder, budget, asked: Vec::new(), problems: Vec::new() };
+    let mut asking = Asking { asker, holder, budget, calls: None, asked: Vec::new(), problems: Vec::new() };
     let change = PathChange::new(spec, at, Reason::Invalid, &mut asking);
     problems.append(&mut asking.problems);
     change.map_err(|problem| problems.extend(problem)).ok()
@@ -291,7 +292,8 @@ impl<'a> Stack<'a> {
         effective: &mut Effective,
     ) {
         // Inherited without meaning is ignored; written without meaning was refused.
-        let is_forwarded = matches!(self.action, Some(RuleAction::BackendRefs(_)) | None);
+        let is_forwarded =
+            matches!(self.action, Some(RuleAction::BackendRefs(_) | RuleAction::Aggregate(_)) | None);
         if REGISTRY[row].applies == Applies::ToBackends && !is_forwarded {
             return;
         }
@@ -401,12 +403,14 @@ fn step<'a>(policy: &'a Arc<LoweredPolicy>, by: PolicyBy, at: &'a FieldPath) -> 
 }
 
 /// What a member asks is asked of the world, in the namespace of the object that holds it.
-struct Asking<'a, 'w> {
-    asker: &'a mut Asker<'w>,
-    holder: Holder<'a>,
-    budget: &'a mut Budget,
-    asked: Vec<Arc<BackendPlan>>,
-    problems: Vec<Problem>,
+pub(super) struct Asking<'a, 'w> {
+    pub asker: &'a mut Asker<'w>,
+    pub holder: Holder<'a>,
+    pub budget: &'a mut Budget,
+    /// Calls of an aggregation that expressions may name.
+    pub calls: Option<KnownCalls>,
+    pub asked: Vec<Arc<BackendPlan>>,
+    pub problems: Vec<Problem>,
 }
 
 impl Asking<'_, '_> {
@@ -541,7 +545,7 @@ impl Scope for Asking<'_, '_> {
         wanted: Kind,
     ) -> Option<Expression> {
         self.spend(&at, 1, source.len())?;
-        self.told(at, Expression::parse(source, environment, wanted))
+        self.told(at, Expression::parse_among(source, environment, self.calls.as_ref(), wanted))
     }
 
     fn template(
@@ -551,7 +555,8 @@ impl Scope for Asking<'_, '_> {
         environment: &'static Environment,
     ) -> Option<Template> {
         self.spend(&at, 0, source.len())?;
-        let template = self.told(at.clone(), Template::parse(source, environment))?;
+        let template =
+            self.told(at.clone(), Template::parse_among(source, environment, self.calls.as_ref()))?;
         self.spend(&at, template.expressions(), 0)?;
         Some(template)
     }

@@ -161,7 +161,7 @@ impl HeaderEdits {
 }
 
 /// Whether a transform may not touch the field: it belongs to the connection or to the framing of the message.
-pub(super) fn is_forbidden(name: &HeaderName) -> bool {
+pub fn is_forbidden(name: &HeaderName) -> bool {
     const FORBIDDEN: [&str; 8] = [
         "host",
         "content-length",

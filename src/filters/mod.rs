@@ -43,11 +43,13 @@ pub use contract::{
 pub use contract_tests::NoScope;
 pub use cors::Cors;
 pub use fetched::{FetchPlan, Fetched, OwnHost, Reader, Step, Transport, Url};
+pub use header_edits::{Filled, HeaderEdits, HeaderSpec, HeadersSpec, is_forbidden};
 pub use offload::{Offload, Taken, Work};
 pub use path_change::PathChange;
+pub use query_edits::QueryParamSpec;
 pub use rate_limits::{Charged, Charges, Count, SCRIPT, Store};
 pub use registry::REGISTRY;
 pub use request::Request;
 pub use response::Response;
-pub use retry::RetryPlan;
+pub use retry::{Retry, RetryPlan, Spec as RetrySpec};
 pub use timeouts::{Timeouts, TimeoutsPlan};

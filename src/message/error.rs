@@ -1,6 +1,6 @@
 //! What can go wrong with a request. Only `proxy/respond.rs` knows which status and text each becomes.
 
-use http::{HeaderName, HeaderValue};
+use http::{HeaderName, HeaderValue, StatusCode};
 
 /// Whose fault it is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +83,10 @@ pub enum ErrorKind {
     /// What came is no HTTP answer that may be passed on.
     InvalidResponse,
     NameResolution,
+    /// A call of an aggregation was not answered in a way that can be used.
+    CallFailed,
+    /// An expression has no value for what was answered, or none that an answer can have.
+    TransformFailed,
 }
 
 impl ErrorKind {
@@ -135,6 +139,8 @@ impl ErrorKind {
         Self::BackendTimeout,
         Self::InvalidResponse,
         Self::NameResolution,
+        Self::CallFailed,
+        Self::TransformFailed,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -187,6 +193,8 @@ impl ErrorKind {
             Self::BackendTimeout => "BackendTimeout",
             Self::InvalidResponse => "InvalidResponse",
             Self::NameResolution => "NameResolution",
+            Self::CallFailed => "CallFailed",
+            Self::TransformFailed => "TransformFailed",
         }
     }
 
@@ -247,6 +255,8 @@ pub struct Violation {
 #[error("{}", kind.as_str())]
 pub struct ProxyError {
     pub kind: ErrorKind,
+    /// The status of the answer, where it is not that of the kind.
+    pub status: Option<StatusCode>,
     /// One sentence that may go to the client; never text from a backend, an address or a name of the inside.
     pub detail: Option<&'static str>,
     /// Fields that the answer carries, like `WWW-Authenticate`.
@@ -259,19 +269,33 @@ pub struct ProxyError {
 
 impl ProxyError {
     pub const fn new(kind: ErrorKind) -> Self {
-        Self { kind, detail: None, headers: Vec::new(), violations: Vec::new(), cause: None }
+        Self { kind, status: None, detail: None, headers: Vec::new(), violations: Vec::new(), cause: None }
     }
 
     pub const fn with_detail(kind: ErrorKind, detail: &'static str) -> Self {
-        Self { kind, detail: Some(detail), headers: Vec::new(), violations: Vec::new(), cause: None }
+        Self {
+            kind,
+            status: None,
+            detail: Some(detail),
+            headers: Vec::new(),
+            violations: Vec::new(),
+            cause: None,
+        }
     }
 
     pub fn caused(kind: ErrorKind, cause: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
-        Self { kind, detail: None, headers: Vec::new(), violations: Vec::new(), cause: Some(cause.into()) }
+        Self {
+            kind,
+            status: None,
+            detail: None,
+            headers: Vec::new(),
+            violations: Vec::new(),
+            cause: Some(cause.into()),
+        }
     }
 
     pub const fn violated(kind: ErrorKind, violations: Vec<Violation>) -> Self {
-        Self { kind, detail: None, headers: Vec::new(), violations, cause: None }
+        Self { kind, status: None, detail: None, headers: Vec::new(), violations, cause: None }
     }
 
     /// The same, with a field that its answer carries.

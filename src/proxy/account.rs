@@ -1,7 +1,7 @@
 //! What one request leaves behind: its sample in the metrics and its line in the access log, written once, when the
 //! answer's body has ended or was dropped.
 
-use std::cell::{Cell, OnceCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,6 +55,8 @@ pub struct Hop {
     answered: Cell<Option<(SocketAddr, Duration)>>,
     /// Tries after the first.
     pub retries: Cell<u8>,
+    /// Of an aggregation: `orders=BackendTimeout, …`
+    failed_calls: RefCell<String>,
 }
 
 #[derive(Debug)]
@@ -133,6 +135,7 @@ impl Account {
         let hop = self.hop.as_deref();
         let backend = hop.and_then(|hop| hop.asked.get()).map(|(backend, _)| backend.plan.id.to_string());
         let answered = hop.and_then(|hop| hop.answered.get());
+        let failed_calls = hop.map(|hop| hop.failed_calls.take()).filter(|calls| !calls.is_empty());
         let names = line.labels.as_deref();
         self.worker.log.write(&Record {
             time: line.time,
@@ -157,6 +160,7 @@ impl Account {
             route: names.map_or("", |labels| &labels.route),
             rule: names.map_or("", |labels| &labels.rule),
             backend: backend.as_deref(),
+            failed_calls: failed_calls.as_deref(),
             endpoint: answered.map(|(endpoint, _)| endpoint),
             retries: hop.map_or(0, |hop| hop.retries.get()),
             duration: sample.duration,
@@ -171,6 +175,14 @@ impl Account {
 impl Hop {
     pub fn asked(&self, backend: &Arc<Backend>) {
         let _ = self.asked.set((backend.clone(), Instant::now()));
+    }
+
+    pub fn call_failed(&self, call: &str, reason: &str) {
+        let mut calls = self.failed_calls.borrow_mut();
+        if !calls.is_empty() {
+            calls.push_str(", ");
+        }
+        calls.extend([call, "=", reason]);
     }
 
     pub fn answered(&self, endpoint: SocketAddr) {

@@ -4,7 +4,7 @@
 //! plane      start, install, drain          worker     a thread with its runtime      live    route map ⇄ state
 //!   listener ─► connection ─► (tls | sniff) ─► transport ─► hyper ─► service ─► filters ─► action ─► answer
 //!                    │                            │           │                              │
-//!                    └── watch: all deadlines     └── frames  │      forward · redirect · respond_with · tunnel
+//!                    └── watch: all deadlines     └── frames  │      forward · aggregate · redirect · respond_with · tunnel
 //!                                                             └── request_head · forwarded · observed · account
 //! ```
 //!
@@ -26,7 +26,7 @@
 //! | `admission` | whether a request may come over its connection |
 //! | `request_head`, `refusal` | hardening and normal form of a head; the answer to one that cannot be read |
 //! | `forwarded` | what backends are told about the client; loops |
-//! | `forward`, `redirect`, `respond_with`, `tunnel` | the actions |
+//! | `forward`, `aggregate`, `redirect`, `respond_with`, `tunnel` | the actions |
 //! | `observed`, `account` | bodies on their way; what a request leaves in metrics and log |
 //! | `outbound` | sub-requests |
 //! | `offload` | threads for what would hold a worker |
@@ -34,6 +34,7 @@
 
 mod account;
 mod admission;
+mod aggregate;
 mod certificates;
 mod client_certificates;
 mod connection;

@@ -83,6 +83,8 @@ pub static TABLE: &[Row] = &[
     row(ErrorKind::BackendTimeout, 504, "The backend did not answer in time"),
     row(ErrorKind::InvalidResponse, 502, "The backend's answer is invalid"),
     row(ErrorKind::NameResolution, 502, "The backend's name cannot be resolved"),
+    row(ErrorKind::CallFailed, 502, "A part of the answer cannot be had"),
+    row(ErrorKind::TransformFailed, 502, "The answer cannot be made of what the backend sent"),
 ];
 
 /// The row of a kind.
@@ -116,7 +118,7 @@ pub fn failure(error: &ProxyError, wants_text: bool, id: RequestId) -> Response 
     let row = row_of(error.kind);
     let (content_type, body) = if wants_text { text(row, error, id) } else { problem(row, error, id) };
     let mut response = Response::new(Body::Full(Bytes::from(body)));
-    *response.status_mut() = StatusCode::from_u16(row.status).expect("the table holds statuses only");
+    *response.status_mut() = status(row, error);
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -132,6 +134,11 @@ pub fn failure(error: &ProxyError, wants_text: bool, id: RequestId) -> Response 
     }
     response.extensions_mut().insert(error.kind);
     response
+}
+
+fn status(row: &Row, error: &ProxyError) -> StatusCode {
+    let usual = || StatusCode::from_u16(row.status).expect("the table holds statuses only");
+    error.status.unwrap_or_else(usual)
 }
 
 /// Whether the client asks for text and does not take JSON, by its `Accept`.
@@ -151,7 +158,8 @@ fn problem(row: &Row, error: &ProxyError, id: RequestId) -> (&'static str, Strin
     let reason = row.kind.as_str();
     let mut body = format!(
         r#"{{"type":"about:blank","title":"{}","status":{},"reason":"{reason}","request_id":"{id}""#,
-        row.title, row.status
+        row.title,
+        status(row, error).as_u16()
     );
     if let Some(detail) = error.detail {
         body += r#","detail":"#;
@@ -173,7 +181,7 @@ fn text(row: &Row, error: &ProxyError, id: RequestId) -> (&'static str, String) 
         error.violations.iter().map(|one| format!("{} {}\n", one.pointer, one.message)).collect();
     let body = format!(
         "{} {}{detail}\n{violations}reason: {}\nrequest id: {id}\n",
-        row.status,
+        status(row, error).as_u16(),
         row.title,
         row.kind.as_str()
     );

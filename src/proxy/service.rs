@@ -23,14 +23,14 @@ use super::live::{Live, LiveHost};
 use super::observed::{AnswerBody, RequestBody, Upload};
 use super::request_head::take_in;
 use super::watch::Watch;
-use super::{admission, forward, forwarded, redirect, respond, respond_with};
+use super::{admission, aggregate, forward, forwarded, redirect, respond, respond_with};
 use crate::filters;
 use crate::lifecycle::Phase;
 use crate::message::{
     Body, Client, ErrorKind, Exchange, Labels, Outbound, Protocol, ProxyError, Request, RequestId, Response,
     Scheme,
 };
-use crate::route_map::{Action, Found, RequestView};
+use crate::route_map::{Action, AggregatePlan, Found, RequestView};
 
 /// Answers a request, whatever happens. `watch` is the connection's on HTTP/1 and the stream's on HTTP/2.
 pub async fn answer(
@@ -266,9 +266,25 @@ async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Re
             watch.set_answer_idle(plan.timeouts.idle);
             forward::answer(way, plan, exchange).await
         }
+        Action::Aggregate(plan) => {
+            watch.set_answer_idle(plan.timeouts.idle);
+            let answered = aggregate::answer(plan, exchange, way, &way.connection.worker.shared.keep).await;
+            note_calls(way, plan, exchange);
+            answered
+        }
         Action::Redirect(plan) => redirect::answer(plan, exchange),
         Action::Respond(plan) => respond_with::answer(plan),
         Action::Unserved(unserved) => Err(unserved.kind.into()),
+    }
+}
+
+/// Counts what the calls came to, and tells the log of those that failed.
+fn note_calls(way: &Way<'_>, plan: &AggregatePlan, exchange: &Exchange) {
+    for (call, outcome) in aggregate::outcomes(plan, exchange) {
+        way.rule.stats.called(way.connection.worker.index, call, outcome);
+        if let Some(hop) = way.hop.filter(|_| outcome != aggregate::OK && outcome != aggregate::SKIPPED) {
+            hop.call_failed(call, outcome);
+        }
     }
 }
 
@@ -282,6 +298,7 @@ fn exact_name(host: &LiveHost, name: &str) -> Arc<str> {
 fn deadline(action: &Action, started: tokio::time::Instant) -> Option<tokio::time::Instant> {
     match action {
         Action::Forward(plan) => plan.timeouts.request.map(|limit| started + limit),
+        Action::Aggregate(plan) => plan.limit().map(|limit| started + limit),
         _ => None,
     }
 }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
+use super::aggregate::AggregatePlan;
 use crate::filters::{PathChange, RetryPlan, TimeoutsPlan};
 use crate::message::{ErrorKind, Scheme};
 use crate::values::BackendId;
@@ -11,6 +12,7 @@ use crate::values::BackendId;
 #[derive(Debug, PartialEq)]
 pub enum Action {
     Forward(ForwardPlan),
+    Aggregate(Box<AggregatePlan>),
     Redirect(RedirectPlan),
     Respond(RespondPlan),
     /// A rule that cannot be served: it answers with its reason rather than with its older self.

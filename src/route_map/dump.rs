@@ -176,6 +176,7 @@ impl Display for Action {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
         match self {
             Self::Forward(plan) => plan.fmt(f),
+            Self::Aggregate(plan) => plan.fmt(f),
             Self::Redirect(plan) => plan.fmt(f),
             Self::Respond(plan) => plan.fmt(f),
             Self::Unserved(unserved) => writeln!(f, "unserved: 503 {}", unserved.kind.as_str()),

@@ -2,6 +2,7 @@
 //! counters or clocks. `compile` makes it, `proxy/live` links it to state.
 
 mod action;
+mod aggregate;
 mod backend;
 mod dump;
 mod endpoints;
@@ -18,6 +19,7 @@ mod trace;
 mod traffic;
 
 pub use action::{Action, ForwardPlan, RedirectPlan, RespondPlan, Unserved, WeightedBackend, WeightedTarget};
+pub use aggregate::{AggregatePlan, AnswerPlan, BodyPlan, CallPlan, OnError};
 pub use backend::{Address, Authorities, BackendPlan, BackendTarget, BackendTlsPlan, HostHeader, PinnedName};
 pub use endpoints::{Endpoint, EndpointSet};
 pub use hosts::{Host, HostIndex, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};

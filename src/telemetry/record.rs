@@ -43,6 +43,8 @@ pub struct Record<'a> {
     pub endpoint: Option<SocketAddr>,
     /// Tries after the first.
     pub retries: u8,
+    /// Calls of an aggregation that failed, each with its reason.
+    pub failed_calls: Option<&'a str>,
     pub duration: Duration,
     /// Until the head of the backend's answer.
     pub upstream: Option<Duration>,
@@ -106,6 +108,9 @@ impl Record<'_> {
         }
         if self.retries > 0 {
             put(line, format_args!(",\"retries\":{}", self.retries));
+        }
+        if let Some(calls) = self.failed_calls {
+            text(line, "failed_calls", calls.as_bytes(), MAX_TEXT);
         }
         seconds(line, "duration", self.duration);
         if let Some(upstream) = self.upstream {
@@ -205,6 +210,7 @@ pub(super) mod tests {
             backend: Some("Service/shop/orders:80"),
             endpoint: Some(([10, 0, 0, 7], 8080).into()),
             retries: 1,
+            failed_calls: Some("orders=BackendTimeout"),
             duration: Duration::from_micros(1_002_003),
             upstream: Some(Duration::from_micros(900)),
             request_bytes: 0,
@@ -233,7 +239,8 @@ pub(super) mod tests {
                 "identity": "alice", "identity_kind": "Jwt", "identity_entry": "users",
                 "authorization": "read", "rate_limit": "fair", "namespace": "shop", "route": "orders",
                 "rule": "list", "backend": "Service/shop/orders:80", "endpoint": "10.0.0.7:8080",
-                "retries": 1, "duration": 1.002003, "upstream_duration": 0.0009, "request_bytes": 0, "response_bytes": 12,
+                "retries": 1, "failed_calls": "orders=BackendTimeout",
+                "duration": 1.002003, "upstream_duration": 0.0009, "request_bytes": 0, "response_bytes": 12,
                 "user_agent": "curl/8",
             })
         );
@@ -253,6 +260,7 @@ pub(super) mod tests {
             authorization: Some(&long),
             rate_limit: Some(&long),
             backend: Some(&long),
+            failed_calls: Some(&long),
             reason: Some("NoHealthyEndpoints"),
             user_agent: Some(&[0xff; 4000]),
             client: "2001:db8:1111:2222:3333:4444:5555:6666".parse().expect("an address"),

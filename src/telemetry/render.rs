@@ -129,6 +129,7 @@ mod tests {
         let telemetry = Telemetry::new(2);
         let [shop, orders, rule] = ["shop", "orders", "create \"big\""].map(Arc::<str>::from);
         let stats = telemetry.rule(&shop, &orders, &rule);
+        stats.called(0, &"user".into(), "ok");
         stats.record(0, &sample());
         stats.record(1, &sample());
         let _flying = stats.start(1);

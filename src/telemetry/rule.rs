@@ -106,11 +106,12 @@ struct RuleCells {
     gates: OnceLock<Box<GateCells>>,
 }
 
-/// What gates said; most rules have none.
+/// What gates said, and what calls came to; most rules have none.
 #[derive(Debug, Default)]
 struct GateCells {
     rulings: OnceLock<Series<RulingKey>>,
     limited: OnceLock<Series<Limited>>,
+    calls: OnceLock<Series<CallKey>>,
     consulted: [Count; Consulted::ALL.len()],
 }
 
@@ -138,6 +139,14 @@ pub(super) struct RulingKey {
     pub decision: &'static str,
 }
 
+/// What the calls of an aggregation are told apart by.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct CallKey {
+    pub call: Arc<str>,
+    /// `ok`, `skipped`, or why it failed.
+    pub outcome: &'static str,
+}
+
 /// The sums of one rule over all workers.
 #[derive(Debug, Default)]
 pub(super) struct RuleTotals {
@@ -148,6 +157,7 @@ pub(super) struct RuleTotals {
     pub requests: std::collections::BTreeMap<Key, u64>,
     pub rulings: std::collections::BTreeMap<RulingKey, u64>,
     pub limited: std::collections::BTreeMap<Limited, u64>,
+    pub calls: std::collections::BTreeMap<CallKey, u64>,
     pub consulted: std::collections::BTreeMap<Consulted, u64>,
 }
 
@@ -160,6 +170,15 @@ impl RuleStats {
     pub fn record(&self, worker: usize, sample: &Sample) {
         self.cells(worker).record(sample);
     }
+
+    /// Counts a call of an aggregation. Only the worker's own thread calls this.
+    pub fn called(&self, worker: usize, call: &Arc<str>, outcome: &'static str) {
+        let key = CallKey { call: call.clone(), outcome };
+        let other = CallKey { call: "other".into(), outcome: "other" };
+        let gates = self.cells(worker).gates.get_or_init(Box::default);
+        gates.calls.get_or_init(|| Series::new(key.clone())).count(&key, other);
+    }
+
     /// Only the worker's own thread calls this, and drops what it gives.
     pub fn start(&self, worker: usize) -> InFlight {
         let cells = self.cells(worker);
@@ -196,6 +215,7 @@ impl RuleStats {
             let Some(gates) = cells.gates.get() else { continue };
             add_to(gates.rulings.get(), &mut totals.rulings);
             add_to(gates.limited.get(), &mut totals.limited);
+            add_to(gates.calls.get(), &mut totals.calls);
             if gates.consulted.iter().all(|count| count.value() == 0) {
                 continue;
             }

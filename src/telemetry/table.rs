@@ -95,6 +95,20 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_aggregate_calls_total",
+        kind: Kind::Counter,
+        labels: &["namespace", "route", "rule", "call", "outcome"],
+        help: "Calls of aggregations: ok, skipped (`when`), Cancelled (another one decided), or why they failed",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                for (key, count) in &totals.calls {
+                    let [namespace, route, name] = rule.name();
+                    emit(&[namespace, route, name, &key.call, key.outcome], number(*count));
+                }
+            }
+        },
+    },
+    Metric {
         name: "portcullis_rate_limited_requests_total",
         kind: Kind::Counter,
         labels: &["namespace", "route", "rule", "limit", "mode"],

@@ -366,6 +366,10 @@ proptest! {
                     let imposed = std::time::Duration::from_secs(9);
                     prop_assert!(is_usable && plan.timeouts.request == Some(imposed), "{:?}", entry.rule);
                 }
+                Action::Aggregate(plan) => {
+                    let imposed = std::time::Duration::from_secs(9);
+                    prop_assert!(is_usable && plan.timeouts.request == Some(imposed), "{:?}", entry.rule);
+                }
                 Action::Respond(_) | Action::Redirect(_) | Action::Unserved(_) => {}
             }
         }

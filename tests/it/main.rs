@@ -1,5 +1,6 @@
 //! The one integration-test binary; each room of tests is a module.
 
+mod aggregation;
 mod architecture;
 mod authentication;
 mod authorization;

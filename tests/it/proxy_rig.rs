@@ -202,7 +202,7 @@ fn copy(action: &Action) -> Action {
             body: plan.body.clone(),
         }),
         Action::Unserved(plan) => Action::Unserved(plan.clone()),
-        Action::Redirect(_) => panic!("redirects are built where they are used"),
+        Action::Aggregate(_) | Action::Redirect(_) => panic!("built where they are used"),
     }
 }
 

@@ -20,8 +20,8 @@ use crate::message::Scheme;
 use crate::proxy::respond::row_of;
 use crate::route_map::path::normal_form;
 use crate::route_map::{
-    Action, BackendTarget, Candidate, ClientValidation, EndpointSet, ForwardPlan, Host, HostTls, RequestView,
-    RouteMap, Rule, Trace, Verdict, WeightedTarget, trace,
+    Action, AggregatePlan, BackendTarget, Candidate, ClientValidation, EndpointSet, ForwardPlan, Host,
+    HostTls, RequestView, RouteMap, Rule, Trace, Verdict, WeightedTarget, trace,
 };
 use crate::snapshot::Snapshot;
 use crate::standalone;
@@ -304,8 +304,28 @@ impl Lines {
     ) {
         match &rule.action {
             Action::Forward(plan) => self.forward(map, plan, endpoints_of),
+            Action::Aggregate(plan) => self.aggregate(map, plan, endpoints_of),
             other => self.add("answer", other.to_string().trim_end()),
         }
+    }
+
+    fn aggregate(
+        &mut self,
+        map: &RouteMap,
+        plan: &AggregatePlan,
+        endpoints_of: &dyn Fn(&BackendTarget) -> Option<EndpointSet>,
+    ) {
+        self.add("timeouts", plan.timeouts.to_string().trim_start_matches("timeouts "));
+        if let Some(timeout) = plan.timeout {
+            self.add("", format!("all calls within {timeout:?}"));
+        }
+        for call in &plan.calls {
+            self.add("call", format!("{} {}: {call}", call.name, plan.needs_of(call)));
+            if let WeightedTarget::Backend(id) = &call.target {
+                self.endpoints(map, id, endpoints_of);
+            }
+        }
+        self.add("answer", &plan.answer);
     }
 
     fn forward(

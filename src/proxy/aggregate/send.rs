@@ -1,0 +1,37 @@
+//! Calls on the worker's own pools, as proxied requests go.
+
+use super::{Backends, Limits};
+use crate::message::{ErrorKind, LocalFuture, ProxyError, Request, Response};
+use crate::proxy::forward::Way;
+use crate::proxy::forwarded;
+use crate::upstream::{SendLimits, Tries};
+use crate::values::BackendId;
+
+impl Backends for Way<'_> {
+    fn ask<'a>(
+        &'a self,
+        backend: &'a BackendId,
+        mut request: Request,
+        limits: Limits<'a>,
+    ) -> LocalFuture<'a, Result<Response, ProxyError>> {
+        Box::pin(async move {
+            let Limits { plan, call, until } = limits;
+            let worker = &self.connection.worker;
+            let backend = self.live.backend_by_id(backend).ok_or(ErrorKind::BackendNotFound)?;
+            // A way that leads back to us must end, as that of clients' requests does.
+            forwarded::pass_on(request.headers_mut(), &worker.settings.installation)?;
+            // Whoever waits bounds the whole call.
+            let limits = SendLimits { connect: plan.timeouts.connect, ..SendLimits::default() };
+            let answer = match &call.retry {
+                None => worker.pools.send(backend, request, None, limits).await?,
+                Some(retry) => {
+                    let one_try = plan.timeouts.backend_request;
+                    let limits = SendLimits { deadline: Some(until), one_try, ..limits };
+                    let tries = Tries::default();
+                    worker.pools.send_retrying(backend, request, None, limits, retry, &tries).await?
+                }
+            };
+            Ok(answer.response)
+        })
+    }
+}
