@@ -55,7 +55,7 @@ pub struct Spec {
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
     pub path_params: Vec<ParameterSpec>,
-    /// What a JSON body must be, as a JSON Schema; without contentTypes no other is taken.
+    /// A JSON Schema of the body; without contentTypes only JSON is taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body_schema: Option<BodySchemaSpec>,
 }
