@@ -90,6 +90,11 @@ const CANARIES: &[Canary] = &[
         secret: "introspection",
         holds: Holds::Values(&[("clientId", "gateway"), ("clientSecret", "{canary}")]),
     },
+    Canary {
+        field: "policy.validation.bodySchema.secretRef",
+        secret: "schema",
+        holds: Holds::Values(&[("order.json", r#"{"type": "object", "title": "{canary}"}"#)]),
+    },
 ];
 
 /// What the program is told at its start and may tell nobody: flags, with `{canary}` in them and the port of nobody.
@@ -252,6 +257,7 @@ fn world(backend: &Backend, nobody: u16) -> String {
         route("named", &by("apiKey: {secretRef: {name: named-keys}, forward: true}")),
         route("labelled", &by("apiKey: {from: [{query: key}, {header: X-Api-Key}], secretSelector: {matchLabels: {keys: labelled-keys}}}")),
         route("jwt", &by("jwt: {issuer: 'https://login.example', audiences: [shop], jwks: {secretRef: {name: key-set}}}")),
+        route("schema", &format!("policy: {{validation: {{bodySchema: {{secretRef: {{name: schema, key: order.json}}}}}}}}, rules: [{{name: all, {to}}}]")),
         route("people", &by("basicAuth: {secretRef: {name: people}}")),
         route("limited", &format!("policy: {{rateLimits: [{{name: all, requests: 1000000, per: 1s, scope: Global}}]}}, rules: [{{name: all, {to}}}]")),
         route("token", &by(&format!("introspection: {{endpoint: 'http://127.0.0.1:{nobody}/introspect', clientSecretRef: {{name: introspection}}}}"))),
@@ -259,8 +265,8 @@ fn world(backend: &Backend, nobody: u16) -> String {
     .concat()
 }
 
-const HOSTS: [&str; 10] =
-    ["shop", "mtls", "crl", "secure", "named", "labelled", "people", "jwt", "token", "limited"];
+const HOSTS: [&str; 11] =
+    ["shop", "schema", "mtls", "crl", "secure", "named", "labelled", "people", "jwt", "token", "limited"];
 
 /// Asks every host with right and wrong credentials; what came back, but for what the backend itself says.
 fn asked(gateway: &Gateway, planted: &[Planted]) -> String {
