@@ -328,10 +328,14 @@ proptest! {
             *manifest = Arc::new(Manifest { spec: spec.into(), ..(**manifest).clone() });
         }
         let map = compiled(&world).map;
-        for entry in hosts(&map).flat_map(|host| host.table.entries()) {
+        for (host, entry) in hosts(&map).flat_map(|host| host.table.entries().iter().map(move |entry| (host, entry))) {
             let is_broken = entry.rule.labels.rule.starts_with("broken");
+            // Nor is one of a route that redirects, under a name that does not.
+            let spec = &world.routes[entry.standing.object()].spec;
+            let redirects = spec.contains("\"tls\"") && !spec.contains("\"redirect\": false");
+            let is_denied = redirects && host.tls.as_ref().is_some_and(|tls| !tls.redirect);
             let is_unserved = matches!(entry.rule.action, Action::Unserved(_));
-            prop_assert_eq!(is_broken, is_unserved, "{:?}", entry.rule);
+            prop_assert_eq!(is_broken || is_denied, is_unserved, "{:?}", entry.rule);
         }
         // And it keeps its requests: under each of its route's names it is there.
         for host in hosts(&map) {
