@@ -6,6 +6,8 @@ use std::fmt;
 /// are read or made: some ten nanoseconds, so that the whole stays below a millisecond.
 pub const MAX_STEPS: usize = 20_000;
 const BYTES_A_STEP: usize = 16;
+/// Of those that are only searched through.
+const SEARCHED_A_STEP: usize = 256;
 
 /// Why an expression has no value here, and where in its text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,6 +99,11 @@ impl Meter {
                 Err(Why::TooExpensive)
             }
         }
+    }
+
+    /// For bytes in which something is looked for.
+    pub const fn spend_search(&mut self, bytes: usize) -> Result<(), Why> {
+        self.spend(bytes / SEARCHED_A_STEP)
     }
 
     pub const fn spend_bytes(&mut self, bytes: usize) -> Result<(), Why> {

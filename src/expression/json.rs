@@ -53,6 +53,7 @@ fn number<'v>(text: &str) -> Option<Value<'v>> {
 fn text<'v>(piece: Piece<'v>, meter: &mut Meter) -> Result<Value<'v>, Why> {
     let quoted = piece.text();
     let inside = quoted.get(1..quoted.len().saturating_sub(1)).unwrap_or_default();
+    meter.spend_search(quoted.len())?;
     if !inside.contains('\\') {
         return Ok(Value::borrowed(inside));
     }
@@ -101,6 +102,7 @@ fn members<'v>(object: Piece<'v>) -> Result<impl Iterator<Item = (Piece<'v>, Pie
 
 fn is_called(key: Piece<'_>, name: &str, meter: &mut Meter) -> Result<bool, Why> {
     let quoted = key.text();
+    meter.spend_search(quoted.len())?;
     if quoted.contains('\\') {
         return Ok(matches!(text(key, meter)?, Value::Text(text) if text.as_str() == name));
     }
@@ -163,4 +165,19 @@ fn plain(value: &(impl serde::Serialize + ?Sized), out: &mut Vec<u8>) -> Result<
 
 fn within(text: &str, used: usize, most: usize) -> Result<&str, Why> {
     if used + text.len() > most { Err(Why::TooLong) } else { Ok(text) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::RawJson;
+
+    #[test]
+    fn to_look_at_a_long_name_again_and_again_has_its_price() {
+        let json = format!("{{\"{}\": 1, \"name\": 2}}", "x".repeat(900_000));
+        let raw = RawJson::new(json).expect("JSON");
+        let mut meter = Meter::new();
+        let looks = (0..).take_while(|_| member(raw.root(), "name", &mut meter).is_ok()).count();
+        assert!((1..10).contains(&looks), "{looks}");
+    }
 }

@@ -156,7 +156,7 @@ impl Introduction {
         let port = said(&X_FORWARDED_PORT).and_then(|value| value.to_str().ok()?.parse::<u16>().ok());
         lines.add(&X_FORWARDED_PORT, &port.map_or_else(|| asked_port(&host, seen.scheme), HeaderValue::from));
         lines.add(&X_FORWARDED_PROTO, &HeaderValue::from_static(seen.scheme.as_str()));
-        for value in count_pass(headers, &self.installation)? {
+        for value in count_pass(headers, &self.installation, 1)? {
             lines.add(&PASSES, &value);
         }
         Ok(lines.freeze())
@@ -186,7 +186,7 @@ pub fn introduces(name: &str) -> bool {
 }
 
 /// Counts this pass through the installation's gateways; all counts that go on.
-fn count_pass(headers: &HeaderMap, installation: &str) -> Result<Vec<HeaderValue>, ProxyError> {
+fn count_pass(headers: &HeaderMap, installation: &str, counts: u32) -> Result<Vec<HeaderValue>, ProxyError> {
     let (mut others, mut passes) = (Vec::new(), 0_u32);
     for value in headers.get_all(&PASSES) {
         match value.to_str().ok().and_then(|text| text.rsplit_once('=')) {
@@ -199,16 +199,17 @@ fn count_pass(headers: &HeaderMap, installation: &str) -> Result<Vec<HeaderValue
     if passes >= MAX_PASSES {
         return Err(ErrorKind::LoopDetected.into());
     }
-    others.insert(0, pass_value(installation, passes + 1));
+    others.insert(0, pass_value(installation, passes.saturating_add(counts)));
     Ok(others)
 }
 
 /// Counts this pass in a request that a filter or an action makes. What its client's request had counted stands in it.
+/// One that may be made of many counts more: circles of those multiply.
 ///
 /// # Errors
 /// It goes in circles.
-pub fn pass_on(headers: &mut HeaderMap, installation: &str) -> Result<(), ProxyError> {
-    let passes = count_pass(headers, installation)?;
+pub fn pass_on(headers: &mut HeaderMap, installation: &str, counts: u32) -> Result<(), ProxyError> {
+    let passes = count_pass(headers, installation, counts)?;
     headers.remove(&PASSES);
     for value in passes {
         headers.append(&PASSES, value);
@@ -374,7 +375,7 @@ mod tests {
                 headers.append(&PASSES, value.clone());
             }
             introduction.lines(&mut headers.clone(), &seen, 0, ID, true).expect("not yet");
-            values = count_pass(&headers, "edge").expect("not yet");
+            values = count_pass(&headers, "edge", 1).expect("not yet");
         }
         assert_eq!(values, ["edge=4", "inner=4"]);
         let mut headers = HeaderMap::new();
@@ -383,6 +384,15 @@ mod tests {
         }
         let looped = introduction.lines(&mut headers, &seen, 0, ID, true).expect_err("a loop");
         assert_eq!(looped.kind, ErrorKind::LoopDetected);
+    }
+
+    #[test]
+    fn what_may_be_one_of_many_is_a_loop_sooner() {
+        let mut headers = HeaderMap::new();
+        assert!(pass_on(&mut headers, "edge", 2).is_ok());
+        assert!(pass_on(&mut headers, "edge", 2).is_ok());
+        assert!(pass_on(&mut headers, "edge", 2).is_err());
+        assert_eq!(headers[&PASSES], "edge=4");
     }
 
     #[test]

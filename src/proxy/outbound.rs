@@ -41,7 +41,7 @@ impl Outbound for WorkerOutbound {
             let live = worker.live();
             let backend = live.backend_by_id(backend).ok_or(ErrorKind::BackendNotFound)?;
             // A way that leads back to us must end, as that of clients' requests does.
-            forwarded::pass_on(request.headers_mut(), &worker.settings.installation)?;
+            forwarded::pass_on(request.headers_mut(), &worker.settings.installation, 1)?;
             let deadline = Some(answer_by(&request, Instant::now()));
             let limits = SendLimits { connect: Some(CONNECT), deadline, ..SendLimits::default() };
             Ok(worker.pools.send(backend, request, None, limits).await?.response)

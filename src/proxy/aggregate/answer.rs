@@ -42,6 +42,13 @@ fn written(plan: &AggregatePlan, exchange: &Exchange) -> Result<Response, Fault>
         let failed: Vec<_> = failed.into_iter().map(|(name, _)| name).collect();
         let failed = HeaderValue::try_from(failed.join(", ")).expect("names of calls are letters and digits");
         headers.insert(&PARTIAL, failed);
+        // Of what would be obeyed in its place (RFC 9213) nothing stays.
+        let is_targeted = |name: &&HeaderName| {
+            name.as_str().ends_with("-cache-control")
+                || matches!(name.as_str(), "surrogate-control" | "expires")
+        };
+        let targeted: Vec<_> = headers.keys().filter(is_targeted).cloned().collect();
+        targeted.iter().for_each(|name| drop(headers.remove(name)));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     }
     Ok(response)

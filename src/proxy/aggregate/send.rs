@@ -7,6 +7,9 @@ use crate::proxy::forwarded;
 use crate::upstream::{SendLimits, Tries};
 use crate::values::BackendId;
 
+/// So many passes is a call: sixteen of sixteen of sixteen would be asked otherwise before a circle ends.
+const COUNTS: u32 = 2;
+
 impl Backends for Way<'_> {
     fn ask<'a>(
         &'a self,
@@ -18,8 +21,8 @@ impl Backends for Way<'_> {
             let Limits { plan, call, until } = limits;
             let worker = &self.connection.worker;
             let backend = self.live.backend_by_id(backend).ok_or(ErrorKind::BackendNotFound)?;
-            // A way that leads back to us must end, as that of clients' requests does.
-            forwarded::pass_on(request.headers_mut(), &worker.settings.installation)?;
+            // A way that leads back to us must end, as that of clients' requests does, and sooner: it may be one of many.
+            forwarded::pass_on(request.headers_mut(), &worker.settings.installation, COUNTS)?;
             // Whoever waits bounds the whole call.
             let limits = SendLimits { connect: plan.timeouts.connect, ..SendLimits::default() };
             let answer = match &call.retry {
