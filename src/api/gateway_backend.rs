@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::gateway_route::{EXACT_HOSTNAME, OBJECT_NAME};
 use super::status::GatewayBackendStatus;
-use crate::values::{CaCertificateRef, Duration, SecretRef};
+use crate::values::{CaCertificateRef, Duration, SecretKeyRef, SecretRef};
 
 /// What is wanted.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -64,6 +64,9 @@ pub struct GatewayBackendSpec {
     /// Asks it over TLS. Its certificate is always verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<BackendTls>,
+    /// What of ours it is shown with every request, in place of what the client sent there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub credentials: Option<BackendCredentials>,
     /// How requests are spread over its endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancer>,
@@ -128,6 +131,58 @@ pub struct BackendLimits {
     #[schemars(range(min = 1, max = 1000000))]
     pub requests: i32,
 }
+
+/// What of ours a backend is shown: in a field, as a parameter of the query, or as user and password.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = (
+        "[has(self.header), has(self.query), has(self.basic)].filter(given, given).size() == 1",
+        "credentials stand in one place: header, query or basic"
+    ),
+    validation = (
+        "has(self.basic) != has(self.secretKeyRef)",
+        "header and query take secretKeyRef, basic has a secretRef of its own"
+    ),
+    validation = ("!has(self.prefix) || has(self.header)", "prefix means something only with header")
+)]
+pub struct BackendCredentials {
+    /// Field that carries it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256), regex(pattern = TOKEN))]
+    #[x_kube(validation = (
+        "!(self.lowerAscii() in ['host', 'content-length', 'content-type', 'content-encoding', 'transfer-encoding', 'connection', 'upgrade', 'te', 'trailer', 'keep-alive', 'expect', 'forwarded', 'via', 'x-real-ip', 'x-request-id']) && !self.lowerAscii().startsWith('proxy-') && !self.lowerAscii().startsWith('x-forwarded-') && !self.lowerAscii().startsWith('x-portcullis-')",
+        "this field is the gateway's own; a credential stands in another field"
+    ))]
+    pub header: Option<String>,
+    /// Stands before it in the field, like "Bearer ".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64), regex(pattern = PREFIX))]
+    pub prefix: Option<String>,
+    /// Parameter of the query that carries it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub query: Option<String>,
+    /// Key of a Secret that holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub secret_key_ref: Option<SecretKeyRef>,
+    /// User and password (RFC 7617).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub basic: Option<BasicCredentials>,
+}
+
+/// A user and its password.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BasicCredentials {
+    /// Secret with the keys username and password.
+    pub secret_ref: SecretRef,
+}
+
+/// A token (RFC 9110 section 5.6.2).
+const TOKEN: &str = "^[-A-Za-z0-9!#$%&'*+.^_`|~]+$";
+/// Visible ASCII and spaces.
+const PREFIX: &str = "^[!-~][ -~]*$";
 
 /// TLS to the backend.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]

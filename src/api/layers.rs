@@ -141,17 +141,19 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
         }
     };
     let parsed = checked::<GatewayBackendSpec>(&mut value, &SHAPES.backend, &at, &mut backend.problems);
-    // A pin that is misspelt would be no pin: nothing below `tls` is ignored.
-    let unknown_to_tls = |problem: &&mut Problem| {
-        problem.reason == Reason::UnknownField && problem.path.as_str().starts_with("spec.tls.")
+    // A pin that is misspelt would be no pin: nothing below `tls` and `credentials` is ignored.
+    let is_of_trust = |problem: &&mut Problem| {
+        let path = problem.path.as_str();
+        problem.reason == Reason::UnknownField
+            && (path.starts_with("spec.tls.") || path.starts_with("spec.credentials."))
     };
-    let mut tls_is_whole = true;
-    for problem in backend.problems.iter_mut().filter(unknown_to_tls) {
+    let mut trust_is_whole = true;
+    for problem in backend.problems.iter_mut().filter(is_of_trust) {
         let message = problem.message.trim_end_matches("; ignored");
         *problem = Problem::error(problem.path.clone(), Reason::UnknownField, message);
-        tls_is_whole = false;
+        trust_is_whole = false;
     }
-    let Some(spec) = parsed.filter(|_| tls_is_whole) else { return backend };
+    let Some(spec) = parsed.filter(|_| trust_is_whole) else { return backend };
     let before = backend.problems.len();
     let mut refuse = |path: FieldPath, message: String| {
         backend.problems.push(Problem::error(path, Reason::Invalid, message));

@@ -28,8 +28,8 @@ mod status;
 pub use aggregate::{AggregateResponseSpec, AggregateSpec, CallHeadersSpec, CallSpec, OnErrorSpec};
 pub use crd::crds;
 pub use gateway_backend::{
-    BackendHost, BackendService, BackendTls, BalancePolicy, GatewayBackend, GatewayBackendSpec, PassiveCheck,
-    SubjectAltName,
+    BackendCredentials, BackendHost, BackendService, BackendTls, BalancePolicy, BasicCredentials,
+    GatewayBackend, GatewayBackendSpec, PassiveCheck, SubjectAltName,
 };
 pub use gateway_policy::{GatewayPolicy, GatewayPolicySpec, PolicyTarget, Precedence, TargetKind};
 pub use gateway_route::{

@@ -79,6 +79,7 @@ pub(super) fn of_origin(origin: &Origin) -> Arc<BackendPlan> {
         host_header: HostHeader::Own,
         tls: matches!(origin.scheme, OriginScheme::Https).then(|| Arc::new(by_its_own_name())),
         traffic: Default::default(),
+        credential: None,
     })
 }
 

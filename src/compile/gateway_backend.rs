@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::question::Asker;
 use super::services::{self, Unusable};
-use super::{Certificates, LoopbackHosts, Options, backend_tls, backend_traffic};
+use super::{Certificates, LoopbackHosts, Options, backend_credentials, backend_tls, backend_traffic};
 use crate::api::{self, BackendHost, GatewayBackendSpec};
 use crate::message::ErrorKind;
 use crate::route_map::{Address, BackendPlan, BackendTarget, HostHeader};
@@ -33,6 +33,11 @@ pub(super) fn lower(
             let from = &manifest.name.namespace;
             plan.tls = Some(Arc::new(backend_tls::plan(tls, from, asker, certificates, &mut problems)?));
         }
+        if let Some(credentials) = &spec.credentials {
+            let from = &manifest.name.namespace;
+            plan.credential =
+                Some(backend_credentials::plan(&spec, credentials, from, asker, &mut problems)?);
+        }
         plan.traffic = backend_traffic::plan(&spec);
         Some(plan)
     });
@@ -41,7 +46,9 @@ pub(super) fn lower(
     let is_of_settings = |problem: &Problem| {
         let of = |start: &&str| problem.path.as_str().starts_with(start);
         problem.severity == Severity::Error
-            && ["spec.tls", "spec.loadBalancer", "spec.healthCheck", "spec.limits"].iter().any(of)
+            && ["spec.tls", "spec.credentials", "spec.loadBalancer", "spec.healthCheck", "spec.limits"]
+                .iter()
+                .any(of)
     };
     let kind = match problems.iter().any(is_of_settings) {
         true => ErrorKind::PolicyInvalid,
@@ -73,6 +80,7 @@ fn plan(
             host_header: fixed_host.map_or(HostHeader::Preserve, HostHeader::Name),
             tls: None,
             traffic: Default::default(),
+            credential: None,
         });
     }
     let hosts = spec.hosts.as_deref().unwrap_or_default();
@@ -104,6 +112,7 @@ fn plan(
         host_header,
         tls: None,
         traffic: Default::default(),
+        credential: None,
     })
 }
 

@@ -9,6 +9,7 @@
 mod aggregate;
 mod attachment;
 mod authorities;
+mod backend_credentials;
 mod backend_refs;
 mod backend_tls;
 mod backend_traffic;

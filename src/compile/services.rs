@@ -103,5 +103,6 @@ pub(super) fn plan(id: &BackendId, service: ObjectName, port: u16) -> BackendPla
         host_header: HostHeader::Preserve,
         tls: None,
         traffic: Default::default(),
+        credential: None,
     }
 }

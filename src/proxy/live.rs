@@ -378,6 +378,7 @@ mod tests {
             host_header: HostHeader::Preserve,
             tls: None,
             traffic: Default::default(),
+            credential: None,
         })
     }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::credential::Credential;
 use super::tls::CertificatePlan;
 use super::traffic::TrafficPlan;
 use crate::values::{BackendId, ObjectName};
@@ -16,6 +17,8 @@ pub struct BackendPlan {
     /// `None`: plain HTTP.
     pub tls: Option<Arc<BackendTlsPlan>>,
     pub traffic: TrafficPlan,
+    /// What of ours it is shown.
+    pub credential: Option<Arc<Credential>>,
 }
 
 /// How a backend proves who it is, and we to it. There is no plan that takes any certificate.

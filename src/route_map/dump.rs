@@ -282,7 +282,8 @@ impl Display for BackendPlan {
             HostHeader::Name(name) => write!(f, ", asked as {name}")?,
         }
         self.tls.iter().try_for_each(|tls| write!(f, ", {tls}"))?;
-        self.traffic.fmt(f)
+        self.traffic.fmt(f)?;
+        self.credential.iter().try_for_each(|credential| write!(f, ", {credential}"))
     }
 }
 
@@ -414,6 +415,7 @@ mod tests {
             host_header: HostHeader::Preserve,
             tls: None,
             traffic: Default::default(),
+            credential: None,
         };
         RouteMap {
             hosts: [(hostname.clone(), Arc::new(Host::new(Some(hostname), Some(tls), table)))].into(),

@@ -4,6 +4,7 @@
 mod action;
 mod aggregate;
 mod backend;
+mod credential;
 mod dump;
 mod endpoints;
 mod hosts;
@@ -21,6 +22,7 @@ mod traffic;
 pub use action::{Action, ForwardPlan, RedirectPlan, RespondPlan, Unserved, WeightedBackend, WeightedTarget};
 pub use aggregate::{AggregatePlan, AnswerPlan, BodyPlan, CallPlan, OnError};
 pub use backend::{Address, Authorities, BackendPlan, BackendTarget, BackendTlsPlan, HostHeader, PinnedName};
+pub use credential::Credential;
 pub use endpoints::{Endpoint, EndpointSet};
 pub use hosts::{Host, HostIndex, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};
 pub use matching::{Found, MatchEntry, MatchPlan, MatchTable, PathPredicate};

@@ -5,6 +5,7 @@ mod backend;
 mod balance;
 mod budget;
 mod connect;
+mod credentials;
 mod endpoint;
 mod guard;
 mod head_lines;

@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::answer;
 use super::balance::{self, BackendPool};
 use super::connect::{ConnectError, Connection, Unanswered};
+use super::credentials;
 use super::endpoint::{Lease, SWEEP};
 use super::health::Health;
 use super::replay;
@@ -132,7 +133,7 @@ impl Pools {
     /// Picks an endpoint, takes or makes a connection, sends the request (origin form, HTTP/1.1, hop-by-hop fields
     /// already ours) with `lines` in its head and gives the answer's head; the body streams. `BackendPlan.host_header`
     /// is applied here: a name (of the backend, or of the endpoint) replaces `Host` unless the request carries
-    /// [`FixedHost`]. A kept connection that closes as we write never shows: the request goes out again on another
+    /// [`FixedHost`]. What the backend is to be shown of ours is put in. A kept connection that closes as we write never shows: the request goes out again on another
     /// while nothing of it was sent, or nothing came back and it may be repeated (idempotent, its body at hand). An
     /// answer 101 carries `hyper::upgrade::OnUpgrade` in its extensions.
     ///
@@ -153,6 +154,9 @@ impl Pools {
         if backend.is_full() {
             backend.stats.error(self.worker, ErrorKind::Overloaded.as_str());
             return Err(ErrorKind::Overloaded.into());
+        }
+        if let Some(credential) = &backend.plan.credential {
+            credentials::show(credential, &mut request)?;
         }
         backend.stats.request(self.worker);
         let asking = RefCell::default();

@@ -12,6 +12,7 @@ mod client_certificates;
 mod commands;
 mod compile_golden;
 mod compile_laws;
+mod credentials;
 mod documentation;
 mod egress;
 mod examples;

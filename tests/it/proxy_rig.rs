@@ -126,6 +126,7 @@ pub fn plan(name: &str) -> BackendPlan {
         host_header: HostHeader::Preserve,
         tls: None,
         traffic: Default::default(),
+        credential: None,
     }
 }
 

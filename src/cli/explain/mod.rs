@@ -438,6 +438,7 @@ mod tests {
             host_header: HostHeader::Preserve,
             tls: None,
             traffic: Default::default(),
+            credential: None,
         }
     }
 

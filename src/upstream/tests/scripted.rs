@@ -125,6 +125,7 @@ pub(super) fn backend_with(addresses: &[SocketAddr], host: HostHeader, traffic: 
         host_header: host,
         tls: None,
         traffic,
+        credential: None,
     };
     let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend("orders"));
     backend.set_endpoints(set(addresses));

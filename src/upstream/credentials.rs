@@ -1,0 +1,119 @@
+//! Shows a backend what it is to be shown of ours.
+//!
+//! Invariants: the client's own value in that place goes no further, in whatever spelling; a request that cannot carry
+//! the credential is not sent.
+
+use http::Uri;
+use http::uri::PathAndQuery;
+use percent_encoding::percent_decode_str;
+
+use crate::message::{ErrorKind, ProxyError, Request};
+use crate::route_map::Credential;
+
+/// `http::Uri` counts in 16 bits.
+const MAX_TARGET: usize = 65_000;
+
+pub(super) fn show(credential: &Credential, request: &mut Request) -> Result<(), ProxyError> {
+    match credential {
+        Credential::Header { name, spellings, value } => {
+            let headers = request.headers_mut();
+            while let Some(theirs) = headers.keys().find(|name| spellings.hold(name.as_str())).cloned() {
+                headers.remove(theirs);
+            }
+            headers.insert(name.clone(), value.expose().clone());
+        }
+        Credential::Query { name, value } => {
+            let uri = with_parameter(request.uri(), name, value.expose());
+            *request.uri_mut() = uri.ok_or(ErrorKind::UriTooLong)?;
+        }
+    }
+    Ok(())
+}
+
+/// `None`: it does not fit. Both are in the form that they have in a query.
+fn with_parameter(uri: &Uri, name: &str, value: &str) -> Option<Uri> {
+    let plain = decoded(name);
+    let others = uri.query().unwrap_or_default().split('&').filter(|pair| {
+        // Some servers end a parameter at a semicolon, too.
+        let mut names = pair.split(';').map(|pair| pair.split('=').next().unwrap_or_default());
+        !pair.is_empty() && names.all(|name| decoded(name) != plain)
+    });
+    let mut target = uri.path().to_owned();
+    let own = [name, "=", value].concat();
+    for (place, pair) in others.chain([own.as_str()]).enumerate() {
+        target.push(if place == 0 { '?' } else { '&' });
+        target.push_str(pair);
+    }
+    if target.len() > MAX_TARGET {
+        return None;
+    }
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(PathAndQuery::try_from(target).ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+fn decoded(name: &str) -> Vec<u8> {
+    percent_decode_str(name).map(|byte| if byte == b'+' { b' ' } else { byte }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use http::{HeaderMap, HeaderValue};
+
+    use super::*;
+    use crate::values::Redacted;
+
+    #[test]
+    fn a_field_of_the_client_s_is_replaced_in_every_spelling() {
+        let credential = Credential::Header {
+            name: "x-api-key".parse().expect("a name"),
+            spellings: ["x-api-key"].into_iter().collect(),
+            value: Redacted::new(HeaderValue::from_static("ours")),
+        };
+        let mut request = Request::default();
+        for (name, value) in [("x-api-key", "a"), ("x-api-key", "b"), ("x_api_key", "c"), ("x.api.key", "d")]
+        {
+            request.headers_mut().append(name, HeaderValue::from_static(value));
+        }
+        request.headers_mut().insert("x-other", HeaderValue::from_static("stays"));
+        show(&credential, &mut request).expect("it fits");
+        let expected: HeaderMap = [("x-other", "stays"), ("x-api-key", "ours")]
+            .map(|(name, value)| (name.parse().expect("a name"), HeaderValue::from_static(value)))
+            .into_iter()
+            .collect();
+        assert_eq!(*request.headers(), expected);
+    }
+
+    #[test]
+    fn a_parameter_of_the_client_s_is_replaced_in_every_spelling() {
+        let cases = [
+            ("/v1", "/v1?key=a%26b"),
+            ("/v1?", "/v1?key=a%26b"),
+            ("/v1?page=2", "/v1?page=2&key=a%26b"),
+            ("/v1?key=x&page=2&key=y", "/v1?page=2&key=a%26b"),
+            ("/v1?key", "/v1?key=a%26b"),
+            ("/v1?%6bey=x&page=2", "/v1?page=2&key=a%26b"),
+            ("/v1?page=2;key=x&q", "/v1?q&key=a%26b"),
+            ("/v1?keys=1&&a=key=1", "/v1?keys=1&a=key=1&key=a%26b"),
+            ("https://api.example/v1?page=2", "https://api.example/v1?page=2&key=a%26b"),
+        ];
+        let credential = Credential::Query { name: "key".into(), value: Redacted::new("a%26b".into()) };
+        for (before, after) in cases {
+            let mut request = Request::default();
+            *request.uri_mut() = before.parse().expect("a URI");
+            show(&credential, &mut request).expect("it fits");
+            assert_eq!(request.uri().to_string(), after, "{before}");
+        }
+        assert_eq!(decoded("a+b%20c"), b"a b c");
+    }
+
+    #[test]
+    fn a_request_that_cannot_carry_it_is_not_sent() {
+        let value: Arc<str> = "x".repeat(70_000).into();
+        let credential = Credential::Query { name: "key".into(), value: Redacted::new(value) };
+        let error = show(&credential, &mut Request::default()).expect_err("too long");
+        assert_eq!(error.kind, ErrorKind::UriTooLong);
+    }
+}
