@@ -125,7 +125,10 @@ impl Bound {
             terminated().context("cannot listen to signals")?
         };
         if let Some(fetches) = plane.fetches() {
-            control.spawn(background::keep_fetching(fetches, plane.guard(), telemetry.clone()));
+            let backends = plane.clone();
+            let ways =
+                background::Ways { guard: plane.guard(), backends: Arc::new(move |id| backends.backend(id)) };
+            control.spawn(background::keep_fetching(fetches, ways, telemetry.clone()));
         }
         if let Some(store) = &settings.store
             && let Some(questions) = plane.store().questions(store.patience)

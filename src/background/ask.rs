@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
-use http::{HeaderMap, Request, StatusCode};
+use http::{HeaderMap, HeaderValue, Request, StatusCode};
 use http_body_util::Full;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
@@ -35,8 +35,8 @@ const TRIED_EVERY: Duration = Duration::from_secs(1);
 /// Asks what comes until nobody can ask any more.
 pub(super) async fn keep_asking(inquiry: Inquiry, client: Client, telemetry: Telemetry) {
     let Inquiry { plan, answers, mut questions, hits } = inquiry;
-    let _series = telemetry.control().of_host(&plan.url.host);
-    telemetry.control().counts_hits(&plan.url.host, &hits);
+    let _series = telemetry.control().of_host(&plan.place.host());
+    telemetry.control().counts_hits(&plan.place.host(), &hits);
     let mut asker = Asker {
         plan: Arc::new(plan),
         answers,
@@ -174,19 +174,19 @@ impl Asker {
             Ok(body) => self.answers.read(about, &body),
             Err(Fault::OutOfReach(error) | Fault::Useless(error)) => Err(error),
         };
-        let url = &self.plan.url;
+        let place = &self.plan.place;
         match read {
             Ok((answer, word)) => {
                 self.count(word);
                 if std::mem::take(&mut self.is_failing) {
-                    tracing::info!(%url, "answers again");
+                    tracing::info!(%place, "answers again");
                 }
                 Some(answer)
             }
             Err(error) => {
                 self.count("failed");
                 if !std::mem::replace(&mut self.is_failing, true) {
-                    tracing::warn!(%url, error, "cannot be asked; what it would have to say is not known");
+                    tracing::warn!(%place, error, "cannot be asked; what it would have to say is not known");
                 }
                 None
             }
@@ -194,7 +194,7 @@ impl Asker {
     }
 
     fn count(&self, result: &'static str) {
-        self.telemetry.control().asked(&self.plan.url.host, result);
+        self.telemetry.control().asked(&self.plan.place.host(), result);
     }
 }
 
@@ -213,15 +213,17 @@ async fn ask_on(plan: &AskPlan, client: &Client, idle: Option<Connection>, form:
     let mut answer = Err(Unanswered::Silent(String::new()));
     let mut connection = idle;
     if let Some(connection) = &mut connection {
-        answer = connection.send(request(plan, form), MAX_BODY).await;
+        let question = request(plan, &connection.authority, form);
+        answer = connection.send(question, MAX_BODY).await;
     }
     // The server may have closed it just then. To ask twice does no harm.
     if matches!(answer, Err(Unanswered::Silent(_))) {
-        let mut anew = match client.connect(&plan.url).await {
+        let mut anew = match client.connect(&plan.place).await {
             Ok(connection) => connection,
             Err(error) => return failed(Fault::OutOfReach(error)),
         };
-        answer = anew.send(request(plan, form), MAX_BODY).await;
+        let question = request(plan, &anew.authority, form);
+        answer = anew.send(question, MAX_BODY).await;
         connection = Some(anew);
     }
     match answer {
@@ -234,13 +236,13 @@ async fn ask_on(plan: &AskPlan, client: &Client, idle: Option<Connection>, form:
     }
 }
 
-fn request(plan: &AskPlan, form: &Redacted<String>) -> Request<Full<Bytes>> {
+fn request(plan: &AskPlan, authority: &HeaderValue, form: &Redacted<String>) -> Request<Full<Bytes>> {
     let mut request = Request::new(Full::new(Bytes::from(form.expose().clone())));
     *request.method_mut() = http::Method::POST;
-    *request.uri_mut() = plan.url.target.parse().expect("the target of a proven URL is one");
+    *request.uri_mut() = plan.place.target().parse().expect("a proven target is one");
     let headers = request.headers_mut();
-    let text = http::HeaderValue::from_static;
-    headers.insert(HOST, plan.url.authority().parse().expect("the authority of a proven URL is a value"));
+    let text = HeaderValue::from_static;
+    headers.insert(HOST, authority.clone());
     headers.insert(AUTHORIZATION, plan.authorization.expose().clone());
     headers.insert(ACCEPT, text("application/json"));
     headers.insert(CONTENT_TYPE, text("application/x-www-form-urlencoded"));
@@ -274,8 +276,9 @@ mod tests {
     use tokio::net::TcpListener;
     use tokio::sync::Semaphore;
 
+    use super::super::client::Ways;
     use super::*;
-    use crate::filters::{Asked, OwnHost, Url};
+    use crate::filters::{Asked, OwnHost, Place, Url};
     use crate::telemetry::HitCount;
     use crate::upstream::{Guard, Loopback};
 
@@ -360,10 +363,11 @@ mod tests {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let url = Url::new(&format!("http://{address}/introspect"), OwnHost::Allowed).expect("a URL");
         let authorization = Redacted::new(http::HeaderValue::from_static("Basic eA=="));
-        let plan = AskPlan { url, authorization, patience };
+        let plan = AskPlan { place: Place::Url(url), authorization, patience };
         let (asked, inquiry) = Asked::new(plan, Arc::new(Numbers::default()), Arc::<HitCount>::default());
         let telemetry = Telemetry::new(1);
-        tokio::spawn(keep_asking(inquiry, Client::new(Guard::new(loopback)), telemetry.clone()));
+        let ways = Ways { guard: Guard::new(loopback), backends: Arc::new(|_| None) };
+        tokio::spawn(keep_asking(inquiry, Client::new(ways), telemetry.clone()));
         (asked, telemetry)
     }
 

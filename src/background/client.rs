@@ -3,9 +3,11 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -13,17 +15,33 @@ use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
-use crate::filters::{Transport, Url};
-use crate::upstream::{Guard, system_authorities};
+use crate::filters::{Place, Transport, Url};
+use crate::route_map::{BackendPlan, BackendTarget, Endpoint, HostHeader};
+use crate::upstream::{Backend, Guard, system_authorities};
+use crate::values::BackendId;
 
+/// So many endpoints of a backend are tried, each for so long.
+const MOST_ENDPOINTS: usize = 3;
+const CONNECT: Duration = Duration::from_secs(2);
 const MAX_HEADERS: usize = 100;
 const MAX_HEAD: usize = 64 << 10;
 
+/// What decides where a connection may go.
+#[derive(Clone)]
+pub struct Ways {
+    pub guard: Guard,
+    /// The backends of the installed route map.
+    pub backends: Arc<Backends>,
+}
+
+type Backends = dyn Fn(&BackendId) -> Option<Arc<Backend>> + Send + Sync;
+
 #[derive(Clone)]
 pub(super) struct Client {
-    guard: Guard,
+    ways: Ways,
     tls: TlsConnector,
 }
 
@@ -31,6 +49,8 @@ pub(super) struct Client {
 pub(super) struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     driver: AbortHandle,
+    /// As `Host` names who is asked.
+    pub authority: HeaderValue,
 }
 
 /// Why there is no answer.
@@ -43,23 +63,47 @@ pub(super) enum Unanswered {
 }
 
 impl Client {
-    pub fn new(guard: Guard) -> Self {
-        Self { guard, tls: TlsConnector::from(Arc::new(tls())) }
+    pub fn new(ways: Ways) -> Self {
+        Self { ways, tls: TlsConnector::from(Arc::new(tls())) }
     }
 
     /// # Errors
     /// One sentence for the log.
-    pub async fn connect(&self, url: &Url) -> Result<Connection, String> {
+    pub async fn connect(&self, place: &Place) -> Result<Connection, String> {
+        match place {
+            Place::Url(url) => self.connect_to_host(url).await,
+            Place::Backend(id, _) => self.connect_to_backend(id).await,
+        }
+    }
+
+    async fn connect_to_host(&self, url: &Url) -> Result<Connection, String> {
         let stream = self.dial(url).await?;
+        let authority = url.authority();
         match url.transport {
-            Transport::Plain => Connection::on(stream).await,
+            Transport::Plain => Connection::on(stream, &authority).await,
             Transport::Tls => {
                 let name =
                     ServerName::try_from(url.host.to_string()).map_err(|_| "it has no name for TLS")?;
                 let stream = self.tls.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))?;
-                Connection::on(stream).await
+                Connection::on(stream, &authority).await
             }
         }
+    }
+
+    /// To one endpoint after the other, beginning anywhere, until one takes it. The caller bounds the time.
+    async fn connect_to_backend(&self, id: &BackendId) -> Result<Connection, String> {
+        let backend = (self.ways.backends)(id).ok_or("it is no part of what is served")?;
+        let endpoints = backend.known_endpoints();
+        let first = usize::from(random_byte()) % endpoints.len().max(1);
+        let mut why = "it has no endpoint that is ready".to_owned();
+        for endpoint in endpoints.iter().cycle().skip(first).take(endpoints.len().min(MOST_ENDPOINTS)) {
+            let until = Instant::now() + CONNECT;
+            match backend.dial(endpoint, &self.ways.guard, until).await {
+                Ok(stream) => return Connection::on(stream, &authority(&backend.plan, endpoint)).await,
+                Err(error) => why = error,
+            }
+        }
+        Err(why)
     }
 
     async fn dial(&self, url: &Url) -> Result<TcpStream, String> {
@@ -67,7 +111,7 @@ impl Client {
         let addresses: Vec<SocketAddr> = found.map_err(|error| format!("no address: {error}"))?.collect();
         let mut why = "no address".to_owned();
         for address in addresses {
-            if !self.guard.permits(address) {
+            if !self.ways.guard.permits(address) {
                 why = format!("the egress guard refuses {address}");
                 continue;
             }
@@ -81,7 +125,11 @@ impl Client {
 }
 
 impl Connection {
-    async fn on(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) -> Result<Self, String> {
+    async fn on(
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        authority: &str,
+    ) -> Result<Self, String> {
+        let authority = authority.parse().map_err(|_| "its name cannot stand in Host".to_owned())?;
         let connected = http1::Builder::new()
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_HEAD)
@@ -90,7 +138,7 @@ impl Connection {
         let (sender, connection) = connected.map_err(|error| error.to_string())?;
         // What goes wrong is told to the request.
         let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-        Ok(Self { sender, driver })
+        Ok(Self { sender, driver, authority })
     }
 
     /// Sends a request and gathers its answer, of whatever status. The caller bounds the time.
@@ -127,6 +175,29 @@ impl Unanswered {
             Self::Silent(text) | Self::Broken(text) => text,
         }
     }
+}
+
+/// As a GatewayBackend wants to be called; a Service by its name in the cluster.
+fn authority(plan: &BackendPlan, endpoint: &Endpoint) -> String {
+    if let HostHeader::Name(name) = &plan.host_header {
+        return name.to_string();
+    }
+    let usual = if plan.tls.is_some() { 443 } else { 80 };
+    let (host, port) = match (&plan.target, &endpoint.name) {
+        (BackendTarget::Service { service, port }, _) => {
+            (format!("{}.{}.svc", service.name, service.namespace), *port)
+        }
+        (BackendTarget::Hosts(_), Some(name)) => (name.to_string(), endpoint.address.port()),
+        (BackendTarget::Hosts(_), None) => return endpoint.address.to_string(),
+    };
+    if port == usual { host } else { format!("{host}:{port}") }
+}
+
+fn random_byte() -> u8 {
+    let mut byte = [0];
+    // Without it the first endpoint is asked first.
+    let _ = SystemRandom::new().fill(&mut byte);
+    byte[0]
 }
 
 /// Trusts whom connections to backends trust.

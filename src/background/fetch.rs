@@ -14,10 +14,9 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::ask;
-use super::client::{Client, Unanswered};
-use crate::filters::{Fetched, Step, Url, Wanted};
+use super::client::{Client, Unanswered, Ways};
+use crate::filters::{Fetched, Place, Step, Wanted};
 use crate::telemetry::Telemetry;
-use crate::upstream::Guard;
 
 /// How often what was fetched is fetched again.
 const FRESH: Duration = Duration::from_secs(300);
@@ -34,8 +33,8 @@ const MAX_BODY: usize = 512 << 10;
 const MAX_STEPS: usize = 3;
 
 /// Fetches and asks what is wanted until the channel is closed.
-pub async fn keep_fetching(mut wanted: mpsc::UnboundedReceiver<Wanted>, guard: Guard, telemetry: Telemetry) {
-    let client = Client::new(guard);
+pub async fn keep_fetching(mut wanted: mpsc::UnboundedReceiver<Wanted>, ways: Ways, telemetry: Telemetry) {
+    let client = Client::new(ways);
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
@@ -53,17 +52,18 @@ pub async fn keep_fetching(mut wanted: mpsc::UnboundedReceiver<Wanted>, guard: G
 
 async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry) {
     let (mut failures, mut had_any) = (0_u32, false);
-    let Some(_series) = fetched.upgrade().map(|wanted| telemetry.control().of_host(&wanted.plan.url.host))
+    let Some(_series) =
+        fetched.upgrade().map(|wanted| telemetry.control().of_host(&wanted.plan.place.host()))
     else {
         return;
     };
     loop {
         let Some(wanted) = fetched.upgrade() else { return };
-        let host = Arc::clone(&wanted.plan.url.host);
+        let host = wanted.plan.place.host();
         let delay = match run(&client, &wanted).await {
             Ok(value) => {
                 if failures > 0 || !had_any {
-                    tracing::info!(url = %wanted.plan.url, "fetched");
+                    tracing::info!(place = %wanted.plan.place, "fetched");
                 }
                 (failures, had_any) = (0, true);
                 telemetry.control().fetched(&host);
@@ -72,7 +72,7 @@ async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry
             }
             Err(error) => {
                 if failures == 0 {
-                    tracing::warn!(url = %wanted.plan.url, error, "cannot be fetched; it is tried again, what is known stays");
+                    tracing::warn!(place = %wanted.plan.place, error, "cannot be fetched; it is tried again, what is known stays");
                 }
                 telemetry.control().fetch_failed(&host);
                 wanted.tried(None);
@@ -102,27 +102,28 @@ async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry
 }
 
 async fn run(client: &Client, fetched: &Fetched) -> Result<Arc<dyn std::any::Any + Send + Sync>, String> {
-    let (mut url, reader) = (fetched.plan.url.clone(), &fetched.plan.reader);
+    let (mut place, reader) = (fetched.plan.place.clone(), &fetched.plan.reader);
     for step in 0..MAX_STEPS {
-        let body = tokio::time::timeout(PATIENCE, get(client, &url));
-        let body = body.await.map_err(|_| format!("{url} did not answer within {PATIENCE:?}"))?;
-        let body = body.map_err(|error| format!("{url}: {error}"))?;
-        match reader.read(step, &body).map_err(|error| format!("{url}: {error}"))? {
+        let body = tokio::time::timeout(PATIENCE, get(client, &place));
+        let body = body.await.map_err(|_| format!("{place} did not answer within {PATIENCE:?}"))?;
+        let body = body.map_err(|error| format!("{place}: {error}"))?;
+        match reader.read(step, &body).map_err(|error| format!("{place}: {error}"))? {
             Step::Done(value) => return Ok(value),
-            Step::Next(next) => url = next,
+            Step::Next(next) => place = Place::Url(next),
         }
     }
     Err("it leads on and on".into())
 }
 
-async fn get(client: &Client, url: &Url) -> Result<Bytes, String> {
-    let request = Request::get(&*url.target)
-        .header(HOST, url.authority())
+async fn get(client: &Client, place: &Place) -> Result<Bytes, String> {
+    let mut connection = client.connect(place).await?;
+    let request = Request::get(&**place.target())
+        .header(HOST, &connection.authority)
         .header(ACCEPT, "application/json")
         .header(USER_AGENT, "portcullis")
         .body(Full::default())
         .map_err(|error| error.to_string())?;
-    let answer = client.connect(url).await?.send(request, MAX_BODY).await.map_err(Unanswered::into_text)?;
+    let answer = connection.send(request, MAX_BODY).await.map_err(Unanswered::into_text)?;
     if answer.status() != StatusCode::OK {
         return Err(format!("it answered {}; redirects are not followed", answer.status()));
     }
@@ -138,8 +139,8 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::filters::{FetchPlan, OwnHost, Reader};
-    use crate::upstream::Loopback;
+    use crate::filters::{FetchPlan, OwnHost, Reader, Url};
+    use crate::upstream::{Guard, Loopback};
 
     #[derive(Debug)]
     struct Text;
@@ -191,7 +192,7 @@ mod tests {
 
         fn fetched(&self) -> Arc<Fetched> {
             let url = Url::new(&format!("http://{}/keys", self.address), OwnHost::Allowed).expect("a URL");
-            Arc::new(Fetched::new(FetchPlan { url, reader: Arc::new(Text) }))
+            Arc::new(Fetched::new(FetchPlan { place: Place::Url(url), reader: Arc::new(Text) }))
         }
     }
 
@@ -202,7 +203,8 @@ mod tests {
     fn start(loopback: Loopback) -> mpsc::UnboundedSender<Wanted> {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (sender, receiver) = mpsc::unbounded_channel();
-        tokio::spawn(keep_fetching(receiver, Guard::new(loopback), Telemetry::new(1)));
+        let ways = Ways { guard: Guard::new(loopback), backends: Arc::new(|_| None) };
+        tokio::spawn(keep_fetching(receiver, ways, Telemetry::new(1)));
         sender
     }
 

@@ -6,6 +6,7 @@ mod dns;
 mod fetch;
 mod store;
 
+pub use client::Ways;
 pub use dns::Names;
 pub use fetch::keep_fetching;
 pub use store::{StoreUrl, keep_counting};

@@ -9,7 +9,7 @@ use std::time::Duration;
 use http::HeaderValue;
 use tokio::sync::{mpsc, oneshot};
 
-use super::fetched::{Fetched, Url};
+use super::fetched::{Fetched, Place};
 use crate::telemetry::HitCount;
 use crate::values::Redacted;
 
@@ -19,7 +19,7 @@ const MOST_WAITING: usize = 1024;
 /// Whom to ask, and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AskPlan {
-    pub url: Url,
+    pub place: Place,
     pub authorization: Redacted<HeaderValue>,
     /// From the question to the end of its answer.
     pub patience: Duration,

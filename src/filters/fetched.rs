@@ -13,6 +13,8 @@ use arc_swap::ArcSwapOption;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::values::BackendId;
+
 /// What somebody asks for out of turn is fetched this seldom: who shows unknown keys must not hammer an issuer.
 const ASKED_EVERY: Duration = Duration::from_secs(30);
 /// So long a request waits for what it asked for.
@@ -100,6 +102,41 @@ impl fmt::Display for Url {
     }
 }
 
+/// Where something is fetched or asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    Url(Url),
+    /// A backend of the route map, and path and query there.
+    Backend(BackendId, Arc<str>),
+}
+
+impl Place {
+    /// Whom it names, for metrics.
+    pub fn host(&self) -> Arc<str> {
+        match self {
+            Self::Url(url) => Arc::clone(&url.host),
+            Self::Backend(id, _) => id.to_string().into(),
+        }
+    }
+
+    /// Path and query.
+    pub fn target(&self) -> &Arc<str> {
+        match self {
+            Self::Url(url) => &url.target,
+            Self::Backend(_, target) => target,
+        }
+    }
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Url(url) => url.fmt(f),
+            Self::Backend(id, target) => write!(f, "{id}{target}"),
+        }
+    }
+}
+
 /// Reads what is fetched.
 pub trait Reader: fmt::Debug + Send + Sync {
     /// Two readers of one name read the same from the same.
@@ -123,13 +160,13 @@ type Value = Arc<dyn Any + Send + Sync>;
 /// What is to be fetched, and read how.
 #[derive(Clone, Debug)]
 pub struct FetchPlan {
-    pub url: Url,
+    pub place: Place,
     pub reader: Arc<dyn Reader>,
 }
 
 impl FetchPlan {
     pub fn name(&self) -> String {
-        format!("{} {}", self.url, self.reader.name())
+        format!("{} {}", self.place, self.reader.name())
     }
 }
 
@@ -244,7 +281,7 @@ mod tests {
 
     fn fetched() -> Fetched {
         let url = Url::new("https://login.example/keys", OwnHost::Refused).expect("a URL");
-        Fetched::new(FetchPlan { url, reader: Arc::new(Text) })
+        Fetched::new(FetchPlan { place: Place::Url(url), reader: Arc::new(Text) })
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub use contract::{
 #[cfg(test)]
 pub use contract_tests::NoScope;
 pub use cors::Cors;
-pub use fetched::{FetchPlan, Fetched, OwnHost, Reader, Step, Transport, Url};
+pub use fetched::{FetchPlan, Fetched, OwnHost, Place, Reader, Step, Transport, Url};
 pub use header_edits::{Filled, HeaderEdits, HeaderSpec, HeadersSpec, is_forbidden};
 pub use offload::{Offload, Taken, Work};
 pub use path_change::PathChange;

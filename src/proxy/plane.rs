@@ -20,7 +20,7 @@ use crate::filters::{Keep as _, Row, Store};
 use crate::lifecycle::DrainSignal;
 use crate::route_map::{EndpointSet, RouteMap};
 use crate::telemetry::{AccessLog, Telemetry};
-use crate::upstream::{Guard, Loopback};
+use crate::upstream::{Backend, Guard, Loopback};
 use crate::values::BackendId;
 
 /// So many connections may be on their way to another worker.
@@ -133,6 +133,11 @@ impl DataPlane {
         if let Some(backend) = self.0.shared.live.load().backend_by_id(backend) {
             backend.set_endpoints(endpoints);
         }
+    }
+
+    /// A backend of the installed map, for who asks it beside the requests.
+    pub fn backend(&self, id: &BackendId) -> Option<Arc<Backend>> {
+        self.0.shared.live.load().backend_by_id(id).cloned()
     }
 
     /// How many connections each worker has.

@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::budget::RetryBudget;
 use super::health::{Health, Standing};
 use super::tls::Security;
-use crate::route_map::{BackendPlan, Balance, EndpointSet};
+use super::{Guard, connect};
+use crate::route_map::{BackendPlan, Balance, Endpoint, EndpointSet};
 use crate::telemetry::BackendStats;
 
 /// What an endpoint that gives no answer is taken to need for one.
@@ -106,6 +108,33 @@ impl Backend {
         if self.plan.traffic.ejection.is_some() {
             self.stats.set_ejected(self.endpoints.load().ejected());
         }
+    }
+
+    /// Where requests can go now, for who asks it beside the requests.
+    pub fn known_endpoints(&self) -> Vec<Endpoint> {
+        self.endpoints.load().set.endpoints.clone()
+    }
+
+    /// A connection to one of its endpoints, by the guard and with what its plan has to prove, for who speaks on it
+    /// beside the requests.
+    ///
+    /// # Errors
+    /// One sentence for the log.
+    pub async fn dial(
+        &self,
+        endpoint: &Endpoint,
+        guard: &Guard,
+        until: Instant,
+    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, String> {
+        let tls = match &self.security {
+            Security::Plain => None,
+            Security::Tls(client) => Some((client, client.name_of(endpoint))),
+            Security::Unusable => return Err("TLS to it cannot be set up".into()),
+        };
+        connect::reach(endpoint.address, guard, tls, until).await.map_err(|error| {
+            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
+            format!("{error}{}", cause.unwrap_or_default())
+        })
     }
 
     /// Whether `known` is still the newest set; cheaper than to fetch it.

@@ -72,22 +72,7 @@ impl Connection {
         tls: Option<(&TlsClient, ServerName<'static>)>,
         until: Instant,
     ) -> Result<Self, ConnectError> {
-        if !guard.permits(address) {
-            return Err(ConnectError::Refused(address));
-        }
-        let started = Instant::now();
-        let late = || ConnectError::TimedOut(address, started.elapsed());
-        let stream = tokio::time::timeout_at(until, dial(address)).await.map_err(|_| late())??;
-        let stream = match tls {
-            None => Socket::Plain(stream),
-            Some((client, name)) => {
-                // Boxed: its state is large, and every request would carry the room for it.
-                let handshake = Box::pin(client.shake_hands(name, stream));
-                let shaken = tokio::time::timeout_at(until, handshake).await.map_err(|_| late())?;
-                let stream = shaken.map_err(|error| ConnectError::Tls(address, Failed::of(&error), error))?;
-                Socket::Tls(Box::new(stream))
-            }
-        };
+        let stream = reach(address, guard, tls, until).await?;
         let exchanged = Exchanged::default();
         let (sender, connection) = http1::Builder::new()
             .max_header_size(MAX_HEAD)
@@ -176,6 +161,27 @@ impl From<ConnectError> for ProxyError {
         };
         Self::caused(kind, error)
     }
+}
+
+/// A connection on which nothing is said yet.
+pub(super) async fn reach(
+    address: SocketAddr,
+    guard: &Guard,
+    tls: Option<(&TlsClient, ServerName<'static>)>,
+    until: Instant,
+) -> Result<Socket, ConnectError> {
+    if !guard.permits(address) {
+        return Err(ConnectError::Refused(address));
+    }
+    let started = Instant::now();
+    let late = || ConnectError::TimedOut(address, started.elapsed());
+    let stream = tokio::time::timeout_at(until, dial(address)).await.map_err(|_| late())??;
+    let Some((client, name)) = tls else { return Ok(Socket::Plain(stream)) };
+    // Boxed: its state is large, and every request would carry the room for it.
+    let handshake = Box::pin(client.shake_hands(name, stream));
+    let shaken = tokio::time::timeout_at(until, handshake).await.map_err(|_| late())?;
+    let stream = shaken.map_err(|error| ConnectError::Tls(address, Failed::of(&error), error))?;
+    Ok(Socket::Tls(Box::new(stream)))
 }
 
 async fn dial(address: SocketAddr) -> Result<TcpStream, ConnectError> {

@@ -126,9 +126,13 @@ fn json(body: &str) -> String {
 }
 
 fn gateway(backend: &Backend, server: &Server, more: &str) -> Gateway {
+    let place = format!("endpoint: \"http://{}/introspect\"", server.address);
+    gateway_at(backend, &place, more, "")
+}
+
+fn gateway_at(backend: &Backend, place: &str, more: &str, objects: &str) -> Gateway {
     let entry = format!(
-        "{{endpoint: \"http://{}/introspect\", clientSecretRef: {{name: client}}, claimsToHeaders: [{{claim: id, header: X-Id}}]{more}}}",
-        server.address
+        "{{{place}, clientSecretRef: {{name: client}}, claimsToHeaders: [{{claim: id, header: X-Id}}]{more}}}"
     );
     let spec = format!(
         "{{hostnames: [shop.example], policy: {{authentication: {{failures: {{requests: 0}}, anyOf: [{{name: opaque, introspection: {entry}}}]}}}}, rules: [{{name: all, backendRefs: [{{kind: GatewayBackend, name: one}}]}}]}}"
@@ -140,6 +144,7 @@ fn gateway(backend: &Backend, server: &Server, more: &str) -> Gateway {
         ("backend.yaml", &backend.manifest("one")),
         ("route.yaml", &route("shop", &spec)),
         ("secret.yaml", &secret),
+        ("objects.yaml", objects),
     ])
 }
 
@@ -290,4 +295,32 @@ fn whatever_the_server_does_nobody_passes_whom_it_does_not_call_active() {
     assert_eq!(verdict(&gateway, "good"), "good", "known");
     let none = gateway.get("shop.example", "/").json();
     assert_eq!(none["reason"], "TokenMissing");
+}
+
+#[test]
+fn a_service_and_a_gateway_backend_are_asked_as_an_endpoint_is() {
+    let (backend, server) = (Backend::start("one"), Server::start(&[TOKEN]));
+    let port = server.address.port();
+    let objects = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{namespace: test, name: login}}\nspec: {{ports: [{{name: http, port: 8080}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{namespace: test, name: login-1, labels: {{kubernetes.io/service-name: login}}}}\naddressType: IPv4\n\
+         ports: [{{name: http, port: {port}}}]\nendpoints: [{{addresses: [127.0.0.1], conditions: {{ready: true}}}}]\n---\n\
+         apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{namespace: test, name: idp}}\nspec: {{hosts: [{{address: 127.0.0.1, port: {port}}}], host: login.example}}\n"
+    );
+    for (reference, host) in [
+        ("{name: login, port: 8080}", "host: login.test.svc:8080"),
+        ("{kind: GatewayBackend, name: idp}", "host: login.example"),
+    ] {
+        let place = format!("backendRef: {reference}, path: /oauth2/introspect");
+        let gateway = gateway_at(&backend, &place, "", &objects);
+        assert_eq!(verdict(&gateway, TOKEN), TOKEN, "{reference}");
+        assert_eq!(verdict(&gateway, "made-up"), "401 TokenInvalid", "{reference}");
+        let question = std::mem::take(&mut *server.questions.lock().expect("not poisoned"));
+        assert!(
+            question.contains("POST /oauth2/introspect HTTP/1.1\r\n") && question.contains(host),
+            "{question}"
+        );
+    }
+    let missing = gateway_at(&backend, "backendRef: {name: nowhere, port: 80}, path: /", "", "");
+    missing.until_answer("shop.example", "/", 503, "PolicyInvalid");
 }

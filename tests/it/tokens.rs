@@ -159,3 +159,21 @@ fn keys_are_discovered_from_the_issuer() {
     until("the keys to be there", || (answer(&gateway, &issuer.token(&key)).0 == 200).then_some(()));
     assert_eq!(answer(&gateway, &issuer.token(&Key::new("k"))).1["reason"], "TokenInvalid");
 }
+
+#[test]
+fn keys_may_be_at_a_backend() {
+    let (backend, issuer, key) = (Backend::start("one"), Issuer::start(), Key::new("k"));
+    issuer.say(&[&key]);
+    let at = ", jwks: {backendRef: {kind: GatewayBackend, name: login}, path: /keys}";
+    let gateway = gateway(&backend, &issuer, at);
+    assert_eq!(answer(&gateway, &issuer.token(&key)).1["reason"], "PolicyInvalid", "it is not there yet");
+    let (host, port) = (issuer.address.ip(), issuer.address.port());
+    gateway.write(
+        "login.yaml",
+        &format!(
+            "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{namespace: test, name: login}}\nspec: {{hosts: [{{address: {host}, port: {port}}}]}}\n"
+        ),
+    );
+    until("the keys to be there", || (answer(&gateway, &issuer.token(&key)).0 == 200).then_some(()));
+    assert_eq!(answer(&gateway, &issuer.token(&Key::new("k"))).1["reason"], "TokenInvalid");
+}

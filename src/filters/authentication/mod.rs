@@ -6,6 +6,7 @@
 //! of a credential was wrong.
 
 mod api_key;
+mod backend_path;
 mod basic;
 mod bearer;
 mod brake;

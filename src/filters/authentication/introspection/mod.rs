@@ -21,25 +21,38 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use self::answer::{Introspected, Rules};
+use super::backend_path::{PATH, PATH_OF_BACKEND, backend_path};
 use super::bearer::{self, Bearer};
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
 use super::entry::{AUTHORIZATION_FIELD, Checked, Entry, EntryKind, Fingerprint, Gate, Scheme};
 use super::jwt::unverified_issuer;
-use super::places::Place;
-use crate::filters::{AskPlan, Asked, Keep, NoAnswer, NotAsked, Scope, Url};
+use super::places;
+use crate::filters::{AskPlan, Asked, Keep, NoAnswer, NotAsked, Place, Scope, Url};
 use crate::message::{ErrorKind, Exchange, Identity, KnownIdentity, Request};
 use crate::telemetry::HitCount;
-use crate::values::{Duration, FieldPath, Problem, Reason, Redacted, SecretData, SecretRef};
+use crate::values::{AskedBackendRef, Duration, FieldPath, Problem, Reason, Redacted, SecretData, SecretRef};
 
 pub struct Introspection;
 
 /// Opaque tokens that a server is asked about (RFC 7662).
 #[derive(KubeSchema, Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = ("has(self.endpoint) != has(self.backendRef)", ONE_PLACE),
+    validation = ("has(self.path) == has(self.backendRef)", PATH_OF_BACKEND)
+)]
 pub struct Spec {
     /// Where the server is asked, by https.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
-    pub endpoint: String,
+    pub endpoint: Option<String>,
+    /// A Service or GatewayBackend that is asked at path, in place of endpoint.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_ref: Option<AskedBackendRef>,
+    /// Path at the backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = PATH))]
+    pub path: Option<String>,
     /// A Secret with clientId and clientSecret: as whom the gateway asks.
     pub client_secret_ref: SecretRef,
     /// For how long an answer counts, at most 1h; 60s by default, 0s asks each time.
@@ -78,6 +91,7 @@ pub enum OnFailure {
     LastAnswer,
 }
 
+const ONE_PLACE: &str = "give either endpoint or backendRef";
 const CACHED: Time = Time::from_secs(60);
 const LONGEST_CACHED: Time = Time::from_secs(3600);
 const PATIENCE: Time = Time::from_secs(2);
@@ -131,23 +145,27 @@ impl EntryKind for Introspection {
         if patience.is_zero() || patience > LONGEST_PATIENCE {
             refuse("timeout", format!("found {patience:?}, expected more than 0s and at most 30s"));
         }
-        let url = Url::new(&spec.endpoint, scope.own_host()).map_err(|error| refuse("endpoint", error)).ok();
+        let place = place(&spec, at, scope).map_err(|told| {
+            if let Some((field, message)) = told {
+                refuse(field, message);
+            }
+        });
         let secret = scope.secret(at.field("clientSecretRef"), &spec.client_secret_ref);
         let client =
             secret.and_then(|secret| client(&secret).map_err(|error| refuse("clientSecretRef", error)).ok());
-        let (Some(url), Some((client, authorization)), true) = (url, client, problems.is_empty()) else {
+        let (Ok(place), Some((client, authorization)), true) = (place, client, problems.is_empty()) else {
             return Err(problems);
         };
         let rules = Rules {
             entry: Arc::clone(name),
-            endpoint: url.to_string().into(),
+            endpoint: place.to_string().into(),
             client: Redacted::new(client),
             issuer: spec.issuer.as_deref().map(Into::into),
             audiences: spec.audiences.into_iter().map(Into::into).collect(),
             cached,
             on_failure: spec.on_failure,
         };
-        let ask = AskPlan { url, authorization, patience };
+        let ask = AskPlan { place, authorization, patience };
         Ok(Plan { ask, rules, spared: Box::default(), forward: spec.forward, headers })
     }
 
@@ -167,6 +185,28 @@ impl EntryKind for Introspection {
         let asking = made.downcast().expect("only questions are kept under this name");
         let (forward, headers) = (plan.forward, plan.headers.clone());
         Box::new(Linked { asking, spared: plan.spared.clone(), forward, headers })
+    }
+}
+
+/// `Err(None)`: the problem is told.
+fn place(
+    spec: &Spec,
+    at: &FieldPath,
+    scope: &mut dyn Scope,
+) -> Result<Place, Option<(&'static str, String)>> {
+    match (&spec.endpoint, &spec.backend_ref) {
+        (Some(_), None) if spec.path.is_some() => Err(Some(("path", PATH_OF_BACKEND.into()))),
+        (Some(endpoint), None) => {
+            let url = Url::new(endpoint, scope.own_host());
+            url.map(Place::Url).map_err(|message| Some(("endpoint", message)))
+        }
+        (None, Some(backend)) => {
+            let path =
+                backend_path(spec.path.as_deref()).map_err(|message| Some(("path", message.into())))?;
+            let backend = scope.backend(at.field("backendRef"), backend).ok_or(None)?;
+            Ok(Place::Backend(backend, path.into()))
+        }
+        _ => Err(Some(("", ONE_PLACE.into()))),
     }
 }
 
@@ -295,11 +335,11 @@ impl Entry for Linked {
         self.forward
     }
 
-    fn place(&self, _: &Request) -> Option<&Place> {
+    fn place(&self, _: &Request) -> Option<&places::Place> {
         Some(&AUTHORIZATION_FIELD)
     }
 
-    fn strip(&self, request: &mut Request, kept: Option<&Place>) {
+    fn strip(&self, request: &mut Request, kept: Option<&places::Place>) {
         bearer::strip(request.headers_mut(), kept);
     }
 

@@ -5,15 +5,21 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::key_set::KeySet;
-use crate::filters::{FetchPlan, OwnHost, Reader, Step, Url};
+use crate::filters::{FetchPlan, OwnHost, Place, Reader, Step, Url};
 use crate::message::Document;
+use crate::values::BackendId;
 
 /// A set at a URL.
 ///
 /// # Errors
 /// What is wrong with the URL.
 pub fn key_set(uri: &str, own_host: OwnHost) -> Result<FetchPlan, String> {
-    Ok(FetchPlan { url: Url::new(uri, own_host)?, reader: Arc::new(OfKeySet) })
+    Ok(FetchPlan { place: Place::Url(Url::new(uri, own_host)?), reader: Arc::new(OfKeySet) })
+}
+
+/// A set at a backend.
+pub fn key_set_at(backend: BackendId, path: &str) -> FetchPlan {
+    FetchPlan { place: Place::Backend(backend, path.into()), reader: Arc::new(OfKeySet) }
 }
 
 /// The set that the issuer's metadata names.
@@ -24,7 +30,7 @@ pub fn discovery(issuer: &str, own_host: OwnHost) -> Result<FetchPlan, String> {
     let metadata = format!("{}/.well-known/openid-configuration", issuer.strip_suffix('/').unwrap_or(issuer));
     let url = Url::new(&metadata, own_host)
         .map_err(|error| format!("without jwks the keys are discovered from the issuer: {error}"))?;
-    Ok(FetchPlan { url, reader: Arc::new(OfMetadata { issuer: issuer.into(), own_host }) })
+    Ok(FetchPlan { place: Place::Url(url), reader: Arc::new(OfMetadata { issuer: issuer.into(), own_host }) })
 }
 
 #[derive(Debug)]
@@ -74,7 +80,7 @@ mod tests {
     fn step(issuer: &str, body: &str) -> Result<String, String> {
         let plan = discovery(issuer, OwnHost::Refused)?;
         match plan.reader.read(0, body.as_bytes())? {
-            Step::Next(url) => Ok(format!("{} {url}", plan.url)),
+            Step::Next(url) => Ok(format!("{} {url}", plan.place)),
             Step::Done(_) => Err("done".into()),
         }
     }

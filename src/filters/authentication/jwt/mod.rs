@@ -22,6 +22,7 @@ use self::compact::Compact;
 pub use self::compact::unverified_issuer;
 use self::key_set::{Algorithm, KeySet, Signed};
 use self::rules::Rules;
+use super::backend_path::{PATH, PATH_OF_BACKEND, backend_path};
 use super::bearer::{self, Bearer};
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
 use super::claims;
@@ -30,7 +31,7 @@ use super::places::Place;
 use super::verdicts::{Verdict, Verdicts};
 use crate::filters::{FetchPlan, Fetched, Keep, Scope};
 use crate::message::{ErrorKind, Exchange, Identity, JsonBounds, KnownIdentity, Request};
-use crate::values::{ConfigMapKeyRef, Duration, FieldPath, Problem, Reason, SecretKeyRef};
+use crate::values::{AskedBackendRef, ConfigMapKeyRef, Duration, FieldPath, Problem, Reason, SecretKeyRef};
 
 pub struct Jwt;
 
@@ -82,7 +83,8 @@ pub struct Spec {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
-    validation = ("[has(self.uri), has(self.inline), has(self.secretRef), has(self.configMapRef)].exists_one(x, x)", ONE_SOURCE)
+    validation = ("[has(self.uri), has(self.inline), has(self.secretRef), has(self.configMapRef), has(self.backendRef)].exists_one(x, x)", ONE_SOURCE),
+    validation = ("has(self.path) == has(self.backendRef)", PATH_OF_BACKEND)
 )]
 pub struct JwksSpec {
     /// Where it is fetched from, by https.
@@ -99,9 +101,16 @@ pub struct JwksSpec {
     /// A key of a ConfigMap that holds it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map_ref: Option<ConfigMapKeyRef>,
+    /// A Service or GatewayBackend that it is fetched from, at path.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backend_ref: Option<AskedBackendRef>,
+    /// Path at the backend.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = PATH))]
+    pub path: Option<String>,
 }
 
-const ONE_SOURCE: &str = "give exactly one of uri, inline, secretRef and configMapRef";
+const ONE_SOURCE: &str = "give exactly one of uri, inline, secretRef, configMapRef and backendRef";
 const SKEW: std::time::Duration = std::time::Duration::from_secs(30);
 const MAX_SKEW: std::time::Duration = std::time::Duration::from_secs(300);
 
@@ -198,7 +207,20 @@ fn keys(spec: &Spec, at: &FieldPath, scope: &mut dyn Scope) -> Option<Result<Key
     let Some(jwks) = &spec.jwks else {
         return Some(issuer::discovery(&spec.issuer, own_host).map(Keys::Fetched));
     };
-    match (&jwks.uri, &jwks.inline, &jwks.secret_ref, &jwks.config_map_ref) {
+    let elsewhere = (&jwks.uri, &jwks.inline, &jwks.secret_ref, &jwks.config_map_ref);
+    if let Some(backend) = &jwks.backend_ref {
+        let (None, None, None, None) = elsewhere else { return Some(Err(ONE_SOURCE.into())) };
+        let path = match backend_path(jwks.path.as_deref()) {
+            Ok(path) => path,
+            Err(message) => return Some(Err(message.into())),
+        };
+        let backend = scope.backend(at.field("backendRef"), backend)?;
+        return Some(Ok(Keys::Fetched(issuer::key_set_at(backend, path))));
+    }
+    if jwks.path.is_some() {
+        return Some(Err(PATH_OF_BACKEND.into()));
+    }
+    match elsewhere {
         (Some(uri), None, None, None) => Some(issuer::key_set(uri, own_host).map(Keys::Fetched)),
         (None, Some(text), None, None) => Some(read(text.as_bytes())),
         (None, None, Some(secret), None) => {
