@@ -4,18 +4,22 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
 use super::super::entry::Fingerprint;
 use super::super::verdicts::{Verdict, Verdicts};
-use crate::message::Identity;
+use crate::message::{ErrorKind, Identity};
 
 /// A good password counts for so long after it was last shown, a bad one after it was hashed.
 const GOOD: Duration = Duration::from_secs(600);
 const BAD: Duration = Duration::from_secs(60);
 /// So many wait for one hash.
 const MOST_WAITERS: usize = 1024;
+/// The threads are everybody's: of one file so many hashes are with them at once, so that slow ones leave the others' a turn.
+pub const AT_ONCE: usize = 2;
+/// Of one file so many passwords are being judged or wait for it.
+pub const MOST_UNDERWAY: usize = 64;
 
 /// Name and password by a keyed digest, and the line of the file that they are judged by.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,6 +36,8 @@ pub struct Known {
     bad: Verdicts<()>,
     /// Who waits for a hash that somebody has begun. Locked around hashes, which take milliseconds each.
     underway: Mutex<Underway>,
+    /// Of [`AT_ONCE`].
+    places: Arc<Semaphore>,
 }
 
 type Underway = HashMap<Question, Vec<oneshot::Sender<bool>>>;
@@ -49,6 +55,7 @@ impl Default for Known {
             good: Verdicts::default(),
             bad: Verdicts::default(),
             underway: Mutex::default(),
+            places: Arc::new(Semaphore::new(AT_ONCE)),
         }
     }
 }
@@ -59,7 +66,7 @@ pub enum Turn {
     Work(Working),
     /// Somebody has begun.
     Wait(oneshot::Receiver<bool>),
-    /// Too many wait for it.
+    /// Too many wait for it, or too many others are being found out.
     Full,
 }
 
@@ -95,6 +102,7 @@ impl Known {
 
     pub fn turn(self: &Arc<Self>, question: Question) -> Turn {
         let mut underway = self.underway();
+        let is_full = underway.len() >= MOST_UNDERWAY;
         match underway.get_mut(&question) {
             Some(waiters) if waiters.len() >= MOST_WAITERS => Turn::Full,
             Some(waiters) => {
@@ -102,11 +110,20 @@ impl Known {
                 waiters.push(teller);
                 Turn::Wait(verdict)
             }
+            None if is_full => Turn::Full,
             None => {
                 underway.insert(question, Vec::new());
                 Turn::Work(Working { known: Arc::clone(self), question, verdict: None })
             }
         }
+    }
+
+    /// A place at the threads, held until the hash is done, whoever leaves.
+    ///
+    /// # Errors
+    /// Never: nobody closes them.
+    pub async fn place(&self) -> Result<OwnedSemaphorePermit, ErrorKind> {
+        Arc::clone(&self.places).acquire_owned().await.map_err(|_| ErrorKind::Internal)
     }
 
     fn underway(&self) -> MutexGuard<'_, Underway> {

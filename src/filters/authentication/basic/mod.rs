@@ -144,7 +144,9 @@ impl Judge {
                 }
                 Turn::Work(turn) => {
                     let (users, credentials) = (Arc::clone(&self.users), credentials.clone());
+                    let place = self.known.place().await?;
                     let work = move || {
+                        let _place = place;
                         turn.settle(|| {
                             let is_good = users.verify(&credentials.name, credentials.password.as_bytes());
                             users.identity(&credentials.name).filter(|_| is_good)

@@ -7,10 +7,13 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use serde_json::{Value, json};
 
 use super::super::tests::{World, ask, compile, request};
 use super::super::{Authentication, Plan};
+use super::known::{AT_ONCE, MOST_UNDERWAY};
 use crate::filters::contract::{Filter, FilterKind as _, Keep};
 use crate::filters::{Offload, Taken, Work};
 use crate::message::{ErrorKind, Exchange};
@@ -269,6 +272,40 @@ async fn no_request_waits_past_its_own_deadline_and_a_guess_counts_all_the_same(
     let answer = ask(&filter, &mut exchange).await.map_err(|(kind, _)| kind);
     assert_eq!((answer, began.elapsed().as_millis()), (Err(ErrorKind::BackendTimeout), 200));
     assert_eq!(verdict(&filter, "alice:y").await, Err(ErrorKind::TooManyFailures));
+}
+
+/// Against the file of a Secret of this name; no brake stops a guess.
+fn unbraked(secret: &str, keep: &Hashing) -> Arc<dyn Filter> {
+    let mut spec = spec();
+    spec["failures"] = json!({"requests": 0});
+    spec["anyOf"][0]["basicAuth"]["secretRef"]["name"] = secret.into();
+    let mut world = World::default().secret(secret, &[("auth", &format!("alice:{HASH}"))], &[]);
+    Authentication::link(&compile(spec, &mut world).expect("valid"), keep)
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_slow_hashes_of_one_file_leave_the_threads_to_the_others() {
+    let keep = Hashing { waits: true, ..Hashing::default() };
+    let (one, other) = (unbraked("people", &keep), unbraked("others", &keep));
+    let guesses = ["alice:1", "alice:2", "alice:3", "alice:4"];
+    let mut flood = Box::pin(join_all(guesses.map(|guess| verdict(&one, guess))));
+    assert!(flood.as_mut().now_or_never().is_none());
+    assert_eq!(keep.hashed(), AT_ONCE);
+    let mut login = Box::pin(verdict(&other, "alice:x"));
+    assert!(login.as_mut().now_or_never().is_none());
+    assert_eq!(keep.hashed(), AT_ONCE + 1, "the other's turn");
+    let (verdicts, login, ()) = tokio::join!(flood, login, hash_what_waits(&keep));
+    assert_eq!((verdicts, login, keep.hashed()), (vec![WRONG; 4], WRONG, 5), "all in their turn");
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_than_may_wait_is_refused_at_once() {
+    let keep = Hashing { waits: true, ..Hashing::default() };
+    let filter = unbraked("people", &keep);
+    let guesses: Vec<_> = (0..MOST_UNDERWAY).map(|guess| format!("alice:{guess}")).collect();
+    let mut flood = Box::pin(join_all(guesses.iter().map(|guess| verdict(&filter, guess))));
+    assert!(flood.as_mut().now_or_never().is_none());
+    assert_eq!(verdict(&filter, "alice:x").now_or_never(), Some(Err(ErrorKind::Overloaded)));
 }
 
 #[test]
