@@ -64,7 +64,7 @@ pub struct GatewayBackendSpec {
     /// Asks it over TLS. Its certificate is always verified.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<BackendTls>,
-    /// What of ours it is shown with every request, in place of what the client sent there.
+    /// What it knows us by, in place of what the client sent there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<BackendCredentials>,
     /// How requests are spread over its endpoints.
@@ -169,6 +169,51 @@ pub struct BackendCredentials {
     /// User and password (RFC 7617).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub basic: Option<BasicCredentials>,
+}
+
+impl BackendCredentials {
+    /// What its rules say of it: the field below it, and why.
+    pub(super) fn problem(&self) -> Option<(Option<&'static str>, String)> {
+        let places = [self.header.is_some(), self.query.is_some(), self.basic.is_some()];
+        if places.iter().filter(|given| **given).count() != 1 {
+            return Some((None, "credentials stand in one place: header, query or basic".into()));
+        }
+        if self.basic.is_some() == self.secret_key_ref.is_some() {
+            let message = "header and query take secretKeyRef, basic has a secretRef of its own";
+            return Some((None, message.into()));
+        }
+        if self.prefix.is_some() && self.header.is_none() {
+            return Some((Some("prefix"), "prefix means something only with header".into()));
+        }
+        let name = self.header.as_deref().filter(|name| is_gateways_own(&name.to_ascii_lowercase()))?;
+        Some((
+            Some("header"),
+            format!("{name}: this field is the gateway's own; a credential stands in another field"),
+        ))
+    }
+}
+
+/// Fields of this hop, and what the gateway says of a request itself.
+fn is_gateways_own(name: &str) -> bool {
+    const OURS: [&str; 15] = [
+        "host",
+        "content-length",
+        "content-type",
+        "content-encoding",
+        "transfer-encoding",
+        "connection",
+        "upgrade",
+        "te",
+        "trailer",
+        "keep-alive",
+        "expect",
+        "forwarded",
+        "via",
+        "x-real-ip",
+        "x-request-id",
+    ];
+    let begins = |start: &&str| name.starts_with(start);
+    OURS.contains(&name) || ["proxy-", "x-forwarded-", "x-portcullis-"].iter().any(begins)
 }
 
 /// A user and its password.

@@ -13,8 +13,8 @@ use super::layers_policy::{self, PolicyLayer};
 use super::layers_rule;
 use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
 use super::{
-    AggregateSpec, AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendRef, GatewayBackendSpec, PolicyRef,
-    RedirectSpec, RespondSpec, RouteMatch, RouteTls, crd,
+    AggregateSpec, AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendCredentials, BackendRef,
+    GatewayBackendSpec, PolicyRef, RedirectSpec, RespondSpec, RouteMatch, RouteTls, crd,
 };
 use crate::values::{Duration, FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef, TlsVersion};
 
@@ -167,6 +167,10 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
     {
         let message = format!("found {time}; from 1s to 1h are possible");
         refuse(at.field("healthCheck").field("passive").field("ejectFor"), message);
+    }
+    if let Some((field, message)) = spec.credentials.as_ref().and_then(BackendCredentials::problem) {
+        let at = at.field("credentials");
+        refuse(field.map_or_else(|| at.clone(), |field| at.field(field)), message);
     }
     if let Some(tls) = &spec.tls {
         let at = at.field("tls");

@@ -64,10 +64,6 @@ fn credential(
             let name: HeaderName = name
                 .parse()
                 .map_err(|_| invalid(at.field("header"), format!("{name} is not the name of a field")))?;
-            if is_not_ours(name.as_str()) {
-                let message = format!("{name} is the gateway's own; a credential stands in another field");
-                return Err(invalid(at.field("header"), message));
-            }
             let (source, text) = reader.key(secret, at.field("secretKeyRef"))?;
             let text = format!("{}{text}", spec.prefix.as_deref().unwrap_or_default());
             Ok(header(name, &text, &source, at)?)
@@ -104,29 +100,6 @@ fn header(name: HeaderName, text: &str, secret: &ObjectName, at: &FieldPath) -> 
     value.set_sensitive(true);
     let spellings = [name.as_str()].into_iter().collect();
     Ok(Credential::Header { name, spellings, value: Redacted::new(value) })
-}
-
-/// Fields of this hop, and what the gateway says of a request itself.
-fn is_not_ours(name: &str) -> bool {
-    const OURS: [&str; 15] = [
-        "host",
-        "content-length",
-        "content-type",
-        "content-encoding",
-        "transfer-encoding",
-        "connection",
-        "upgrade",
-        "te",
-        "trailer",
-        "keep-alive",
-        "expect",
-        "forwarded",
-        "via",
-        "x-real-ip",
-        "x-request-id",
-    ];
-    let begins = |start: &&str| name.starts_with(start);
-    OURS.contains(&name) || ["proxy-", "x-forwarded-", "x-portcullis-"].iter().any(begins)
 }
 
 struct Reader<'a, 'w> {

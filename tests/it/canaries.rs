@@ -59,6 +59,16 @@ const CANARIES: &[Canary] = &[
         holds: Holds::Authority,
     },
     Canary {
+        field: "GatewayBackend.spec.credentials.secretKeyRef",
+        secret: "of-ours",
+        holds: Holds::Values(&[("token", "{canary}")]),
+    },
+    Canary {
+        field: "GatewayBackend.spec.credentials.basic.secretRef",
+        secret: "login-of-ours",
+        holds: Holds::Values(&[("username", "gateway"), ("password", "{canary}")]),
+    },
+    Canary {
         field: "policy.authentication.anyOf[].apiKey.secretRef",
         secret: "named-keys",
         holds: Holds::Values(&[("key", "{canary}")]),
@@ -250,6 +260,10 @@ fn world(backend: &Backend, nobody: u16) -> String {
     [
         server("one", backend.address.port(), ""),
         server("secure", backend.address.port(), tls),
+        server("paid", backend.address.port(), ", credentials: {header: X-Pay, prefix: 'Bearer ', secretKeyRef: {key: token, name: of-ours}}"),
+        server("lent", nobody, ", credentials: {basic: {secretRef: {name: login-of-ours}}}"),
+        route("paid", "rules: [{name: all, backendRefs: [{kind: GatewayBackend, name: paid}]}]"),
+        route("lent", "rules: [{name: all, backendRefs: [{kind: GatewayBackend, name: lent}]}]"),
         route("shop", &format!("tls: {{certificateRefs: [{{name: served}}], redirect: false}}, rules: [{{name: all, {to}}}]")),
         route("mtls", &format!("tls: {{certificateRefs: [{{name: served}}], clientValidation: {{caCertificateRefs: [{{kind: Secret, name: clients-ca}}]}}}}, rules: [{{name: all, {to}}}]")),
         route("crl", &format!("tls: {{certificateRefs: [{{name: served}}], clientValidation: {{caCertificateRefs: [{{kind: Secret, name: clients-ca}}], crlRefs: [{{kind: Secret, name: revoked}}]}}}}, rules: [{{name: all, {to}}}]")),
@@ -265,8 +279,10 @@ fn world(backend: &Backend, nobody: u16) -> String {
     .concat()
 }
 
-const HOSTS: [&str; 11] =
-    ["shop", "schema", "mtls", "crl", "secure", "named", "labelled", "people", "jwt", "token", "limited"];
+const HOSTS: [&str; 13] = [
+    "shop", "paid", "lent", "schema", "mtls", "crl", "secure", "named", "labelled", "people", "jwt", "token",
+    "limited",
+];
 
 /// Asks every host with right and wrong credentials; what came back, but for what the backend itself says.
 fn asked(gateway: &Gateway, planted: &[Planted]) -> String {

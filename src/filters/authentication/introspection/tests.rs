@@ -465,7 +465,11 @@ fn what_cannot_work_says_where_and_what_to_do() {
         (json!({"endpoint": "https://user@login.example/"}), "endpoint", "without a user"),
         (json!({"path": "/x"}), "path", "goes with backendRef"),
         (json!({"endpoint": null, "backendRef": {"name": "a", "port": 80}}), "path", "goes with backendRef"),
-        (json!({"endpoint": null, "backendRef": {"name": "a", "port": 80}, "path": "x"}), "path", "from / on"),
+        (
+            json!({"endpoint": null, "backendRef": {"name": "a", "port": 80}, "path": "x"}),
+            "path",
+            "from / on",
+        ),
         (json!({"cacheDuration": "2h"}), "cacheDuration", "at most 1h"),
         (json!({"timeout": "0s"}), "timeout", "more than 0s"),
         (json!({"timeout": "1m"}), "timeout", "at most 30s"),
