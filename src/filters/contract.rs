@@ -28,6 +28,7 @@ use crate::values::{
 /// Where in the onion a filter works; requests pass the rings in this order, answers in the opposite one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ring {
+    Compression,
     SecurityHeaders,
     Cors,
     IpAccess,
@@ -45,6 +46,7 @@ impl Ring {
     /// The number that docs and people call it by; some rings have several filters, in the order above.
     pub const fn number(self) -> u8 {
         match self {
+            Self::Compression => 3,
             Self::Cors | Self::SecurityHeaders => 4,
             Self::IpAccess | Self::Limits => 6,
             Self::EarlyRateLimits => 7,

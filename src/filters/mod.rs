@@ -15,6 +15,7 @@ mod path_change;
 mod query_edits;
 mod registry;
 
+mod compression;
 mod cors;
 mod ext_auth;
 mod ip_access;

@@ -2,14 +2,15 @@
 
 use super::contract::{Row, filter, setting};
 use super::{
-    authentication, authorization, cors, ext_auth, ip_access, limits, rate_limits, request, response, retry,
-    security_headers, timeouts, validation,
+    authentication, authorization, compression, cors, ext_auth, ip_access, limits, rate_limits, request,
+    response, retry, security_headers, timeouts, validation,
 };
 
 /// Rows of one ring work in the order in which they stand here.
 pub static REGISTRY: &[Row] = &[
     filter::<authentication::Authentication>(),
     filter::<authorization::Authorization>(),
+    filter::<compression::Compression>(),
     filter::<cors::Cors>(),
     filter::<ext_auth::ExtAuth>(),
     filter::<ip_access::IpAccess>(),

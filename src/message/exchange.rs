@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tokio::time::Instant;
 
-use crate::message::{Called, Client, ErrorKind, Identity, Outbound, Request};
+use crate::message::{Called, Client, Compressed, ErrorKind, Identity, Outbound, Request, Wished};
 use crate::telemetry::{Consulted, Limited, Ruling};
 
 /// Sixteen random bytes that name a request in answers and logs.
@@ -117,6 +117,10 @@ pub struct Exchange {
     pub consulted: Option<Consulted>,
     /// The site whose script asks, where `cors` allows it; kept, as a transform may take the field away.
     pub origin: Option<http::HeaderValue>,
+    /// What the client says of the codings of its answer, where `compression` wants to know.
+    pub wished: Wished,
+    /// The answer is compressed on its way.
+    pub compressed: Option<Compressed>,
     /// Host that the request is for, lower case, without port.
     pub host: Arc<str>,
     pub labels: Arc<Labels>,
@@ -160,6 +164,8 @@ impl Exchange {
             places: Vec::new(),
             consulted: None,
             origin: None,
+            wished: Wished::default(),
+            compressed: None,
             host,
             labels,
             captures: Captures::default(),

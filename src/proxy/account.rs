@@ -13,8 +13,8 @@ use tokio::time::Instant;
 use super::live::LiveRule;
 use super::observed::Upload;
 use super::worker::Worker;
-use crate::message::{ErrorKind, Identity, Labels, Place, Protocol, RequestId, Scheme};
-use crate::telemetry::{Consulted, InFlight, Limited, Record, Ruling, Sample, Somebody};
+use crate::message::{Compressed, ErrorKind, Identity, Labels, Place, Protocol, RequestId, Scheme};
+use crate::telemetry::{Consulted, InFlight, Limited, Packed, Record, Ruling, Sample, Somebody};
 use crate::upstream::Backend;
 
 pub struct Account {
@@ -37,6 +37,8 @@ pub struct Account {
     pub consulted: Option<Consulted>,
     /// What it holds among the requests under way.
     pub places: Vec<Place>,
+    /// The answer is compressed.
+    pub compressed: Option<Compressed>,
     pub upload: Option<Rc<Upload>>,
     pub response_bytes: u64,
     /// The answer was sent as a whole.
@@ -86,6 +88,7 @@ impl Account {
             limited: None,
             consulted: None,
             places: Vec::new(),
+            compressed: None,
             upload: None,
             response_bytes: 0,
             complete: false,
@@ -211,6 +214,10 @@ impl Drop for Account {
             ruling: self.ruling.take(),
             limited: self.limited.take(),
             consulted: self.consulted,
+            packed: self.compressed.as_ref().map(|compressed| Packed {
+                coding: compressed.coding.as_str(),
+                plain: compressed.plain.get(),
+            }),
         };
         match &self.rule {
             Some(rule) => rule.record(&sample),

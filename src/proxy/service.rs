@@ -217,6 +217,7 @@ async fn serve(
     (account.ruling, account.consulted) = (exchange.ruling, exchange.consulted);
     (account.limited, account.identity) = (exchange.limited, exchange.identity);
     account.places = exchange.places;
+    account.compressed = exchange.compressed;
     Ok(response)
 }
 

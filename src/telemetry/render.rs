@@ -117,6 +117,7 @@ mod tests {
             consulted: Some(crate::telemetry::Consulted::Allowed),
             ruling: Some(crate::telemetry::Ruling { rule: Some("read".into()), allows: true }),
             limited: Some(crate::telemetry::Limited { limit: "fair".into(), dry_run: true }),
+            packed: Some(crate::telemetry::Packed { coding: "br", plain: 100 }),
         }
     }
 

@@ -25,6 +25,16 @@ pub struct Sample {
     pub limited: Option<Limited>,
     /// What external authorizers said, where any were asked.
     pub consulted: Option<Consulted>,
+    /// The answer was compressed.
+    pub packed: Option<Packed>,
+}
+
+/// What an answer was before it was compressed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Packed {
+    /// One of a closed set.
+    pub coding: &'static str,
+    pub plain: u64,
 }
 
 /// What external authorizers said to a request; of several the last in this order.
@@ -77,6 +87,7 @@ pub(super) const SIZES: [u64; 6] = [1 << 10, 8 << 10, 64 << 10, 512 << 10, 4 << 
 /// So many different (status, method, protocol, reason) of one rule and worker are told apart; what comes after them
 /// is counted as `other`. Statuses come from backends: they must not cost memory without end.
 const MAX_SERIES: usize = 64;
+pub(super) const CODINGS: [&str; 3] = ["gzip", "br", "zstd"];
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
 
 /// Series of one rule.
@@ -104,6 +115,17 @@ struct RuleCells {
     request_size: Histogram<{ SIZES.len() }>,
     duration: Histogram<{ DURATIONS.len() }>,
     gates: OnceLock<Box<GateCells>>,
+    packed: OnceLock<Box<Packs>>,
+}
+
+/// Of each coding, in the order of [`CODINGS`].
+type Packs = [PackCells; CODINGS.len()];
+
+#[derive(Debug, Default)]
+struct PackCells {
+    answers: Count,
+    plain: Count,
+    packed: Count,
 }
 
 /// What gates said, and what calls came to; most rules have none.
@@ -159,6 +181,8 @@ pub(super) struct RuleTotals {
     pub limited: std::collections::BTreeMap<Limited, u64>,
     pub calls: std::collections::BTreeMap<CallKey, u64>,
     pub consulted: std::collections::BTreeMap<Consulted, u64>,
+    /// In the order of [`CODINGS`]: answers, their bytes before, and after.
+    pub packed: [[u64; 3]; CODINGS.len()],
 }
 
 impl RuleStats {
@@ -212,6 +236,12 @@ impl RuleStats {
             cells.request_size.add_to(&mut totals.request_size);
             cells.response_size.add_to(&mut totals.response_size);
             add_to(cells.requests.get(), &mut totals.requests);
+            let packs = cells.packed.get().into_iter().flat_map(|packs| packs.iter());
+            for (cells, totals) in packs.zip(&mut totals.packed) {
+                for (cell, total) in [&cells.answers, &cells.plain, &cells.packed].into_iter().zip(totals) {
+                    *total += cell.value();
+                }
+            }
             let Some(gates) = cells.gates.get() else { continue };
             add_to(gates.rulings.get(), &mut totals.rulings);
             add_to(gates.limited.get(), &mut totals.limited);
@@ -235,6 +265,7 @@ impl RuleStats {
                 response_size: Histogram::new(&SIZES),
                 requests: OnceLock::new(),
                 gates: OnceLock::new(),
+                packed: OnceLock::new(),
             })
         })
     }
@@ -262,6 +293,14 @@ impl RuleCells {
         self.requests.get_or_init(|| Series::new(key)).count(&key, other);
         if sample.consulted.is_some() || sample.ruling.is_some() || sample.limited.is_some() {
             self.gates.get_or_init(Box::default).record(sample);
+        }
+        if let Some(packed) = &sample.packed
+            && let Some(index) = CODINGS.iter().position(|coding| *coding == packed.coding)
+        {
+            let cells = &self.packed.get_or_init(Box::default)[index];
+            cells.answers.add(1);
+            cells.plain.add(packed.plain);
+            cells.packed.add(sample.response_bytes);
         }
     }
 }
@@ -366,6 +405,7 @@ mod tests {
             ruling: None,
             limited: None,
             consulted: None,
+            packed: None,
         }
     }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::backend::{BackendTotals, Connect, Retry};
 use super::cells::{Count, Total};
 use super::control::{ControlTotals, STEPS};
-use super::rule::{DURATIONS, RuleTotals, SIZES};
+use super::rule::{CODINGS, DURATIONS, RuleTotals, SIZES};
 use super::worker::{FAILURES, LISTENERS, PROTOCOLS, REFUSALS, VERSIONS};
 use super::{BackendStats, RuleStats, WorkerStats};
 
@@ -121,6 +121,29 @@ pub(super) const METRICS: &[Metric] = &[
                     emit(&[namespace, route, name, &key.limit, mode], number(*count));
                 }
             }
+        },
+    },
+    Metric {
+        name: "portcullis_compressed_answers_total",
+        kind: Kind::Counter,
+        labels: &["namespace", "route", "rule", "coding"],
+        help: "Answers that the gateway compressed, by coding: gzip, br, zstd",
+        read: |scrape, emit| {
+            packed(scrape, &mut |[namespace, route, name], coding, [answers, ..]| {
+                emit(&[namespace, route, name, coding], number(answers));
+            })
+        },
+    },
+    Metric {
+        name: "portcullis_compression_bytes_total",
+        kind: Kind::Counter,
+        labels: &["namespace", "route", "rule", "coding", "side"],
+        help: "Bytes of these answers, before and after",
+        read: |scrape, emit| {
+            packed(scrape, &mut |[namespace, route, name], coding, [_, before, after]| {
+                emit(&[namespace, route, name, coding, "before"], number(before));
+                emit(&[namespace, route, name, coding, "after"], number(after));
+            })
         },
     },
     Metric {
@@ -491,6 +514,17 @@ pub(super) const METRICS: &[Metric] = &[
         read: |_, emit| emit(&[env!("CARGO_PKG_VERSION")], Value::Number(1.0)),
     },
 ];
+
+/// A rule's names, a coding, and answers in it with their bytes before and after.
+type EmitPacked<'a> = dyn FnMut([&str; 3], &str, [u64; 3]) + 'a;
+
+fn packed(scrape: &Scrape, emit: &mut EmitPacked) {
+    for (totals, rule) in &scrape.rules {
+        for (coding, packed) in CODINGS.iter().zip(totals.packed).filter(|(_, [answers, ..])| *answers > 0) {
+            emit(rule.name(), coding, packed);
+        }
+    }
+}
 
 fn connections(
     scrape: &Scrape,

@@ -13,6 +13,7 @@ mod commands;
 mod compile_golden;
 mod compile_laws;
 mod credentials;
+mod compression;
 mod documentation;
 mod egress;
 mod examples;
