@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::check::{MACROS, MAX_PATTERNS};
-use super::environment::{Content, Environment, Field, REQUEST};
+use super::environment::{Content, Environment, FAILURE, Field, REQUEST};
 use super::functions::{FUNCTIONS, Function};
 use super::{MAX_DEPTH, MAX_NODES, MAX_SOURCE, MAX_STEPS};
 
@@ -14,6 +14,8 @@ const BEGIN: &str =
 pub fn reference() -> String {
     let mut text = format!("{BEGIN}\n## Variables\n\n| name | type | is |\n| --- | --- | --- |\n");
     variables(&REQUEST, &mut text);
+    text += "\n### In the text of `errors`\n\nThere, `request` is what is still known of it:\n\n| name | type | is |\n| --- | --- | --- |\n";
+    variables(&FAILURE, &mut text);
     text += "\n## Macros\n\n| macro | gives |\n| --- | --- |\n";
     for (form, help) in MACROS {
         writeln!(text, "| `{form}` | {help} |").expect("text takes all");

@@ -5,7 +5,7 @@ use super::fault::Why;
 use super::kind::{Kind, Scalar};
 use super::lookup::Lookup;
 use super::value::{List, Map, Value};
-use crate::message::Exchange;
+use crate::message::{Asker, Exchange, Failed};
 
 /// The variables that an expression may use.
 #[derive(Debug)]
@@ -56,34 +56,85 @@ pub struct Subject<'v> {
 pub static REQUEST: Environment = Environment {
     variables: &[
         Variable { name: "request", content: Content::Record(OF_REQUEST) },
-        Variable {
-            name: "path",
-            content: Content::Value(Field {
-                name: "path",
-                kind: Kind::Map(Scalar::Text),
-                help: "What the `{name}` parts of the matched PathTemplate hold, decoded: `path.id`",
-                keys: Keys::AsTheyAre,
-                read: |subject| lookup(Lookup::Captures(&subject.exchange.captures)),
-            }),
-        },
+        PATH,
         Variable { name: "identity", content: Content::Record(OF_IDENTITY) },
         Variable { name: "client", content: Content::Record(OF_CLIENT) },
         Variable { name: "route", content: Content::Record(OF_ROUTE) },
-        Variable {
-            name: "now",
-            content: Content::Value(Field {
-                name: "now",
-                kind: Kind::TIMESTAMP,
-                help: "The time of evaluation",
-                keys: Keys::AsTheyAre,
-                read: |_| {
-                    let now = jiff::Timestamp::try_from(std::time::SystemTime::now());
-                    now.map(Value::Timestamp).map_err(|_| Why::Overflow)
-                },
-            }),
-        },
+        NOW,
     ],
 };
+
+/// Of a failure: the request has gone, and a few things are known of it.
+pub static FAILURE: Environment = Environment {
+    variables: &[
+        Variable { name: "error", content: Content::Record(OF_ERROR) },
+        Variable { name: "request", content: Content::Record(OF_ASKER) },
+        PATH,
+        Variable { name: "identity", content: Content::Record(OF_IDENTITY) },
+        Variable { name: "client", content: Content::Record(OF_CLIENT) },
+        Variable { name: "route", content: Content::Record(OF_ROUTE) },
+        NOW,
+    ],
+};
+
+const PATH: Variable = Variable {
+    name: "path",
+    content: Content::Value(Field {
+        name: "path",
+        kind: Kind::Map(Scalar::Text),
+        help: "What the `{name}` parts of the matched PathTemplate hold, decoded: `path.id`",
+        keys: Keys::AsTheyAre,
+        read: |subject| lookup(Lookup::Captures(&subject.exchange.captures)),
+    }),
+};
+
+const NOW: Variable = Variable {
+    name: "now",
+    content: Content::Value(Field {
+        name: "now",
+        kind: Kind::TIMESTAMP,
+        help: "The time of evaluation",
+        keys: Keys::AsTheyAre,
+        read: |_| {
+            let now = jiff::Timestamp::try_from(std::time::SystemTime::now());
+            now.map(Value::Timestamp).map_err(|_| Why::Overflow)
+        },
+    }),
+};
+
+const OF_ERROR: &[Field] = &[
+    Field {
+        name: "status",
+        kind: Kind::INT,
+        help: "The status that the answer had",
+        keys: Keys::AsTheyAre,
+        read: |subject| failed(subject).map(|failed| Value::Int(failed.status.into())),
+    },
+    text("reason", "The gateway's reason, like `ConnectFailure`; empty for a backend's failure", |subject| {
+        failed(subject).map(|failed| Value::borrowed(failed.reason))
+    }),
+    text("origin", "`Gateway` or `Backend`", |subject| {
+        failed(subject).map(|failed| Value::borrowed(failed.origin))
+    }),
+];
+
+const OF_ASKER: &[Field] = &[
+    text("id", "The request's id, as in the access log", |subject| {
+        Ok(Value::text(subject.exchange.request_id.to_string()))
+    }),
+    text("method", "`GET`, `POST` …, as the client sent it", |subject| {
+        asker(subject).map(|asker| Value::borrowed(asker.method.as_str()))
+    }),
+    text("scheme", "`http` or `https`: what the client itself used", |subject| {
+        Ok(Value::borrowed(subject.exchange.client.scheme.as_str()))
+    }),
+    text("host", "Host that the request is for, in lower case and without port", |subject| {
+        Ok(Value::borrowed(&subject.exchange.host))
+    }),
+    text("path", "The path in its normal form, without query; percent-encoded", |subject| {
+        asker(subject).map(|asker| Value::borrowed(asker.uri.path()))
+    }),
+];
 
 const OF_REQUEST: &[Field] = &[
     text("method", "`GET`, `POST` …, as the client sent it", |subject| {
@@ -211,6 +262,14 @@ const fn map(
     read: for<'v> fn(Subject<'v>) -> Result<Value<'v>, Why>,
 ) -> Field {
     Field { name, kind, help, keys: Keys::AsTheyAre, read }
+}
+
+fn failed(subject: Subject<'_>) -> Result<Failed, Why> {
+    subject.exchange.failed.ok_or(Why::NoSuchKey)
+}
+
+fn asker(subject: Subject<'_>) -> Result<&Asker, Why> {
+    subject.exchange.asker.as_deref().ok_or(Why::NoSuchKey)
 }
 
 fn query(subject: Subject<'_>) -> &str {

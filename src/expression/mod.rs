@@ -39,7 +39,7 @@ use std::sync::Arc;
 
 pub use calls::KnownCalls;
 pub use docs::reference;
-pub use environment::{Content, Environment, Field, Keys, REQUEST, Subject, Variable};
+pub use environment::{Content, Environment, FAILURE, Field, Keys, REQUEST, Subject, Variable};
 pub use fault::{Fault, MAX_STEPS, Why};
 pub use kind::{Kind, Scalar};
 pub use parse::{MAX_DEPTH, MAX_NODES, MAX_SOURCE};

@@ -180,6 +180,21 @@ impl Template {
         matches!(self.parts.last(), Some(Part::Text(text)) if text.ends_with('/'))
     }
 
+    /// As text in which `put` makes each value harmless.
+    ///
+    /// # Errors
+    /// A value cannot be had, or is too long.
+    pub fn text(
+        &self,
+        subject: &Subject<'_>,
+        mut put: impl FnMut(&mut String, &str),
+    ) -> Result<String, Fault> {
+        self.fill(subject, |filled, value| {
+            put(filled, value);
+            Ok(())
+        })
+    }
+
     fn fill(
         &self,
         subject: &Subject<'_>,

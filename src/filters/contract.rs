@@ -31,6 +31,7 @@ pub enum Ring {
     Compression,
     SecurityHeaders,
     Cors,
+    Errors,
     IpAccess,
     Limits,
     EarlyRateLimits,
@@ -48,6 +49,7 @@ impl Ring {
         match self {
             Self::Compression => 3,
             Self::Cors | Self::SecurityHeaders => 4,
+            Self::Errors => 5,
             Self::IpAccess | Self::Limits => 6,
             Self::EarlyRateLimits => 7,
             Self::Authentication | Self::ExternalAuthorization | Self::Authorization => 8,

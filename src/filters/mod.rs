@@ -17,6 +17,7 @@ mod registry;
 
 mod compression;
 mod cors;
+mod errors;
 mod ext_auth;
 mod ip_access;
 mod limits;

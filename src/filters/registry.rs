@@ -2,8 +2,8 @@
 
 use super::contract::{Row, filter, setting};
 use super::{
-    authentication, authorization, compression, cors, ext_auth, ip_access, limits, rate_limits, request,
-    response, retry, security_headers, timeouts, validation,
+    authentication, authorization, compression, cors, errors, ext_auth, ip_access, limits, rate_limits,
+    request, response, retry, security_headers, timeouts, validation,
 };
 
 /// Rows of one ring work in the order in which they stand here.
@@ -13,6 +13,7 @@ pub static REGISTRY: &[Row] = &[
     filter::<compression::Compression>(),
     filter::<cors::Cors>(),
     filter::<ext_auth::ExtAuth>(),
+    filter::<errors::Errors>(),
     filter::<ip_access::IpAccess>(),
     filter::<limits::Limits>(),
     filter::<rate_limits::RateLimits>(),

@@ -63,6 +63,23 @@ pub struct Quotas {
     pub charged: Vec<ChargedLimits>,
 }
 
+/// What is kept of a request's head.
+#[derive(Clone, Debug)]
+pub struct Asker {
+    pub method: http::Method,
+    pub uri: http::Uri,
+    pub accept: Option<http::HeaderValue>,
+}
+
+/// A failure as the text of another answer may tell it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed {
+    pub status: u16,
+    /// Empty: the backend's.
+    pub reason: &'static str,
+    pub origin: &'static str,
+}
+
 /// Limits of one filter that were charged, by their places as bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ChargedLimits {
@@ -121,6 +138,12 @@ pub struct Exchange {
     pub wished: Wished,
     /// The answer is compressed on its way.
     pub compressed: Option<Compressed>,
+    /// Who asked for what, where `errors` must tell it after the request has gone to the backend.
+    pub asker: Option<Box<Asker>>,
+    /// The failure in whose place an answer is made.
+    pub failed: Option<Failed>,
+    /// The answer stands in the route, whatever its status.
+    pub fixed_answer: bool,
     /// Host that the request is for, lower case, without port.
     pub host: Arc<str>,
     pub labels: Arc<Labels>,
@@ -164,6 +187,9 @@ impl Exchange {
             places: Vec::new(),
             consulted: None,
             origin: None,
+            asker: None,
+            failed: None,
+            fixed_answer: false,
             wished: Wished::default(),
             compressed: None,
             host,

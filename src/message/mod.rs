@@ -9,6 +9,7 @@ mod client_certificate;
 mod coding;
 mod error;
 mod exchange;
+mod failure;
 mod identity;
 mod outbound;
 mod raw_json;
@@ -20,7 +21,10 @@ pub use client::{Client, Protocol, Scheme};
 pub use client_certificate::ClientCertificate;
 pub use coding::{Coding, Compressed, Wished};
 pub use error::{ErrorKind, ProxyError, Side, Violation};
-pub use exchange::{Captures, ChargedLimits, Exchange, Labels, Place, Quota, Quotas, RequestId};
+pub use exchange::{
+    Asker, Captures, ChargedLimits, Exchange, Failed, Labels, Place, Quota, Quotas, RequestId,
+};
+pub use failure::{FailureCause, FailureDocument, FailureForm, escape_html};
 pub use identity::{Identity, IdentityKind, KnownIdentity};
 pub use outbound::{AnswerBy, FixedHost, LocalFuture, Outbound};
 pub use raw_json::{NotJson, Piece, PieceKind, RawJson, TooMuch};

@@ -13,7 +13,9 @@ use tokio::time::Instant;
 use super::live::LiveRule;
 use super::observed::Upload;
 use super::worker::Worker;
-use crate::message::{Compressed, ErrorKind, Identity, Labels, Place, Protocol, RequestId, Scheme};
+use crate::message::{
+    Compressed, ErrorKind, FailureCause, Identity, Labels, Place, Protocol, RequestId, Scheme,
+};
 use crate::telemetry::{Consulted, InFlight, Limited, Packed, Record, Ruling, Sample, Somebody};
 use crate::upstream::Backend;
 
@@ -27,6 +29,8 @@ pub struct Account {
     /// 0 until there is an answer.
     pub status: u16,
     pub reason: Option<&'static str>,
+    /// What lies behind it, for the log.
+    pub cause: Option<FailureCause>,
     /// Who asked, as far as the rule wanted to know.
     pub identity: Identity,
     /// What authorization said.
@@ -83,6 +87,7 @@ impl Account {
             request_id,
             status: 0,
             reason: None,
+            cause: None,
             identity: Identity::ANONYMOUS,
             ruling: None,
             limited: None,
@@ -152,6 +157,7 @@ impl Account {
             scheme: sample.scheme,
             status: sample.status,
             reason: sample.reason,
+            cause: self.cause.as_ref().map(FailureCause::as_str),
             identity: self.identity.known().map(|known| Somebody {
                 id: &known.id,
                 kind: known.kind.as_str(),

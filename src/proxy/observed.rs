@@ -15,7 +15,7 @@ use super::account::Account;
 use super::live::LiveHost;
 use super::trailers;
 use super::watch::{Wait, Watch};
-use crate::message::{Body, BodyError, ErrorKind};
+use crate::message::{Body, BodyError, ErrorKind, FailureCause};
 
 /// So many bytes are progress.
 const PROGRESS: u64 = 1024;
@@ -196,6 +196,9 @@ impl HttpBody for AnswerBody {
                 }
                 Some(Err(error)) => {
                     self.fail(ErrorKind::Reset);
+                    if let Some(account) = &mut self.account {
+                        account.cause.get_or_insert_with(|| FailureCause::of(&error));
+                    }
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => {

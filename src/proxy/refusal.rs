@@ -12,7 +12,7 @@ use super::account::Account;
 use super::connection::Connection;
 use super::respond;
 use super::transport::Transport;
-use crate::message::{Body, Protocol, Response};
+use crate::message::{Body, FailureForm, Protocol, Response};
 use crate::upstream::SharedLines;
 
 /// The status of an answer's first bytes.
@@ -29,7 +29,7 @@ pub async fn answer(connection: &Connection, transport: &mut Transport, status: 
     let mut account = Account::new(connection.worker.clone(), method, Protocol::Http11, connection.scheme);
     account.note(&http::Request::new(()).into_parts().0, "", connection.peer.ip());
     account.fail(kind);
-    let response = respond::failure(&kind.into(), false, account.request_id);
+    let response = respond::failure(&kind.into(), FailureForm::Problem, account.request_id);
     account.status = response.status().as_u16();
     let (head, body) = bytes(response);
     let sent = async {

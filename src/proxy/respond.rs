@@ -1,12 +1,13 @@
 //! What each failure answers: the only place that knows status codes. Answers are problem+json (RFC 9457) with the
-//! stable reason and the request's id, or plain text for clients that ask for text.
+//! stable reason and the request's id, or a page or plain text for clients that ask for these.
 
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
-use serde_json::json;
 
-use crate::message::{Body, ErrorKind, ProxyError, RequestId, Response};
+use crate::message::{
+    Body, ErrorKind, FailureCause, FailureDocument, FailureForm, ProxyError, RequestId, Response,
+};
 
 /// One row: what a kind of failure answers.
 #[derive(Debug)]
@@ -114,13 +115,20 @@ pub fn refused_head(status: StatusCode) -> ErrorKind {
 }
 
 /// The answer to a request that failed. HEAD's lack of a body is the caller's to see to, as with any answer.
-pub fn failure(error: &ProxyError, wants_text: bool, id: RequestId) -> Response {
+pub fn failure(error: &ProxyError, form: FailureForm, id: RequestId) -> Response {
     let row = row_of(error.kind);
-    let (content_type, body) = if wants_text { text(row, error, id) } else { problem(row, error, id) };
-    let mut response = Response::new(Body::Full(Bytes::from(body)));
+    let document = FailureDocument {
+        status: status(row, error).as_u16(),
+        title: row.title,
+        reason: Some(row.kind.as_str()),
+        detail: error.detail,
+        violations: &error.violations,
+        id,
+    };
+    let mut response = Response::new(Body::Full(Bytes::from(document.told(form))));
     *response.status_mut() = status(row, error);
     let headers = response.headers_mut();
-    headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static(form.content_type()));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     if row.retry {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
@@ -133,6 +141,9 @@ pub fn failure(error: &ProxyError, wants_text: bool, id: RequestId) -> Response 
         headers.append(name, value.clone());
     }
     response.extensions_mut().insert(error.kind);
+    if let Some(cause) = &error.cause {
+        response.extensions_mut().insert(FailureCause::of(&**cause));
+    }
     response
 }
 
@@ -141,55 +152,10 @@ fn status(row: &Row, error: &ProxyError) -> StatusCode {
     error.status.unwrap_or_else(usual)
 }
 
-/// Whether the client asks for text and does not take JSON, by its `Accept`.
-pub fn wants_text(accept: Option<&HeaderValue>) -> bool {
-    let Some(accept) = accept.and_then(|value| value.to_str().ok()) else { return false };
-    let takes = |wanted: &[&str]| {
-        accept.split(',').any(|range| {
-            let media = range.split(';').next().unwrap_or_default().trim();
-            wanted.iter().any(|wanted| media.eq_ignore_ascii_case(wanted))
-        })
-    };
-    takes(&["text/plain", "text/*", "text/html"]) && !takes(&["application/json", "application/problem+json"])
-}
-
-fn problem(row: &Row, error: &ProxyError, id: RequestId) -> (&'static str, String) {
-    // All texts are ours and hold nothing that JSON must escape; a test looks.
-    let reason = row.kind.as_str();
-    let mut body = format!(
-        r#"{{"type":"about:blank","title":"{}","status":{},"reason":"{reason}","request_id":"{id}""#,
-        row.title,
-        status(row, error).as_u16()
-    );
-    if let Some(detail) = error.detail {
-        body += r#","detail":"#;
-        body += &serde_json::Value::from(detail).to_string();
-    }
-    if !error.violations.is_empty() {
-        let violations = error.violations.iter();
-        let violations = violations.map(|one| json!({"pointer": one.pointer, "message": one.message}));
-        body += r#","violations":"#;
-        body += &serde_json::Value::from_iter(violations).to_string();
-    }
-    body += "}\n";
-    ("application/problem+json", body)
-}
-
-fn text(row: &Row, error: &ProxyError, id: RequestId) -> (&'static str, String) {
-    let detail = error.detail.map(|detail| format!(": {detail}")).unwrap_or_default();
-    let violations: String =
-        error.violations.iter().map(|one| format!("{} {}\n", one.pointer, one.message)).collect();
-    let body = format!(
-        "{} {}{detail}\n{violations}reason: {}\nrequest id: {id}\n",
-        status(row, error).as_u16(),
-        row.title,
-        row.kind.as_str()
-    );
-    ("text/plain; charset=utf-8", body)
-}
-
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
     use crate::message::Violation;
 
@@ -217,7 +183,7 @@ mod tests {
     #[test]
     fn a_failure_is_a_problem_document_with_reason_and_id() {
         let error = ProxyError::with_detail(ErrorKind::BadRequest, "two \"Host\" fields");
-        let response = failure(&error, false, RequestId([7; 16]));
+        let response = failure(&error, FailureForm::Problem, RequestId([7; 16]));
         assert_eq!(response.status(), 400);
         assert_eq!(response.headers()[CONTENT_TYPE], "application/problem+json");
         assert_eq!(response.extensions().get(), Some(&ErrorKind::BadRequest));
@@ -235,32 +201,33 @@ mod tests {
     fn violations_are_told_one_by_one() {
         let violation = Violation { pointer: "/query/page".into(), message: "is not an integer".into() };
         let error = ProxyError::violated(ErrorKind::ValidationFailed, vec![violation]);
-        let response = failure(&error, false, RequestId([0; 16]));
+        let response = failure(&error, FailureForm::Problem, RequestId([0; 16]));
         assert_eq!(response.status(), 400);
         let problem: serde_json::Value = serde_json::from_str(&body(response)).expect("JSON");
         assert_eq!(
             problem["violations"],
             json!([{"pointer": "/query/page", "message": "is not an integer"}])
         );
-        let text = body(failure(&error, true, RequestId([0; 16])));
+        let text = body(failure(&error, FailureForm::Text, RequestId([0; 16])));
         assert!(text.contains("\n/query/page is not an integer\nreason: ValidationFailed\n"), "{text}");
     }
 
     #[test]
     fn every_failure_without_a_detail_is_valid_json_too() {
         for kind in ErrorKind::ALL {
-            let text = body(failure(&ProxyError::new(*kind), false, RequestId([0; 16])));
+            let text = body(failure(&ProxyError::new(*kind), FailureForm::Problem, RequestId([0; 16])));
             serde_json::from_str::<serde_json::Value>(&text).expect(&text);
         }
     }
 
     #[test]
-    fn text_is_for_those_who_ask_for_it() {
-        let accepts = |value: &'static str| wants_text(Some(&HeaderValue::from_static(value)));
-        assert!(accepts("text/plain") && accepts("text/html, */*;q=0.8") && accepts("text/*"));
-        assert!(!accepts("*/*") && !accepts("application/json, text/plain") && !wants_text(None));
-        let response = failure(&ErrorKind::NoRouteMatch.into(), true, RequestId([0; 16]));
-        assert!(body(response).starts_with("404 No route matches the request\nreason: NoRouteMatch\n"));
+    fn the_cause_is_for_the_log_alone() {
+        let inner = std::io::Error::other("10.0.0.7 said no");
+        let error = ProxyError::caused(ErrorKind::ConnectFailure, inner);
+        let response = failure(&error, FailureForm::Text, RequestId([0; 16]));
+        let cause = response.extensions().get::<FailureCause>().expect("kept").as_str().to_owned();
+        assert_eq!(cause, "10.0.0.7 said no");
+        assert!(!body(response).contains("10.0.0.7"));
     }
 
     #[test]
@@ -279,7 +246,8 @@ mod tests {
                 "NoHealthyEndpoints"
             ]
         );
-        let response = failure(&ErrorKind::NoHealthyEndpoints.into(), false, RequestId([0; 16]));
+        let response =
+            failure(&ErrorKind::NoHealthyEndpoints.into(), FailureForm::Problem, RequestId([0; 16]));
         assert_eq!(response.headers()[RETRY_AFTER], "1");
     }
 }

@@ -27,8 +27,8 @@ use super::{admission, aggregate, forward, forwarded, redirect, respond, respond
 use crate::filters;
 use crate::lifecycle::Phase;
 use crate::message::{
-    Body, Client, ErrorKind, Exchange, Labels, Outbound, Protocol, ProxyError, Request, RequestId, Response,
-    Scheme,
+    Body, Client, ErrorKind, Exchange, FailureCause, FailureForm, Labels, Outbound, Protocol, ProxyError,
+    Request, RequestId, Response, Scheme,
 };
 use crate::route_map::{Action, AggregatePlan, Found, RequestView};
 
@@ -59,7 +59,7 @@ pub async fn answer(
     });
     let response = outcome.unwrap_or_else(|error| {
         let error = blame(error, &account);
-        respond::failure(&error, respond::wants_text(told.accept.as_ref()), account.request_id)
+        respond::failure(&error, FailureForm::of(told.accept.as_ref()), account.request_id)
     });
     Ok(finish(&connection, watch, response, account, told.trailers))
 }
@@ -229,7 +229,7 @@ struct Refusing<'a> {
 
 impl Refusing<'_> {
     fn answer(&self, error: &ProxyError) -> Response {
-        respond::failure(error, respond::wants_text(self.accept), self.id)
+        respond::failure(error, FailureForm::of(self.accept), self.id)
     }
 }
 
@@ -273,8 +273,14 @@ async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Re
             note_calls(way, plan, exchange);
             answered
         }
-        Action::Redirect(plan) => redirect::answer(plan, exchange),
-        Action::Respond(plan) => respond_with::answer(plan),
+        Action::Redirect(plan) => {
+            exchange.fixed_answer = true;
+            redirect::answer(plan, exchange)
+        }
+        Action::Respond(plan) => {
+            exchange.fixed_answer = true;
+            respond_with::answer(plan)
+        }
         Action::Unserved(unserved) => Err(unserved.kind.into()),
     }
 }
@@ -339,6 +345,7 @@ fn finish(
     let mut closes = connection.worker.phase() >= Phase::Leaving || watch.retiring();
     if let Some(kind) = parts.extensions.get::<ErrorKind>() {
         account.fail(*kind);
+        account.cause = parts.extensions.get::<FailureCause>().cloned();
         closes |= respond::row_of(*kind).closes;
     }
     if closes && account.protocol != Protocol::Http2 && parts.status != StatusCode::SWITCHING_PROTOCOLS {

@@ -29,6 +29,8 @@ pub struct Record<'a> {
     pub scheme: &'static str,
     pub status: u16,
     pub reason: Option<&'static str>,
+    /// What lies behind it: errors as they are, for whoever runs the gateway.
+    pub cause: Option<&'a str>,
     /// Who asked, where that is known.
     pub identity: Option<Somebody<'a>>,
     /// The authorization rule that decided.
@@ -83,6 +85,9 @@ impl Record<'_> {
         );
         if let Some(reason) = self.reason {
             text(line, "reason", reason.as_bytes(), MAX_NAME);
+        }
+        if let Some(cause) = self.cause {
+            text(line, "cause", cause.as_bytes(), MAX_TEXT);
         }
         if let Some(identity) = self.identity {
             text(line, "identity", identity.id.as_bytes(), MAX_NAME);
@@ -201,6 +206,7 @@ pub(super) mod tests {
             scheme: "https",
             status: 200,
             reason: None,
+            cause: None,
             identity: Some(Somebody { id: "alice", kind: "Jwt", entry: "users" }),
             authorization: Some("read"),
             rate_limit: Some("fair"),
@@ -262,6 +268,7 @@ pub(super) mod tests {
             backend: Some(&long),
             failed_calls: Some(&long),
             reason: Some("NoHealthyEndpoints"),
+            cause: None,
             user_agent: Some(&[0xff; 4000]),
             client: "2001:db8:1111:2222:3333:4444:5555:6666".parse().expect("an address"),
             duration: Duration::MAX,

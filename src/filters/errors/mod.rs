@@ -1,0 +1,240 @@
+//! `errors`: what clients are told instead of a failure, whoever made it.
+//!
+//! Invariants: what a body says is known here, never asked for elsewhere; nothing of a backend's answer is in one that is
+//! put in its place; an entry that cannot be filled in is told as a problem document.
+
+mod answer;
+mod on;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Method, StatusCode};
+use kube::KubeSchema;
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+use self::answer::{Content, Escaping};
+use self::on::On;
+use super::contract::{Decision, Filter, FilterKind, Keep, Member, Outcome, Ring, Scope, Unmatched};
+use super::header_edits::{HeaderEdits, HeadersSpec};
+use crate::expression::{FAILURE, REQUEST};
+use crate::message::{Asker, ErrorKind, Exchange, Response};
+use crate::values::{FieldPath, Problem, Reason};
+
+pub struct Errors;
+
+/// What is told instead of a failure; the first entry that fits decides.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Spec(pub Vec<EntrySpec>);
+
+/// Replaces status, header fields and body of a failure; what is not given stays.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = ("!has(self.contentType) || has(self.text)", TYPE_OF_NOTHING))]
+pub struct EntrySpec {
+    /// Reasons (Timeout), statuses (404) and ranges (4xx, 502-504); 5xx by default.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 32), inner(length(min = 3, max = 40), regex(pattern = ON)))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub on: Vec<String>,
+    /// Who failed: Gateway or Backend; both by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// Status of the answer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 200, max = 599))]
+    pub status: Option<i64>,
+    /// Header fields.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<HeadersSpec>,
+    /// Media type of `text`; without it JSON, HTML or text, as the client likes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 3, max = 255), regex(pattern = MEDIA_TYPE))]
+    pub content_type: Option<String>,
+    /// The body; `${expression}` is escaped for its type.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = MAX_TEXT))]
+    pub text: Option<String>,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Gateway,
+    Backend,
+}
+
+const MAX_ENTRIES: usize = 16;
+const MAX_TEXT: usize = 8192;
+const ON: &str = "^([A-Z][A-Za-z]+|[45]xx|[45][0-9]{2}(-[45][0-9]{2})?)$";
+/// A media type with parameters (RFC 9110 section 8.3.1).
+const MEDIA_TYPE: &str =
+    "^[-A-Za-z0-9!#$%&'+.^_`|~]+/[-A-Za-z0-9!#$%&'+.^_`|~]+( *; *[-A-Za-z0-9]+=[-A-Za-z0-9\"]+)*$";
+const TYPE_OF_NOTHING: &str = "contentType is the type of text; give both";
+
+impl JsonSchema for Spec {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "ErrorsSpec".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "What is told instead of a failure; the first entry that fits decides.",
+            "type": "array",
+            "minItems": 1,
+            "maxItems": MAX_ENTRIES,
+            "x-kubernetes-list-type": "atomic",
+            "items": generator.subschema_for::<EntrySpec>(),
+        })
+    }
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan(Arc<[Entry]>);
+
+#[derive(Clone, Debug, PartialEq)]
+struct Entry {
+    on: Box<[On]>,
+    origin: Option<Origin>,
+    status: Option<StatusCode>,
+    headers: HeaderEdits,
+    content: Option<Content>,
+}
+
+impl Member for Errors {
+    const NAME: &'static str = "errors";
+    const UNMATCHED: Unmatched = Unmatched::Applies;
+    type Spec = Spec;
+    type Plan = Plan;
+
+    fn compile(spec: Spec, scope: &mut dyn Scope) -> Result<Plan, Vec<Problem>> {
+        let mut problems = Vec::new();
+        if spec.0.is_empty() || spec.0.len() > MAX_ENTRIES {
+            let message = format!("found {} entries, expected 1 to {MAX_ENTRIES}", spec.0.len());
+            problems.push(Problem::error(FieldPath::default(), Reason::PolicyInvalid, message));
+        }
+        let entries = spec.0.into_iter().enumerate();
+        let entries: Vec<_> = entries
+            .filter_map(|(index, spec)| {
+                let mut own = Vec::new();
+                let at = FieldPath::default().index(index);
+                let entry = Entry::compile(spec, &at, scope, &mut own);
+                problems.extend(own.into_iter().map(|problem| problem.under(&at)));
+                entry
+            })
+            .collect();
+        if problems.is_empty() { Ok(Plan(entries.into())) } else { Err(problems) }
+    }
+}
+
+impl Entry {
+    /// Problems carry paths relative to the entry, which stands `at` its place.
+    fn compile(
+        spec: EntrySpec,
+        at: &FieldPath,
+        scope: &mut dyn Scope,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Self> {
+        let mut refuse = |path: FieldPath, message: String| {
+            problems.push(Problem::error(path, Reason::PolicyInvalid, message));
+        };
+        let mut on = Vec::new();
+        for (index, text) in spec.on.iter().enumerate() {
+            match On::read(text) {
+                Ok(found) => on.extend(found),
+                Err(message) => refuse(FieldPath::new("on").index(index), message),
+            }
+        }
+        if spec.on.is_empty() {
+            on.push(On::Status(500, 599));
+        }
+        let status = spec.status.map(|status| {
+            let known = u16::try_from(status).ok().filter(|status| (200..600).contains(status));
+            known.and_then(|status| StatusCode::from_u16(status).ok())
+        });
+        if status == Some(None) {
+            refuse(FieldPath::new("status"), "found no status of an answer, expected 200 to 599".into());
+        }
+        let content_type = spec.content_type.as_deref().map(HeaderValue::from_str);
+        if let Some(Err(_)) = content_type {
+            refuse(FieldPath::new("contentType"), "write a media type like text/html; charset=utf-8".into());
+        }
+        if spec.content_type.is_some() && spec.text.is_none() {
+            refuse(FieldPath::new("contentType"), TYPE_OF_NOTHING.into());
+        }
+        if spec.text.as_ref().is_some_and(|text| text.len() > MAX_TEXT) {
+            refuse(FieldPath::new("text"), format!("it is longer than {MAX_TEXT} bytes"));
+        }
+        let edits = spec.headers.unwrap_or_default();
+        for (list, fields) in [("set", &edits.set), ("add", &edits.add)] {
+            for (index, field) in fields.iter().enumerate() {
+                if field.value.replace("$${", "").contains("${") {
+                    let path = FieldPath::new("headers").field(list).index(index).field("value");
+                    let message =
+                        "expressions (${...}) are not supported in answers; write $${ for the text ${";
+                    refuse(path, message.into());
+                }
+            }
+        }
+        let headers = HeaderEdits::new(&edits, &REQUEST, scope, problems);
+        let content = match &spec.text {
+            None => None,
+            Some(text) => {
+                // What is wrong with it is told by whoever proves it.
+                let template = scope.template(at.field("text"), text, &FAILURE)?;
+                let media = content_type.and_then(Result::ok);
+                let escaping = Escaping::of(spec.content_type.as_deref());
+                Some(Content { template, media, escaping })
+            }
+        };
+        Some(Self { on: on.into(), origin: spec.origin, status: status.flatten(), headers, content })
+    }
+
+    fn fits(&self, kind: Option<ErrorKind>, status: u16) -> bool {
+        let origin = if kind.is_some() { Origin::Gateway } else { Origin::Backend };
+        self.origin.is_none_or(|wanted| wanted == origin) && self.on.iter().any(|on| on.fits(kind, status))
+    }
+}
+
+impl FilterKind for Errors {
+    const RING: Ring = Ring::Errors;
+
+    fn link(plan: &Plan, _: &dyn Keep) -> Arc<dyn Filter> {
+        Arc::new(plan.clone())
+    }
+}
+
+impl Filter for Plan {
+    fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
+        // By the time of the answer the request has gone to the backend.
+        let request = &exchange.request;
+        exchange.asker = Some(Box::new(Asker {
+            method: request.method().clone(),
+            uri: request.uri().clone(),
+            accept: request.headers().get(http::header::ACCEPT).cloned(),
+        }));
+        Decision::Continue
+    }
+
+    fn response<'a>(&'a self, exchange: &'a mut Exchange, response: Response) -> Outcome<'a> {
+        let (kind, status) = (response.extensions().get::<ErrorKind>().copied(), response.status().as_u16());
+        if kind.is_none() && (status < 400 || exchange.fixed_answer) {
+            return Outcome::Ready(response);
+        }
+        let Some(entry) = self.0.iter().find(|entry| entry.fits(kind, status)) else {
+            return Outcome::Ready(response);
+        };
+        let is_head = exchange.asker.as_ref().is_some_and(|asker| asker.method == Method::HEAD);
+        let (mut told, left) = answer::replaced(entry, exchange, response, kind);
+        entry.headers.apply(told.headers_mut(), super::header_edits::Filled::default());
+        match left {
+            Some(body) if !is_head => Outcome::Wait(Box::pin(async move {
+                answer::read_out(body).await;
+                told
+            })),
+            _ => Outcome::Ready(told),
+        }
+    }
+}
