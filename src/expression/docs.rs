@@ -14,7 +14,7 @@ const BEGIN: &str =
 pub fn reference() -> String {
     let mut text = format!("{BEGIN}\n## Variables\n\n| name | type | is |\n| --- | --- | --- |\n");
     variables(&REQUEST, &mut text);
-    text += "\n### In the text of `errors`\n\nThere, `request` is what is still known of it:\n\n| name | type | is |\n| --- | --- | --- |\n";
+    text += "\n### In `errors`\n\nThere, `request` is what is still known of it:\n\n| name | type | is |\n| --- | --- | --- |\n";
     variables(&FAILURE, &mut text);
     text += "\n## Macros\n\n| macro | gives |\n| --- | --- |\n";
     for (form, help) in MACROS {

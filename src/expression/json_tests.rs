@@ -16,7 +16,7 @@ fn answered(user: &str) -> Exchange {
     let mut headers = HeaderMap::new();
     headers.insert("x-page", HeaderValue::from_static("2"));
     let body = Some(Arc::new(RawJson::new(user.to_owned()).expect(user)));
-    let user = Called { status: Some(StatusCode::OK), headers, body, failure: None };
+    let user = Called { status: Some(StatusCode::OK), headers, body, failure: None, cause: None };
     let gone = Called { failure: Some("BackendTimeout"), ..Called::default() };
     exchange.calls = vec![user, Called::default(), gone];
     exchange

@@ -74,8 +74,10 @@ enum Value {
 }
 
 /// The values of fields whose templates are filled in, in the order of the fields.
+///
+/// None: there is no value for it, and no field.
 #[derive(Debug, Default)]
-pub struct Filled(Vec<HeaderValue>);
+pub struct Filled(Vec<Option<HeaderValue>>);
 
 impl HeaderEdits {
     /// Proves what is written at `headers`; problems carry paths from there. What expressions may read is in
@@ -86,7 +88,17 @@ impl HeaderEdits {
         scope: &mut dyn Scope,
         problems: &mut Vec<Problem>,
     ) -> Self {
-        let at = FieldPath::new("headers");
+        Self::at(FieldPath::new("headers"), spec, environment, scope, problems)
+    }
+
+    /// The same for what is written elsewhere in the member.
+    pub fn at(
+        at: FieldPath,
+        spec: &HeadersSpec,
+        environment: &'static Environment,
+        scope: &mut dyn Scope,
+        problems: &mut Vec<Problem>,
+    ) -> Self {
         let mut edits = Edits { problems, environment, scope, seen: Vec::new() };
         let remove: Vec<_> = spec
             .remove
@@ -132,10 +144,19 @@ impl HeaderEdits {
         let mut filled = Filled::default();
         for (_, value) in self.set.iter().chain(&self.add) {
             if let Value::Filled(template) = value {
-                filled.0.push(template.header(subject)?);
+                filled.0.push(Some(template.header(subject)?));
             }
         }
         Ok(filled)
+    }
+
+    /// The same where a field without a value is better than no answer.
+    pub fn fill_what_can_be(&self, subject: &Subject<'_>) -> Filled {
+        let values = self.set.iter().chain(&self.add).filter_map(|(_, value)| match value {
+            Value::Filled(template) => Some(template.header(subject).ok()),
+            Value::Fixed(_) => None,
+        });
+        Filled(values.collect())
     }
 
     pub fn apply(&self, headers: &mut HeaderMap, filled: Filled) {
@@ -145,11 +166,12 @@ impl HeaderEdits {
         let mut filled = filled.0.into_iter();
         let mut value = |value: &Value| match value {
             Value::Fixed(value) => Some(value.clone()),
-            Value::Filled(_) => filled.next(),
+            Value::Filled(_) => filled.next().flatten(),
         };
         for (name, written) in &self.set {
-            if let Some(value) = value(written) {
-                headers.insert(name, value);
+            match value(written) {
+                Some(value) => drop(headers.insert(name, value)),
+                None => drop(headers.remove(name)),
             }
         }
         for (name, written) in &self.add {

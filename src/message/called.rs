@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use http::{HeaderMap, StatusCode};
 
-use crate::message::RawJson;
+use crate::message::{FailureCause, RawJson};
 
 /// A call that is over, or was never made.
 #[derive(Clone, Debug, Default)]
@@ -16,4 +16,6 @@ pub struct Called {
     pub body: Option<Arc<RawJson>>,
     /// Why it failed. None: it did not, or was not made.
     pub failure: Option<&'static str>,
+    /// What lies behind it, where the answer does without the call.
+    pub cause: Option<FailureCause>,
 }

@@ -61,7 +61,7 @@ pub struct Hop {
     answered: Cell<Option<(SocketAddr, Duration)>>,
     /// Tries after the first.
     pub retries: Cell<u8>,
-    /// Of an aggregation: `orders=BackendTimeout, …`
+    /// Of an aggregation: `orders=BackendTimeout, user=InvalidResponse (the answer is …), …`
     failed_calls: RefCell<String>,
 }
 
@@ -186,12 +186,15 @@ impl Hop {
         let _ = self.asked.set((backend.clone(), Instant::now()));
     }
 
-    pub fn call_failed(&self, call: &str, reason: &str) {
+    pub fn call_failed(&self, call: &str, reason: &str, cause: Option<&FailureCause>) {
         let mut calls = self.failed_calls.borrow_mut();
         if !calls.is_empty() {
             calls.push_str(", ");
         }
         calls.extend([call, "=", reason]);
+        if let Some(cause) = cause {
+            calls.extend([" (", cause.as_str(), ")"]);
+        }
     }
 
     pub fn answered(&self, endpoint: SocketAddr) {

@@ -287,10 +287,10 @@ async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Re
 
 /// Counts what the calls came to, and tells the log of those that failed.
 fn note_calls(way: &Way<'_>, plan: &AggregatePlan, exchange: &Exchange) {
-    for (call, outcome) in aggregate::outcomes(plan, exchange) {
+    for (call, outcome, cause) in aggregate::outcomes(plan, exchange) {
         way.rule.stats.called(way.connection.worker.index, call, outcome);
         if let Some(hop) = way.hop.filter(|_| outcome != aggregate::OK && outcome != aggregate::SKIPPED) {
-            hop.call_failed(call, outcome);
+            hop.call_failed(call, outcome, cause);
         }
     }
 }

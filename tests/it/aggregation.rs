@@ -392,6 +392,6 @@ fn the_access_log_names_the_calls_that_failed() {
     assert_eq!(gateway.get("shop.example", "/users/1/home").status, 200);
     until("the line", || {
         let lines = std::fs::read_to_string(&log).unwrap_or_default();
-        lines.contains("\"failed_calls\":\"orders=InvalidResponse\"").then_some(())
+        lines.contains("\"failed_calls\":\"orders=InvalidResponse (the answer is ").then_some(())
     });
 }

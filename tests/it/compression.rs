@@ -58,7 +58,7 @@ async fn ask(gateway: &Gateway, method: &str, fields: &str) -> (String, Vec<u8>)
 }
 
 /// The data of all whole chunks, and whether the last one is there.
-fn unchunked(mut rest: &[u8]) -> (Vec<u8>, bool) {
+pub(super) fn unchunked(mut rest: &[u8]) -> (Vec<u8>, bool) {
     let mut data = Vec::new();
     loop {
         let Some(end) = rest.windows(2).position(|window| window == b"\r\n") else { return (data, false) };
@@ -75,7 +75,7 @@ fn unchunked(mut rest: &[u8]) -> (Vec<u8>, bool) {
 }
 
 /// As much as can be unpacked of it.
-fn unpacked(coding: &str, bytes: &[u8]) -> Vec<u8> {
+pub(super) fn unpacked(coding: &str, bytes: &[u8]) -> Vec<u8> {
     let mut plain = Vec::new();
     let read = match coding {
         "gzip" => flate2::read::GzDecoder::new(bytes).read_to_end(&mut plain),

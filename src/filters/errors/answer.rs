@@ -10,18 +10,22 @@ use http::header::{
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::Entry;
-use crate::expression::{Fault, Subject, Template};
-use crate::message::{
-    Body, ErrorKind, Exchange, Failed, FailureDocument, FailureForm, Response, escape_html,
-};
+use crate::expression::{Expression, Fault, Subject, Template};
+use crate::message::{Body, ErrorKind, Exchange, FailureDocument, FailureForm, Response, escape_html};
 
 /// What a body is made of.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Content {
-    pub template: Template,
-    /// None: as the client likes.
-    pub media: Option<HeaderValue>,
-    pub escaping: Escaping,
+pub enum Content {
+    Text {
+        template: Template,
+        /// None: as the client likes.
+        media: Option<HeaderValue>,
+        escaping: Escaping,
+    },
+    Json {
+        body: Expression,
+        media: HeaderValue,
+    },
 }
 
 /// What a filled-in value must not do.
@@ -38,6 +42,8 @@ pub enum Escaping {
 const KEPT: [HeaderName; 4] = [RETRY_AFTER, WWW_AUTHENTICATE, PROXY_AUTHENTICATE, ALLOW];
 /// A failed answer is read to its end within these, so that its connection can be used again.
 const READ: usize = 16 << 10;
+/// The largest body that an expression can make.
+const MAX_JSON: usize = 64 << 10;
 const PATIENCE: Duration = Duration::from_millis(50);
 
 impl Escaping {
@@ -68,7 +74,7 @@ impl Escaping {
 /// The answer, and what is left of a backend's, to be read out.
 pub fn replaced(
     entry: &Entry,
-    exchange: &mut Exchange,
+    exchange: &Exchange,
     response: Response,
     kind: Option<ErrorKind>,
 ) -> (Response, Option<Body>) {
@@ -79,11 +85,6 @@ pub fn replaced(
     if entry.content.is_none() && !(is_gateway && parts.status != before) {
         return (Response::from_parts(parts, body), None);
     }
-    exchange.failed = Some(Failed {
-        status: before.as_u16(),
-        reason: kind.map_or("", ErrorKind::as_str),
-        origin: if is_gateway { "Gateway" } else { "Backend" },
-    });
     let accept = exchange.asker.as_ref().and_then(|asker| asker.accept.as_ref());
     let form = FailureForm::of(accept);
     let title = parts.status.canonical_reason().unwrap_or("Error");
@@ -106,7 +107,7 @@ pub fn replaced(
                 tracing::debug!(%fault, "the text of an error cannot be filled in");
                 document(title)
             }
-            Ok(text) => match (&content.media, form) {
+            Ok(text) => match (content.media(), form) {
                 (Some(media), _) => (media.clone(), text),
                 (None, FailureForm::Text) => (HeaderValue::from_static(form.content_type()), text),
                 (None, FailureForm::Problem | FailureForm::Page) => document(&text),
@@ -145,8 +146,24 @@ pub async fn read_out(body: Body) {
 }
 
 impl Content {
+    const fn media(&self) -> Option<&HeaderValue> {
+        match self {
+            Self::Text { media, .. } => media.as_ref(),
+            Self::Json { media, .. } => Some(media),
+        }
+    }
+
     fn fill(&self, exchange: &Exchange) -> Result<String, Fault> {
-        let escaping = if self.media.is_some() { self.escaping } else { Escaping::None };
-        self.template.text(&Subject { exchange }, |filled, value| escaping.put(filled, value))
+        let subject = Subject { exchange };
+        match self {
+            Self::Json { body, .. } => {
+                let json = body.json(&subject, MAX_JSON)?;
+                Ok(String::from_utf8(json).expect("JSON is written as text"))
+            }
+            Self::Text { template, media, escaping } => {
+                let escaping = if media.is_some() { *escaping } else { Escaping::None };
+                template.text(&subject, |filled, value| escaping.put(filled, value))
+            }
+        }
     }
 }

@@ -19,8 +19,8 @@ use self::answer::{Content, Escaping};
 use self::on::On;
 use super::contract::{Decision, Filter, FilterKind, Keep, Member, Outcome, Ring, Scope, Unmatched};
 use super::header_edits::{HeaderEdits, HeadersSpec};
-use crate::expression::{FAILURE, REQUEST};
-use crate::message::{Asker, ErrorKind, Exchange, Response};
+use crate::expression::{FAILURE, Kind, Subject};
+use crate::message::{Asker, ErrorKind, Exchange, Failed, Response};
 use crate::values::{FieldPath, Problem, Reason};
 
 pub struct Errors;
@@ -33,7 +33,10 @@ pub struct Spec(pub Vec<EntrySpec>);
 /// Replaces status, header fields and body of a failure; what is not given stays.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = ("!has(self.contentType) || has(self.text)", TYPE_OF_NOTHING))]
+#[x_kube(
+    validation = ("!has(self.contentType) || has(self.text) || has(self.body)", TYPE_OF_NOTHING),
+    validation = ("!has(self.text) || !has(self.body)", TWO_BODIES)
+)]
 pub struct EntrySpec {
     /// Reasons (Timeout), statuses (404) and ranges (4xx, 502-504); 5xx by default.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -50,7 +53,7 @@ pub struct EntrySpec {
     /// Header fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub headers: Option<HeadersSpec>,
-    /// Media type of `text`; without it JSON, HTML or text, as the client likes.
+    /// Media type; without it text becomes JSON, HTML or text, as the client likes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 3, max = 255), regex(pattern = MEDIA_TYPE))]
     pub content_type: Option<String>,
@@ -58,6 +61,10 @@ pub struct EntrySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = MAX_TEXT))]
     pub text: Option<String>,
+    /// CEL whose value is the body, as JSON.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 2048))]
+    pub body: Option<String>,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
@@ -72,7 +79,10 @@ const ON: &str = "^([A-Z][A-Za-z]+|[45]xx|[45][0-9]{2}(-[45][0-9]{2})?)$";
 /// A media type with parameters (RFC 9110 section 8.3.1).
 const MEDIA_TYPE: &str =
     "^[-A-Za-z0-9!#$%&'+.^_`|~]+/[-A-Za-z0-9!#$%&'+.^_`|~]+( *; *[-A-Za-z0-9]+=[-A-Za-z0-9\"]+)*$";
-const TYPE_OF_NOTHING: &str = "contentType is the type of text; give both";
+const TYPE_OF_NOTHING: &str = "contentType is the type of text or body; give one of them, too";
+const TWO_BODIES: &str = "text and body are both the body; give one of them";
+const NOT_JSON: &str =
+    "body gives JSON; leave the type out, or write application/json or one that ends with +json";
 
 impl JsonSchema for Spec {
     fn schema_name() -> std::borrow::Cow<'static, str> {
@@ -121,7 +131,7 @@ impl Member for Errors {
                 let mut own = Vec::new();
                 let at = FieldPath::default().index(index);
                 let entry = Entry::compile(spec, &at, scope, &mut own);
-                problems.extend(own.into_iter().map(|problem| problem.under(&at)));
+                problems.append(&mut own);
                 entry
             })
             .collect();
@@ -130,7 +140,7 @@ impl Member for Errors {
 }
 
 impl Entry {
-    /// Problems carry paths relative to the entry, which stands `at` its place.
+    /// What is written `at` its place in the member.
     fn compile(
         spec: EntrySpec,
         at: &FieldPath,
@@ -161,32 +171,34 @@ impl Entry {
         if let Some(Err(_)) = content_type {
             refuse(FieldPath::new("contentType"), "write a media type like text/html; charset=utf-8".into());
         }
-        if spec.content_type.is_some() && spec.text.is_none() {
+        if spec.content_type.is_some() && spec.text.is_none() && spec.body.is_none() {
             refuse(FieldPath::new("contentType"), TYPE_OF_NOTHING.into());
+        }
+        if spec.text.is_some() && spec.body.is_some() {
+            refuse(FieldPath::new("body"), TWO_BODIES.into());
+        }
+        let escaping = Escaping::of(spec.content_type.as_deref());
+        if spec.body.is_some() && spec.content_type.is_some() && escaping != Escaping::Json {
+            refuse(FieldPath::new("contentType"), NOT_JSON.into());
         }
         if spec.text.as_ref().is_some_and(|text| text.len() > MAX_TEXT) {
             refuse(FieldPath::new("text"), format!("it is longer than {MAX_TEXT} bytes"));
         }
+        *problems = std::mem::take(problems).into_iter().map(|problem| problem.under(at)).collect();
         let edits = spec.headers.unwrap_or_default();
-        for (list, fields) in [("set", &edits.set), ("add", &edits.add)] {
-            for (index, field) in fields.iter().enumerate() {
-                if field.value.replace("$${", "").contains("${") {
-                    let path = FieldPath::new("headers").field(list).index(index).field("value");
-                    let message =
-                        "expressions (${...}) are not supported in answers; write $${ for the text ${";
-                    refuse(path, message.into());
-                }
-            }
-        }
-        let headers = HeaderEdits::new(&edits, &REQUEST, scope, problems);
-        let content = match &spec.text {
-            None => None,
-            Some(text) => {
-                // What is wrong with it is told by whoever proves it.
+        let headers = HeaderEdits::at(at.field("headers"), &edits, &FAILURE, scope, problems);
+        let media = content_type.and_then(Result::ok);
+        // What is wrong with either is told by whoever proves it.
+        let content = match (&spec.text, &spec.body) {
+            (None, None) => None,
+            (Some(text), _) => {
                 let template = scope.template(at.field("text"), text, &FAILURE)?;
-                let media = content_type.and_then(Result::ok);
-                let escaping = Escaping::of(spec.content_type.as_deref());
-                Some(Content { template, media, escaping })
+                Some(Content::Text { template, media, escaping })
+            }
+            (None, Some(body)) => {
+                let body = scope.expression(at.field("body"), body, &FAILURE, Kind::ANY)?;
+                let media = media.unwrap_or(HeaderValue::from_static("application/json"));
+                Some(Content::Json { body, media })
             }
         };
         Some(Self { on: on.into(), origin: spec.origin, status: status.flatten(), headers, content })
@@ -227,8 +239,14 @@ impl Filter for Plan {
             return Outcome::Ready(response);
         };
         let is_head = exchange.asker.as_ref().is_some_and(|asker| asker.method == Method::HEAD);
+        exchange.failed = Some(Failed {
+            status,
+            reason: kind.map_or("", ErrorKind::as_str),
+            origin: if kind.is_some() { "Gateway" } else { "Backend" },
+        });
         let (mut told, left) = answer::replaced(entry, exchange, response, kind);
-        entry.headers.apply(told.headers_mut(), super::header_edits::Filled::default());
+        let filled = entry.headers.fill_what_can_be(&Subject { exchange });
+        entry.headers.apply(told.headers_mut(), filled);
         match left {
             Some(body) if !is_head => Outcome::Wait(Box::pin(async move {
                 answer::read_out(body).await;

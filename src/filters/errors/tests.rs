@@ -137,6 +137,50 @@ async fn what_cannot_be_filled_in_is_a_problem_document() {
 }
 
 #[tokio::test]
+async fn a_body_is_what_its_expression_gives() {
+    let body = "{'code': error.status, 'what': error.reason, 'from': request.path, 'ids': [request.id, 1.5]}";
+    for (given, media) in
+        [(None, "application/json"), (Some("application/vnd.x+json"), "application/vnd.x+json")]
+    {
+        let mut spec = json!([{"on": ["Reset"], "status": 503, "body": body}]);
+        if let Some(given) = given {
+            spec[0]["contentType"] = given.into();
+        }
+        let filters: [Arc<dyn Filter>; 1] = [Arc::new(compile(spec).expect("valid"))];
+        let mut exchange = exchange("/a\"b", 0, Rc::new(FakeOutbound::default()));
+        let response =
+            run(&filters, &mut exchange, failure, async |_: &mut Exchange| of(ErrorKind::Reset)).await;
+        assert_eq!(
+            (response.status().as_u16(), &response.headers()["content-type"]),
+            (503, &media.parse().expect("a value"))
+        );
+        let (bytes, _) = response.into_body().read(1 << 20).await.expect("small");
+        let told: Value = serde_json::from_slice(&bytes).expect("JSON");
+        let id = "00000000000000000000000000000000";
+        assert_eq!(told, json!({"code": 502, "what": "Reset", "from": "/a\"b", "ids": [id, 1.5]}));
+    }
+    let (status, _, told) =
+        told(json!([{"body": "{'a': identity.claims.nothing}"}]), "*/*", answer(503)).await;
+    let problem: Value = serde_json::from_str(&told).expect("JSON");
+    assert_eq!((status, &problem["title"]), (503, &json!("Service Unavailable")));
+}
+
+#[tokio::test]
+async fn fields_tell_of_the_failure_and_one_without_a_value_is_left_out() {
+    let spec = json!([{"headers": {
+        "set": [{"name": "x-was", "value": "${error.status} ${error.origin}"}, {"name": "x-powered-by", "value": "${path.nothing}"}],
+        "add": [{"name": "x-id", "value": "${request.id}"}],
+    }}]);
+    let filters: [Arc<dyn Filter>; 1] = [Arc::new(compile(spec).expect("valid"))];
+    let mut exchange = exchange("/", 0, Rc::new(FakeOutbound::default()));
+    let response = run(&filters, &mut exchange, failure, async |_: &mut Exchange| answer(503)).await;
+    let field = |name: &str| response.headers().get(name).map(|value| value.to_str().expect("ASCII"));
+    assert_eq!(field("x-was"), Some("503 Backend"));
+    assert_eq!(field("x-id"), Some("00000000000000000000000000000000"));
+    assert_eq!(field("x-powered-by"), None);
+}
+
+#[tokio::test]
 async fn the_first_entry_that_fits_decides() {
     let spec = json!([
         {"on": ["503"], "origin": "Backend", "contentType": "text/plain", "text": "theirs"},
@@ -188,8 +232,10 @@ fn what_makes_no_sense_is_refused() {
         (json!({"status": 600, "text": "x"}), "[0].status"),
         (json!({"contentType": "text/plain"}), "[0].contentType"),
         (json!({"text": "x".repeat(MAX_TEXT + 1)}), "[0].text"),
+        (json!({"text": "x", "body": "'x'"}), "[0].body"),
+        (json!({"contentType": "text/html", "body": "'x'"}), "[0].contentType"),
         (
-            json!({"headers": {"set": [{"name": "x-a", "value": "${request.id}"}]}}),
+            json!({"headers": {"set": [{"name": "x-a", "value": "${request.id}\n"}]}}),
             "[0].headers.set[0].value",
         ),
         (json!({"headers": {"set": [{"name": "content-length", "value": "1"}]}}), "[0].headers.set[0].name"),

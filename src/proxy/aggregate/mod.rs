@@ -20,7 +20,7 @@ use tokio::time::Instant;
 use self::ask::Begun;
 use self::hear::{Heard, Room};
 use crate::filters::Keep;
-use crate::message::{Called, ErrorKind, Exchange, LocalFuture, ProxyError, Request, Response};
+use crate::message::{Called, ErrorKind, Exchange, FailureCause, LocalFuture, ProxyError, Request, Response};
 use crate::route_map::{AggregatePlan, CallPlan, OnError, WeightedTarget};
 use crate::values::BackendId;
 
@@ -99,18 +99,18 @@ pub async fn answer(
     answer::make(plan, exchange)
 }
 
-/// What each call came to: ok, skipped, or the reason of its failure.
-pub fn outcomes<'p>(
+/// What each call came to: ok, skipped, or the reason of its failure and what lies behind it.
+pub fn outcomes<'p, 'e>(
     plan: &'p AggregatePlan,
-    exchange: &Exchange,
-) -> impl Iterator<Item = (&'p Arc<str>, &'static str)> {
+    exchange: &'e Exchange,
+) -> impl Iterator<Item = (&'p Arc<str>, &'static str, Option<&'e FailureCause>)> {
     plan.calls.iter().zip(&exchange.calls).map(|(plan, call)| {
         let outcome = match (call.failure, call.status) {
             (Some(reason), _) => reason,
             (None, Some(_)) => OK,
             (None, None) => SKIPPED,
         };
-        (&plan.name, outcome)
+        (&plan.name, outcome, call.cause.as_ref())
     })
 }
 
@@ -172,7 +172,8 @@ impl<'p> Run<'p> {
         let (plan, call) = (&self.plan.calls[place], &mut exchange.calls[place]);
         let Failure { mut error, status } = match heard {
             Ok(Heard { status, headers, body }) => {
-                *call = Called { status: Some(status), headers, body: Some(body), failure: None };
+                *call =
+                    Called { status: Some(status), headers, body: Some(body), failure: None, cause: None };
                 return Ok(());
             }
             Err(failure) => failure,
@@ -186,6 +187,9 @@ impl<'p> Run<'p> {
             error = &error as &dyn std::error::Error,
             "a call of an aggregation failed"
         );
+        if matches!(plan.on_error, OnError::Value(_) | OnError::Omit) {
+            call.cause = error.cause.as_ref().map(|cause| FailureCause::of(&**cause));
+        }
         match &plan.on_error {
             OnError::Fail => Err(error),
             OnError::Status(status) => {

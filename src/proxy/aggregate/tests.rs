@@ -283,7 +283,7 @@ async fn the_failure_of_a_required_call_is_the_answer_and_ends_the_others() {
         assert_eq!(began.elapsed(), Duration::from_millis(5));
         assert_eq!(case.backends.under_way.get(), 0, "nothing runs on");
         let told: Vec<_> =
-            outcomes(&case.plan, &exchange).map(|(name, outcome)| (&**name, outcome)).collect();
+            outcomes(&case.plan, &exchange).map(|(name, outcome, _)| (&**name, outcome)).collect();
         assert_eq!(told, [("user", "CallFailed"), ("slow", CANCELLED)]);
     }
     let gone = Case::new(&[("gone", &[], "/gone", OnError::Fail)]);
@@ -377,7 +377,7 @@ async fn a_call_has_its_own_time_and_all_have_one_end() {
         Ok((200, "orders, late".to_owned(), "{\"user\":1,\"orders\":[]}".to_owned()))
     );
     assert_eq!(began.elapsed(), Duration::from_millis(500));
-    let told: Vec<_> = outcomes(&case.plan, &exchange).map(|(_, outcome)| outcome).collect();
+    let told: Vec<_> = outcomes(&case.plan, &exchange).map(|(_, outcome, _)| outcome).collect();
     assert_eq!(told, ["ok", "BackendTimeout", "BackendTimeout"]);
     let case = case.says("user", 60_000, 200, "1");
     let mut exchange = case.exchange();
