@@ -2,23 +2,21 @@
 //!
 //! Exits with 1 when a goal is missed: 25 µs a KiB for what is right, 2 ms for what is wrong, of whatever form.
 
+#[path = "measure/filters.rs"]
+mod filters;
 #[path = "measure/request.rs"]
 mod request;
 #[path = "measure/time.rs"]
 mod time;
 
-use std::any::Any;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use http::{HeaderValue, Method, header};
-use portcullis::compile::{HostnameClaims, LoopbackHosts, Memo, Options, compile};
-use portcullis::filters::{Decision, Filter, Keep, REGISTRY};
+use portcullis::filters::{Decision, Filter};
 use portcullis::message::{Exchange, Request};
-use portcullis::snapshot::{Manifest, Snapshot};
-use portcullis::values::ObjectName;
 use serde_json::{Value, json};
 
 use self::time::{millis, timed};
@@ -76,51 +74,9 @@ fn each(filter: &dyn Filter, body: &str, rounds: usize, passes: bool) -> f64 {
     millis(spent) / rounds as f64
 }
 
-/// As the compiler makes it.
 fn filter(schema: &Value) -> Arc<dyn Filter> {
-    let name = ObjectName::new("shop", "orders");
-    let spec = json!({
-        "hostnames": ["shop.example"],
-        "rules": [{
-            "name": "a", "policy": {"validation": {"maxBodySize": "2Mi", "bodySchema": {"inline": schema}}},
-            "respond": {"status": 204}
-        }]
-    });
-    let manifest = Manifest {
-        name: name.clone(),
-        uid: "".into(),
-        generation: 1,
-        created: None,
-        spec: spec.to_string().into(),
-        status: None,
-        origin: None,
-    };
-    let mut world = Snapshot::default();
-    world.routes.insert(name, Arc::new(manifest));
-    let options = Options {
-        class_name: "portcullis".into(),
-        namespace: "platform".into(),
-        hostnames: HostnameClaims::FirstCome,
-        loopback: LoopbackHosts::Refused,
-        served: None,
-        has_store: false,
-    };
-    let (compiled, _) = compile(&world, &options, Memo::default());
-    let host = compiled.map.host("shop.example").expect("served");
-    let (place, plan) = &host.table.entries()[0].rule.filters[0];
-    REGISTRY[*place].link.expect("a filter")(plan, &Forgetful)
-}
-
-struct Forgetful;
-
-impl Keep for Forgetful {
-    fn state(
-        &self,
-        _: &str,
-        make: &mut dyn FnMut() -> Arc<dyn Any + Send + Sync>,
-    ) -> Arc<dyn Any + Send + Sync> {
-        make()
-    }
+    let policy = json!({"validation": {"maxBodySize": "2Mi", "bodySchema": {"inline": schema}}});
+    filters::filters(&policy).into_iter().next().expect("one filter")
 }
 
 fn orders_schema() -> Value {

@@ -16,7 +16,7 @@ use super::gateway_policy::LoweredPolicy;
 use super::gateway_route::not_permitted;
 use super::question::Asker;
 use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
-use crate::expression::{Environment, Expression, Kind, KnownCalls, Refused, Template};
+use crate::expression::{Environment, Expression, Kind, KnownCalls, REQUEST, Refused, Template};
 use crate::filters::{
     AnyPlan, Applies, Combine, Derive, OwnHost, PathChange, REGISTRY, RetryPlan, Ring, Scope, Selection,
     TimeoutsPlan,
@@ -186,7 +186,7 @@ pub(super) fn path_change(
     problems: &mut Vec<Problem>,
 ) -> Option<PathChange> {
     let mut asking = Asking { asker, holder, budget, calls: None, asked: Vec::new(), problems: Vec::new() };
-    let change = PathChange::new(spec, at, Reason::Invalid, &mut asking);
+    let change = PathChange::new(spec, at, Reason::Invalid, &REQUEST, &mut asking);
     problems.append(&mut asking.problems);
     change.map_err(|problem| problems.extend(problem)).ok()
 }

@@ -112,8 +112,8 @@ impl<'e> Checker<'e> {
         if let Some(variable) = self.variable(name) {
             return match &variable.content {
                 Content::Value(field) => Ok((Work::Read(field), field.kind)),
-                Content::Record(fields) => {
-                    let fields: Vec<_> = fields.iter().map(|field| field.name).collect();
+                Content::Record(_) => {
+                    let fields: Vec<_> = self.fields(name).map(|field| field.name).collect();
                     let message =
                         format!("{name} alone is no value; name one of its fields: {}", fields.join(", "));
                     Err(Refused::at(at, message))
@@ -129,7 +129,12 @@ impl<'e> Checker<'e> {
             return Ok((Work::Constant(Constant::Type(name)), Kind::One(Scalar::Type)));
         }
         let known = self.locals.iter().map(|(name, _)| *name);
-        let known = known.chain(self.environment.variables.iter().map(|variable| variable.name));
+        let variables = self.environment.variables;
+        // A name may stand for more than one table.
+        let is_first =
+            |place: usize| variables[..place].iter().all(|known| known.name != variables[place].name);
+        let known = known
+            .chain((0..variables.len()).filter(|place| is_first(*place)).map(|place| variables[place].name));
         let known = known.chain(self.calls.into_iter().flat_map(KnownCalls::over));
         Err(Refused::at(at, format!("there is no {name:?}{}", hint(name, known))))
     }
@@ -156,13 +161,13 @@ impl<'e> Checker<'e> {
         if self.local(record).is_some() {
             return Ok(None);
         }
-        let Some(Variable { content: Content::Record(fields), .. }) = self.variable(record) else {
+        if self.fields(record).next().is_none() {
             return Ok(None);
-        };
-        match fields.iter().find(|field| field.name == name) {
+        }
+        match self.fields(record).find(|field| field.name == name) {
             Some(field) => Ok(Some(field)),
             None => {
-                let known = fields.iter().map(|field| field.name);
+                let known = self.fields(record).map(|field| field.name);
                 Err(Refused::at(at + 1, format!("{record} has no field {name:?}{}", hint(name, known))))
             }
         }
@@ -389,6 +394,16 @@ impl<'e> Checker<'e> {
 
     fn variable(&self, name: &str) -> Option<&'static Variable> {
         self.environment.variables.iter().find(|variable| variable.name == name)
+    }
+
+    /// The fields of a record: of all tables of its name, as an environment may know more of it than another does.
+    fn fields(&self, record: &str) -> impl Iterator<Item = &'static Field> {
+        let variables = self.environment.variables.iter().filter(move |variable| variable.name == record);
+        let fields = variables.filter_map(|variable| match variable.content {
+            Content::Record(fields) => Some(fields),
+            Content::Value(_) => None,
+        });
+        fields.flatten()
     }
 }
 

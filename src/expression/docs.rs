@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use super::check::{MACROS, MAX_PATTERNS};
-use super::environment::{Content, Environment, FAILURE, Field, REQUEST};
+use super::environment::{ANSWER, ASKED_BODY, Content, FAILURE, Field, REQUEST, Variable};
 use super::functions::{FUNCTIONS, Function};
 use super::{MAX_DEPTH, MAX_NODES, MAX_SOURCE, MAX_STEPS};
 
@@ -13,9 +13,15 @@ const BEGIN: &str =
 /// All that expressions may name, and their limits.
 pub fn reference() -> String {
     let mut text = format!("{BEGIN}\n## Variables\n\n| name | type | is |\n| --- | --- | --- |\n");
-    variables(&REQUEST, &mut text);
+    variables(REQUEST.variables, &mut text);
+    text +=
+        "\nWhere a request is changed (`request`), besides:\n\n| name | type | is |\n| --- | --- | --- |\n";
+    variables(&[ASKED_BODY], &mut text);
+    text +=
+        "\nWhere an answer is changed (`response`), besides:\n\n| name | type | is |\n| --- | --- | --- |\n";
+    variables(&[ANSWER], &mut text);
     text += "\n### In `errors`\n\nThere, `request` is what is still known of it:\n\n| name | type | is |\n| --- | --- | --- |\n";
-    variables(&FAILURE, &mut text);
+    variables(FAILURE.variables, &mut text);
     text += "\n## Macros\n\n| macro | gives |\n| --- | --- |\n";
     for (form, help) in MACROS {
         writeln!(text, "| `{form}` | {help} |").expect("text takes all");
@@ -43,11 +49,11 @@ pub fn reference() -> String {
     text
 }
 
-fn variables(environment: &Environment, text: &mut String) {
+fn variables(variables: &[Variable], text: &mut String) {
     let mut line = |name: String, field: &Field| {
         writeln!(text, "| `{name}` | {} | {} |", field.kind, field.help).expect("text takes all");
     };
-    for variable in environment.variables {
+    for variable in variables {
         match &variable.content {
             Content::Value(field) => line(variable.name.to_owned(), field),
             Content::Record(fields) => {

@@ -5,7 +5,7 @@ use super::fault::Why;
 use super::kind::{Kind, Scalar};
 use super::lookup::Lookup;
 use super::value::{List, Map, Value};
-use crate::message::{Asker, Exchange, Failed};
+use crate::message::{Answered, Asker, Exchange, Failed};
 
 /// The variables that an expression may use.
 #[derive(Debug)]
@@ -46,6 +46,9 @@ pub enum Keys {
     LowerCase,
 }
 
+/// The field that holds a body: whoever reads it, holds it.
+pub const BODY: &str = "body";
+
 /// What an expression is about.
 #[derive(Clone, Copy)]
 pub struct Subject<'v> {
@@ -53,30 +56,17 @@ pub struct Subject<'v> {
 }
 
 /// Of a request before it is sent on.
-pub static REQUEST: Environment = Environment {
-    variables: &[
-        Variable { name: "request", content: Content::Record(OF_REQUEST) },
-        PATH,
-        Variable { name: "identity", content: Content::Record(OF_IDENTITY) },
-        Variable { name: "client", content: Content::Record(OF_CLIENT) },
-        Variable { name: "route", content: Content::Record(OF_ROUTE) },
-        NOW,
-    ],
-};
+pub static REQUEST: Environment = Environment { variables: &[ASKED, PATH, IDENTITY, CLIENT, ROUTE, NOW] };
 
-/// Of a failure: the request has gone, and a few things are known of it.
-pub static FAILURE: Environment = Environment {
-    variables: &[
-        Variable { name: "error", content: Content::Record(OF_ERROR) },
-        Variable { name: "request", content: Content::Record(OF_ASKER) },
-        PATH,
-        Variable { name: "identity", content: Content::Record(OF_IDENTITY) },
-        Variable { name: "client", content: Content::Record(OF_CLIENT) },
-        Variable { name: "route", content: Content::Record(OF_ROUTE) },
-        NOW,
-    ],
-};
+/// Of a request whose body is read as well.
+pub static WHOLE_REQUEST: Environment =
+    Environment { variables: &[ASKED, PATH, IDENTITY, CLIENT, ROUTE, NOW, ASKED_BODY] };
 
+/// Of an answer, and of the request that brought it.
+pub static RESPONSE: Environment =
+    Environment { variables: &[ASKED, PATH, IDENTITY, CLIENT, ROUTE, NOW, ANSWER] };
+
+const ASKED: Variable = Variable { name: "request", content: Content::Record(OF_REQUEST) };
 const PATH: Variable = Variable {
     name: "path",
     content: Content::Value(Field {
@@ -87,7 +77,9 @@ const PATH: Variable = Variable {
         read: |subject| lookup(Lookup::Captures(&subject.exchange.captures)),
     }),
 };
-
+const IDENTITY: Variable = Variable { name: "identity", content: Content::Record(OF_IDENTITY) };
+const CLIENT: Variable = Variable { name: "client", content: Content::Record(OF_CLIENT) };
+const ROUTE: Variable = Variable { name: "route", content: Content::Record(OF_ROUTE) };
 const NOW: Variable = Variable {
     name: "now",
     content: Content::Value(Field {
@@ -100,6 +92,34 @@ const NOW: Variable = Variable {
             now.map(Value::Timestamp).map_err(|_| Why::Overflow)
         },
     }),
+};
+/// More of `request`, where it is changed.
+pub(super) const ASKED_BODY: Variable = Variable {
+    name: "request",
+    content: Content::Record(&[Field {
+        name: BODY,
+        kind: Kind::ANY,
+        help: "Its JSON body; null where there is none",
+        keys: Keys::AsTheyAre,
+        read: |subject| {
+            subject.exchange.request_body.as_ref().map(|body| Value::Raw(body.root())).ok_or(Why::NoSuchKey)
+        },
+    }]),
+};
+/// Of answers alone.
+pub(super) const ANSWER: Variable = Variable { name: "response", content: Content::Record(OF_ANSWER) };
+
+/// Of a failure: the request has gone, and a few things are known of it.
+pub static FAILURE: Environment = Environment {
+    variables: &[
+        Variable { name: "error", content: Content::Record(OF_ERROR) },
+        Variable { name: "request", content: Content::Record(OF_ASKER) },
+        PATH,
+        IDENTITY,
+        CLIENT,
+        ROUTE,
+        NOW,
+    ],
 };
 
 const OF_ERROR: &[Field] = &[
@@ -247,6 +267,37 @@ const OF_ROUTE: &[Field] = &[
     }),
 ];
 
+const OF_ANSWER: &[Field] = &[
+    Field {
+        name: "status",
+        kind: Kind::INT,
+        help: "Status of the backend's answer",
+        keys: Keys::AsTheyAre,
+        read: |subject| answered(subject).map(|answer| Value::Int(answer.status.as_u16().into())),
+    },
+    Field {
+        keys: Keys::LowerCase,
+        ..map("headers", Kind::Map(Scalar::Text), "Its header fields, as those of `request`", |subject| {
+            lookup(Lookup::Headers(&answered(subject)?.headers))
+        })
+    },
+    Field {
+        keys: Keys::LowerCase,
+        ..map("headerValues", Kind::MAP, "All lines of each of its header fields", |subject| {
+            lookup(Lookup::HeaderValues(&answered(subject)?.headers))
+        })
+    },
+    Field {
+        name: BODY,
+        kind: Kind::ANY,
+        help: "Its JSON body",
+        keys: Keys::AsTheyAre,
+        read: |subject| {
+            answered(subject)?.body.as_ref().map(|body| Value::Raw(body.root())).ok_or(Why::NoSuchKey)
+        },
+    },
+];
+
 const fn text(
     name: &'static str,
     help: &'static str,
@@ -270,6 +321,10 @@ fn failed(subject: Subject<'_>) -> Result<Failed, Why> {
 
 fn asker(subject: Subject<'_>) -> Result<&Asker, Why> {
     subject.exchange.asker.as_deref().ok_or(Why::NoSuchKey)
+}
+
+fn answered(subject: Subject<'_>) -> Result<&Answered, Why> {
+    subject.exchange.answered.as_deref().ok_or(Why::NoSuchKey)
 }
 
 fn query(subject: Subject<'_>) -> &str {

@@ -39,7 +39,9 @@ use std::sync::Arc;
 
 pub use calls::KnownCalls;
 pub use docs::reference;
-pub use environment::{Content, Environment, FAILURE, Field, Keys, REQUEST, Subject, Variable};
+pub use environment::{
+    BODY, Content, Environment, FAILURE, Field, Keys, REQUEST, RESPONSE, Subject, Variable, WHOLE_REQUEST,
+};
 pub use fault::{Fault, MAX_STEPS, Why};
 pub use kind::{Kind, Scalar};
 pub use parse::{MAX_DEPTH, MAX_NODES, MAX_SOURCE};
@@ -124,6 +126,11 @@ impl Expression {
 
     fn opened<'v>(&'v self, subject: &Subject<'v>) -> Result<Value<'v>, Fault> {
         self.evaluate(subject)?.opened(&mut Meter::new()).map_err(|why| Fault { at: 0, why })
+    }
+
+    /// Whether it reads a field of this name, of whatever variable.
+    pub fn reads(&self, field: &str) -> bool {
+        self.root.reads(field)
     }
 
     pub fn source(&self) -> &str {

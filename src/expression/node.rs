@@ -41,6 +41,30 @@ pub(super) enum Work {
     Loop(Box<Loop>),
 }
 
+impl Node {
+    /// Whether a field of this name is read of any variable.
+    pub fn reads(&self, name: &str) -> bool {
+        let any = |nodes: &[Self]| nodes.iter().any(|node| node.reads(name));
+        match &self.work {
+            Work::Read(field) | Work::HasRead(field) => field.name == name,
+            Work::Constant(_) | Work::Call(..) | Work::HasCall(..) | Work::Local(_) => false,
+            Work::Select(of, _)
+            | Work::Has(of, _)
+            | Work::Not(of)
+            | Work::Negate(of)
+            | Work::Matches(of, _) => of.reads(name),
+            Work::Index(both) | Work::Binary(_, both) => any(&both[..]),
+            Work::Choose(three) => any(&three[..]),
+            Work::And(nodes) | Work::Or(nodes) | Work::List(nodes) | Work::Apply(_, nodes) => any(nodes),
+            Work::Map(entries) => entries.iter().any(|entry| any(&entry[..])),
+            Work::Loop(walk) => {
+                let parts = walk.condition.iter().chain(&walk.result);
+                walk.over.reads(name) || parts.into_iter().any(|node| node.reads(name))
+            }
+        }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Loop {
     pub kind: Macro,

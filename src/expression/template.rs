@@ -93,6 +93,11 @@ impl Template {
         self.parts.iter().filter(|part| matches!(part, Part::Value(_))).count()
     }
 
+    /// Whether one of them reads a field of this name.
+    pub fn reads(&self, field: &str) -> bool {
+        self.parts.iter().any(|part| matches!(part, Part::Value(expression) if expression.reads(field)))
+    }
+
     /// The text, where it holds no expression.
     pub fn as_text(&self) -> Option<&str> {
         match &*self.parts {
@@ -254,6 +259,10 @@ impl PathTemplate {
             }
         }
         Ok(filled)
+    }
+
+    pub fn reads(&self, field: &str) -> bool {
+        self.0.reads(field)
     }
 
     pub fn source(&self) -> &str {

@@ -34,9 +34,14 @@ where
         None => action(exchange).await,
     };
     for filter in filters[..outside].iter().rev() {
-        response = match filter.response(exchange, response) {
+        let mut outcome = filter.response(exchange, response);
+        while let Outcome::Wait(waiting) = outcome {
+            outcome = waiting.await;
+        }
+        response = match outcome {
             Outcome::Ready(response) => response,
-            Outcome::Wait(waiting) => waiting.await,
+            Outcome::Fail(error) => answer(&error),
+            Outcome::Wait(_) => unreachable!("it is waited for above"),
         };
     }
     response

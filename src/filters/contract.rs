@@ -157,7 +157,15 @@ pub trait Filter: Send + Sync {
 /// What a filter makes of an answer.
 pub enum Outcome<'a> {
     Ready(Response),
-    Wait(LocalFuture<'a, Response>),
+    /// The answer is the gateway's own, in the place of the one that came.
+    Fail(Box<ProxyError>),
+    Wait(LocalFuture<'a, Outcome<'static>>),
+}
+
+impl From<ProxyError> for Outcome<'_> {
+    fn from(error: ProxyError) -> Self {
+        Self::Fail(Box::new(error))
+    }
 }
 
 /// What a member may ask while it is compiled. Implemented by the compiler, which records each question and answer,

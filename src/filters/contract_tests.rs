@@ -247,7 +247,8 @@ impl Filter for Upper {
         Outcome::Wait(Box::pin(async move {
             let (parts, body) = response.into_parts();
             let (bytes, _) = body.read(self.limit).await.expect("small");
-            Response::from_parts(parts, Body::Full(Bytes::from(bytes.to_ascii_uppercase())))
+            let bytes = Bytes::from(bytes.to_ascii_uppercase());
+            Outcome::Ready(Response::from_parts(parts, Body::Full(bytes)))
         }))
     }
 }

@@ -424,7 +424,7 @@ mod tests {
         }
         match plan.response(&mut exchange, response) {
             Outcome::Ready(response) => response,
-            Outcome::Wait(_) => panic!("it need not wait"),
+            Outcome::Fail(_) | Outcome::Wait(_) => panic!("it need not wait"),
         }
     }
 

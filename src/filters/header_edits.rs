@@ -33,6 +33,35 @@ pub struct HeadersSpec {
         )
     )]
     pub remove: Vec<String>,
+    /// Fields that get another name, after remove and before set.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Atomic)]
+    pub rename: Vec<RenameHeaderSpec>,
+}
+
+/// Another name for a header field.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct RenameHeaderSpec {
+    /// Name that it has, in any case.
+    #[schemars(length(min = 1, max = 256), regex(pattern = TOKEN))]
+    #[x_kube(
+        validation = (
+            "!(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'upgrade', 'te', 'trailer', 'keep-alive']) && !self.lowerAscii().startsWith('proxy-') && !self.lowerAscii().startsWith('x-portcullis-')",
+            NOT_OURS
+        )
+    )]
+    pub from: String,
+    /// Name that it gets; a field that has it goes.
+    #[schemars(length(min = 1, max = 256), regex(pattern = TOKEN))]
+    #[x_kube(
+        validation = (
+            "!(self.lowerAscii() in ['host', 'content-length', 'transfer-encoding', 'connection', 'upgrade', 'te', 'trailer', 'keep-alive']) && !self.lowerAscii().startsWith('proxy-') && !self.lowerAscii().startsWith('x-portcullis-')",
+            NOT_OURS
+        )
+    )]
+    pub to: String,
 }
 
 /// A header field.
@@ -63,6 +92,7 @@ const NOT_OURS: &str = "Host (use host), Content-Length, Transfer-Encoding, Conn
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct HeaderEdits {
     remove: Box<[HeaderName]>,
+    rename: Box<[(HeaderName, HeaderName)]>,
     set: Box<[(HeaderName, Value)]>,
     add: Box<[(HeaderName, Value)]>,
 }
@@ -111,6 +141,20 @@ impl HeaderEdits {
                 Some(name)
             })
             .collect();
+        let rename: Vec<_> = spec
+            .rename
+            .iter()
+            .enumerate()
+            .filter_map(|(index, rename)| {
+                let path = at.field("rename").index(index);
+                let names = [(&rename.from, path.field("from")), (&rename.to, path.field("to"))];
+                let [from, to] = names.map(|(name, path)| {
+                    let name = edits.name(name, &path)?;
+                    edits.once(&name, &path).map(|()| name)
+                });
+                Some((from?, to?))
+            })
+            .collect();
         let set: Vec<_> = spec
             .set
             .iter()
@@ -133,7 +177,13 @@ impl HeaderEdits {
             }
             add.push((name, value));
         }
-        Self { remove: remove.into(), set: set.into(), add: add.into() }
+        Self { remove: remove.into(), rename: rename.into(), set: set.into(), add: add.into() }
+    }
+
+    /// Whether a template reads a field of this name.
+    pub fn reads(&self, field: &str) -> bool {
+        let mut values = self.set.iter().chain(&self.add);
+        values.any(|(_, value)| matches!(value, Value::Filled(template) if template.reads(field)))
     }
 
     /// What the templates are filled with: before anything is changed.
@@ -159,9 +209,24 @@ impl HeaderEdits {
         Filled(values.collect())
     }
 
+    /// Whether what is done depends on the message.
+    pub fn has_expressions(&self) -> bool {
+        self.set.iter().chain(&self.add).any(|(_, value)| matches!(value, Value::Filled(_)))
+    }
+
     pub fn apply(&self, headers: &mut HeaderMap, filled: Filled) {
         for name in &self.remove {
             headers.remove(name);
+        }
+        for (from, to) in &self.rename {
+            let values: Vec<_> = headers.get_all(from).iter().cloned().collect();
+            if !values.is_empty() {
+                headers.remove(from);
+                headers.remove(to);
+                for value in values {
+                    headers.append(to, value);
+                }
+            }
         }
         let mut filled = filled.0.into_iter();
         let mut value = |value: &Value| match value {
@@ -333,6 +398,7 @@ mod tests {
             remove: vec!["Cookie".into()],
             set: vec![field("X-A", "1")],
             add: vec![field("X-B", "1"), field("X-B", "2")],
+            ..HeadersSpec::default()
         };
         let mut headers = HeaderMap::new();
         for (name, value) in [("cookie", "a"), ("cookie", "b"), ("x-a", "0"), ("x-a", "9"), ("x-b", "0")] {
@@ -361,8 +427,10 @@ mod tests {
                 set: vec![field(name, "x")],
                 add: vec![field(name, "x")],
                 remove: vec![name.into()],
+                rename: vec![RenameHeaderSpec { from: name.into(), to: "x".into() }],
             };
-            let expected = ["headers.remove[0]", "headers.set[0].name", "headers.add[0].name"];
+            let expected =
+                ["headers.remove[0]", "headers.rename[0].from", "headers.set[0].name", "headers.add[0].name"];
             assert_eq!(edits(&spec), Err(expected.map(str::to_owned).into()), "{name}");
         }
     }

@@ -4,12 +4,17 @@
 mod asked;
 mod authentication;
 mod authorization;
+mod body_patch;
+#[cfg(test)]
+mod body_transform_tests;
 mod chain;
+mod changed_body;
 mod contract;
 #[cfg(test)]
 mod contract_tests;
 mod fetched;
 mod header_edits;
+mod held;
 mod offload;
 mod path_change;
 mod query_edits;
@@ -21,6 +26,7 @@ mod errors;
 mod ext_auth;
 mod ip_access;
 mod limits;
+mod media;
 mod rate_limits;
 mod request;
 mod response;

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::contract::Scope;
-use crate::expression::{Fault, PathTemplate, REQUEST, Subject};
+use crate::expression::{Environment, Fault, PathTemplate, Subject};
 use crate::message::Exchange;
 use crate::values::{FieldPath, PathRewrite, PathRewriteSpec, Problem, Reason};
 
@@ -14,7 +14,8 @@ pub enum PathChange {
 }
 
 impl PathChange {
-    /// Proves what is written `at` a field; `reason` is what it is called if it is wrong.
+    /// Proves what is written `at` a field; `reason` is what it is called if it is wrong. What expressions may read is in
+    /// `environment`.
     ///
     /// # Errors
     /// What is wrong; `None` where `scope` has told it.
@@ -22,6 +23,7 @@ impl PathChange {
         spec: &PathRewriteSpec,
         at: &FieldPath,
         reason: Reason,
+        environment: &'static Environment,
         scope: &mut dyn Scope,
     ) -> Result<Self, Option<Problem>> {
         let Some(text) = spec.as_template() else {
@@ -31,7 +33,7 @@ impl PathChange {
             return PathRewrite::new(spec).map(Self::Rewrite).map_err(wrong);
         };
         let at = at.field("template");
-        let template = scope.template(at.clone(), text, &REQUEST).ok_or(None)?;
+        let template = scope.template(at.clone(), text, environment).ok_or(None)?;
         let wrong = |error: crate::values::InvalidPathRewrite| {
             Some(Problem::error(at.clone(), reason, format!("around its expressions: {error}")))
         };
@@ -42,6 +44,14 @@ impl PathChange {
         match self {
             Self::Rewrite(rewrite) => rewrite.replaces_prefix(),
             Self::Template(_) => false,
+        }
+    }
+
+    /// Whether an expression reads a field of this name.
+    pub fn reads(&self, field: &str) -> bool {
+        match self {
+            Self::Rewrite(_) => false,
+            Self::Template(template) => template.reads(field),
         }
     }
 

@@ -135,6 +135,12 @@ impl QueryEdits {
         Self { gone: gone.into(), appended: appended.into() }
     }
 
+    /// Whether an expression reads a field of this name.
+    pub fn reads(&self, field: &str) -> bool {
+        let mut appended = self.appended.iter();
+        appended.any(|appended| matches!(appended, Appended::Filled(_, template) if template.reads(field)))
+    }
+
     /// The new query. What is not changed stays byte for byte, in its order.
     ///
     /// # Errors

@@ -17,8 +17,9 @@ pub static REGISTRY: &[Row] = &[
     filter::<ip_access::IpAccess>(),
     filter::<limits::Limits>(),
     filter::<rate_limits::RateLimits>(),
-    filter::<request::Request>(),
+    // Keeps what was asked before it is changed.
     filter::<response::Response>(),
+    filter::<request::Request>(),
     setting::<retry::Retry>(),
     filter::<security_headers::SecurityHeaders>(),
     setting::<timeouts::Timeouts>(),

@@ -76,7 +76,23 @@ fn what_cannot_be_done_is_policy_invalid_where_it_stands() {
         ("request", json!({"host": "*.a.example"}), "host"),
         ("request", json!({"headers": {"set": [{"name": "Host", "value": "a"}]}}), "headers.set[0].name"),
         ("response", json!({"headers": {"remove": ["connection"]}}), "headers.remove[0]"),
-        ("response", json!({"status": 200}), ""),
+        ("response", json!({"status": 304}), "status"),
+        ("response", json!({"status": 199}), "status"),
+        ("response", json!({"bodyPatch": {}}), "bodyPatch"),
+        ("request", json!({"bodyPatch": {"remove": ["a"]}}), "bodyPatch.remove[0]"),
+        ("request", json!({"body": "1", "bodyPatch": {"remove": ["/a"]}}), "body"),
+        ("response", json!({"body": "1", "bodyPatch": {"remove": ["/a"]}}), "body"),
+        ("request", json!({"headers": {"rename": [{"from": "Host", "to": "x"}]}}), "headers.rename[0].from"),
+        (
+            "response",
+            json!({"headers": {"rename": [{"from": "x", "to": "content-length"}]}}),
+            "headers.rename[0].to",
+        ),
+        (
+            "request",
+            json!({"headers": {"rename": [{"from": "a", "to": "b"}], "set": [{"name": "B", "value": "1"}]}}),
+            "headers.set[0].name",
+        ),
     ] {
         let problems = linked(member, &spec).err().expect("refused");
         assert_eq!(problems[0].path.as_str(), path, "{spec}");
@@ -175,12 +191,14 @@ fn templates_are_checked_where_they_stand() {
         ("request", json!({"host": "${request.host}"}), "host"),
         (
             "response",
-            json!({"headers": {"set": [{"name": "a", "value": "${identity.id}"}]}}),
+            json!({"headers": {"set": [{"name": "a", "value": "${identity.id}\n"}]}}),
             "headers.set[0].value",
         ),
     ] {
         let problems = linked(member, &spec).err().expect("refused");
         assert_eq!(problems[0].path.as_str(), path, "{spec}");
     }
-    assert!(linked("response", &json!({"headers": {"set": [{"name": "a", "value": "$${x}"}]}})).is_ok());
+    for value in ["$${x}", "${response.status} for ${identity.id} at ${request.path}"] {
+        assert!(linked("response", &json!({"headers": {"set": [{"name": "a", "value": value}]}})).is_ok());
+    }
 }

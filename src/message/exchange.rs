@@ -6,9 +6,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
-use crate::message::{Called, Client, Compressed, ErrorKind, Identity, Outbound, Request, Wished};
+use crate::message::{Called, Client, Compressed, ErrorKind, Identity, Outbound, RawJson, Request, Wished};
 use crate::telemetry::{Consulted, Limited, Ruling};
 
 /// Sixteen random bytes that name a request in answers and logs.
@@ -117,6 +118,15 @@ impl Drop for Place {
     }
 }
 
+/// An answer as expressions read it.
+#[derive(Debug)]
+pub struct Answered {
+    pub status: StatusCode,
+    pub headers: HeaderMap,
+    /// Where it was read.
+    pub body: Option<Arc<RawJson>>,
+}
+
 /// The context of one request. `request` is what will go to the backend: filters change it in place.
 pub struct Exchange {
     pub request: Request,
@@ -162,6 +172,12 @@ pub struct Exchange {
     pub body_failure: Option<Rc<Cell<Option<ErrorKind>>>>,
     /// The calls of an aggregation, in the order of its plan. Empty: it is none, or has not begun.
     pub calls: Vec<Called>,
+    /// The head of `request` as it came, where something asks about it once it is gone.
+    pub asked: Option<Box<Request>>,
+    /// The body of `request`, while something asks about it.
+    pub request_body: Option<Arc<RawJson>>,
+    /// What came of it, while something asks about that.
+    pub answered: Option<Box<Answered>>,
     pub outbound: Rc<dyn Outbound>,
 }
 
@@ -202,6 +218,9 @@ impl Exchange {
             deadline: None,
             body_failure: None,
             calls: Vec::new(),
+            asked: None,
+            request_body: None,
+            answered: None,
             outbound,
         }
     }

@@ -7,6 +7,7 @@ mod called;
 mod client;
 mod client_certificate;
 mod coding;
+mod decoding;
 mod error;
 mod exchange;
 mod failure;
@@ -20,9 +21,10 @@ pub use called::Called;
 pub use client::{Client, Protocol, Scheme};
 pub use client_certificate::ClientCertificate;
 pub use coding::{Coding, Compressed, Wished};
+pub use decoding::Undecodable;
 pub use error::{ErrorKind, ProxyError, Side, Violation};
 pub use exchange::{
-    Asker, Captures, ChargedLimits, Exchange, Failed, Labels, Place, Quota, Quotas, RequestId,
+    Answered, Asker, Captures, ChargedLimits, Exchange, Failed, Labels, Place, Quota, Quotas, RequestId,
 };
 pub use failure::{FailureCause, FailureDocument, FailureForm, escape_html};
 pub use identity::{Identity, IdentityKind, KnownIdentity};

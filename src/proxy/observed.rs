@@ -10,7 +10,6 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Instant;
 
 use super::account::Account;
 use super::live::LiveHost;
@@ -26,8 +25,8 @@ const PROGRESS: u64 = 1024;
 pub struct Upload {
     pub bytes: Cell<u64>,
     pub failure: Cell<Option<ErrorKind>>,
-    /// When it was read to its end.
-    pub ended: Cell<Option<Instant>>,
+    /// It was read to its end.
+    pub whole: Cell<bool>,
 }
 
 /// A request's body as the backend's connection reads it.
@@ -110,7 +109,7 @@ impl HttpBody for RequestBody {
             }
             Poll::Ready(Some(Err(error))) => self.fail(whose_fault(&error), BodyError::Connection(error)),
             Poll::Ready(None) => {
-                self.upload.ended.set(Some(Instant::now()));
+                self.upload.whole.set(true);
                 self.watch.body_came(true);
                 Poll::Ready(None)
             }
@@ -128,9 +127,7 @@ impl HttpBody for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        if self.upload.ended.get().is_none() && self.inner.is_end_stream() {
-            self.upload.ended.set(Some(Instant::now()));
-        }
+        self.upload.whole.set(self.upload.whole.get() || self.inner.is_end_stream());
         if self.watch.read_wait() == Wait::Body {
             self.watch.body_came(true);
         }
@@ -149,7 +146,6 @@ pub struct AnswerBody {
 
 impl AnswerBody {
     pub fn new(inner: Body, trailers: bool, watch: Rc<Watch>, account: Box<Account>) -> Self {
-        watch.streams();
         Self { inner, trailers, watch, account: Some(account) }
     }
 

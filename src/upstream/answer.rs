@@ -21,9 +21,8 @@ struct Streaming {
 /// `head` with a body that takes care of the connection that it comes from.
 pub(super) fn stream(head: http::Response<Incoming>, lease: Lease) -> Response {
     if head.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let mut head = head.map(|_| Body::Empty);
-        head.extensions_mut().insert(lease.release());
-        return head;
+        lease.release();
+        return head.map(|_| Body::Empty);
     }
     if head.body().is_end_stream() {
         lease.give_back();

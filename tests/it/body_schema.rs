@@ -4,6 +4,13 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 
+use bytes::Bytes;
+use futures_util::StreamExt;
+use http_body_util::StreamBody;
+use hyper::body::Frame;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+
 use super::harness::*;
 
 /// A backend that keeps what it hears, byte for byte, and answers once a request is whole.
@@ -215,4 +222,51 @@ fn a_schema_follows_its_config_map() {
     gateway.write("route.yaml", &manifests);
     until("422", || (ask() == 422).then_some(()));
     assert_eq!(heard.text(), "");
+}
+
+/// Over HTTP/2 a length need not be said, and a stream ends without its connection.
+#[tokio::test]
+async fn the_same_holds_over_http2() {
+    let heard = Heard::start();
+    let gateway = Gateway::start(&[("route.yaml", &manifests(&heard))]);
+    let socket = tokio::net::TcpStream::connect(gateway.http).await.expect("connects");
+    let (mut sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.expect("speaks HTTP/2");
+    tokio::spawn(connection);
+    let mut ask = async |fields: &[(&str, &str)], chunks: Vec<String>, ends: bool| {
+        let frames = chunks
+            .into_iter()
+            .map(|chunk| Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from(chunk))));
+        let rest = if ends {
+            futures_util::stream::empty().left_stream()
+        } else {
+            futures_util::stream::pending().right_stream()
+        };
+        let body = StreamBody::new(futures_util::stream::iter(frames).chain(rest));
+        let mut request =
+            http::Request::post("http://orders.test/whole").header("content-type", "application/json");
+        for (name, value) in fields {
+            request = request.header(*name, *value);
+        }
+        let sent = sender.send_request(request.body(body).expect("a request"));
+        tokio::time::timeout(PATIENCE, sent).await.expect("in time").expect("an answer").status().as_u16()
+    };
+    let large = || vec!["{\"sku\":\"".to_owned(), "x".repeat(700), "x".repeat(700)];
+    assert_eq!(ask(&[], vec!["{\"sk".into(), "u\":\"\", \"qty\":\"\"}".into()], true).await, 422);
+    assert_eq!(ask(&[], vec!["{\"sku\":".into()], true).await, 400, "cut");
+    assert_eq!(ask(&[], large(), false).await, 413, "as soon as too much has come");
+    assert_eq!(
+        ask(&[("content-length", "4096")], Vec::new(), false).await,
+        413,
+        "before a byte of it was sent"
+    );
+    assert_eq!(
+        ask(&[("content-encoding", "gzip")], Vec::new(), false).await,
+        415,
+        "before a byte of it was sent"
+    );
+    assert_eq!(heard.text(), "", "nothing of it went on");
+    let body = format!("{{\"sku\":1,\"z\":{END}");
+    assert_eq!(ask(&[], vec![body.clone()], true).await, 200);
+    assert!(heard.text().ends_with(&format!("\r\n\r\n{body}")), "{:?}", heard.text());
 }

@@ -49,3 +49,4 @@ mod redis_groups;
 mod retries;
 mod tokens;
 mod trailers;
+mod transforms;

@@ -98,7 +98,7 @@ impl Filter for Probe {
             let (mut parts, body) = response.into_parts();
             let (bytes, _) = body.read(1 << 10).await.expect("small");
             parts.headers.insert("x-shouted", HeaderValue::from_static("1"));
-            Response::from_parts(parts, Body::Full(bytes.to_ascii_uppercase().into()))
+            Outcome::Ready(Response::from_parts(parts, Body::Full(bytes.to_ascii_uppercase().into())))
         }))
     }
 }

@@ -250,7 +250,7 @@ impl Filter for Plan {
         match left {
             Some(body) if !is_head => Outcome::Wait(Box::pin(async move {
                 answer::read_out(body).await;
-                told
+                Outcome::Ready(told)
             })),
             _ => Outcome::Ready(told),
         }

@@ -20,9 +20,10 @@ use http_body::{Body as _, Frame, SizeHint};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use self::body::{BodySchema, BodySchemaSpec, IsJson, is_json};
+use self::body::{BodySchema, BodySchemaSpec};
 use self::parameter::{Parameter, ParameterSpec};
 use super::contract::{Combine, Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
+use super::media::{IsJson, is_json};
 use crate::message::{Body, BodyError, ErrorKind, Exchange, ProxyError, Violation};
 use crate::values::{ByteSize, FieldPath, Problem, Reason};
 

@@ -3,7 +3,6 @@
 //! Invariants: a body is held whole, within the rule's bound and within what all held bodies together may take, and goes
 //! on byte for byte as it came; what two readers may read differently is refused; a worker is not held by a large body.
 
-mod held;
 mod outline;
 mod paid;
 mod report;
@@ -14,7 +13,7 @@ mod tests;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::header::{ACCEPT_ENCODING, CONTENT_ENCODING};
+use http::header::ACCEPT_ENCODING;
 use http::{HeaderMap, HeaderValue, Method};
 use http_body::Frame;
 use http_body_util::StreamBody;
@@ -23,10 +22,11 @@ use schemars::{Schema as CrdSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use self::held::Held;
 use self::report::Told;
 use self::schema::{Effort, Schema, Wrong};
 use crate::filters::contract::{Decision, Keep, Scope};
+use crate::filters::held::{self, Held};
+use crate::filters::media::is_packed;
 use crate::filters::offload::Offload;
 use crate::message::{
     Body, BodyError, Document, ErrorKind, Exchange, JsonBounds, ProxyError, Request, Violation,
@@ -124,9 +124,7 @@ impl BodySchema {
     }
 
     pub fn link(&self, keep: &dyn Keep) -> Linked {
-        let held = keep.state("validation.held", &mut || Arc::new(Held::default()));
-        let held = held.downcast().expect("only this is kept under this name");
-        Linked { plan: self.clone(), held, offload: keep.offload() }
+        Linked { plan: self.clone(), held: Held::kept(keep), offload: keep.offload() }
     }
 }
 
@@ -147,8 +145,7 @@ impl Linked {
                 None => Decision::Continue,
             };
         }
-        let mut codings = request.headers().get_all(CONTENT_ENCODING).iter();
-        if codings.any(|coding| !coding.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity")) {
+        if is_packed(request.headers()) {
             // What it says unpacked, another reader may not find (RFC 9110 section 15.5.16).
             let error = ProxyError::new(ErrorKind::UnsupportedMediaType);
             return error.with_header(ACCEPT_ENCODING, HeaderValue::from_static("identity")).into();
@@ -166,7 +163,8 @@ impl Linked {
 
     async fn read(&self, request: &mut Request) -> Result<(), ProxyError> {
         let body = std::mem::take(request.body_mut());
-        let (bytes, trailers) = held::read(body, self.plan.most, &self.held).await?;
+        let (bytes, trailers) =
+            held::read(body, self.plan.most, &self.held).await.map_err(held::of_request)?;
         if bytes.is_empty() {
             if let Some(error) = missing(request.method()) {
                 return Err(error);
@@ -229,30 +227,4 @@ fn again(bytes: Bytes, trailers: Option<HeaderMap>) -> Body {
     let Some(trailers) = trailers else { return bytes.into() };
     let frames = [Frame::data(bytes), Frame::trailers(trailers)].map(Ok::<_, BodyError>);
     Body::stream(StreamBody::new(futures_util::stream::iter(frames)))
-}
-
-/// Whether the type of a body says that it is JSON (RFC 6839 section 3.1), in the one coding that JSON has.
-pub fn is_json(content_type: &str) -> IsJson {
-    let mut parts = content_type.split(';');
-    let essence = parts.next().unwrap_or_default().trim();
-    let Some((_, sub)) = essence.split_once('/') else { return IsJson::No };
-    let sub = sub.to_ascii_lowercase();
-    if sub != "json" && !sub.ends_with("+json") {
-        return IsJson::No;
-    }
-    let other_charset = parts.filter_map(|part| part.split_once('=')).any(|(name, value)| {
-        let value = value.trim().trim_matches('"');
-        name.trim().eq_ignore_ascii_case("charset")
-            && !value.eq_ignore_ascii_case("utf-8")
-            && !value.eq_ignore_ascii_case("us-ascii")
-    });
-    if other_charset { IsJson::OfAnotherCharset } else { IsJson::Yes }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IsJson {
-    Yes,
-    No,
-    /// RFC 8259 section 8.1 has UTF-8 alone; who reads it as something else reads another document.
-    OfAnotherCharset,
 }
