@@ -338,7 +338,7 @@ impl Connection {
 
     /// Whether the client may still be sending a body that nobody reads any more.
     fn still_reading(&self) -> bool {
-        self.reading.borrow().as_ref().is_some_and(|upload| !upload.whole.get())
+        self.reading.borrow().as_ref().is_some_and(|upload| upload.ended.get().is_none())
     }
 }
 

@@ -1,6 +1,7 @@
 //! The action `backendRefs`: a share of the requests to each backend, the head rewritten for the next hop, bodies
 //! streamed in both directions.
 
+use std::cell::Cell;
 use std::sync::Arc;
 
 use http::header::{self, HeaderMap, HeaderValue};
@@ -16,7 +17,7 @@ use super::request_head::{Intake, lists, strip_hop_by_hop};
 use super::tunnel::Pending;
 use crate::message::{ErrorKind, Exchange, FixedHost, ProxyError, Request, Response};
 use crate::route_map::{ForwardPlan, RetryPlan};
-use crate::upstream::{Answer, Backend, HeadLines, SendLimits, Tries};
+use crate::upstream::{Answer, Backend, HeadLines, Place, SendLimits, Tries};
 
 /// What the way to a backend needs beside the exchange.
 pub struct Way<'a> {
@@ -60,8 +61,9 @@ pub async fn answer(
     let limits = SendLimits {
         connect: plan.timeouts.connect,
         deadline: exchange.deadline,
+        whole: plan.timeouts.request,
         one_try: plan.timeouts.backend_request,
-        uploaded: upload.map(|upload| &upload.whole),
+        uploaded: upload.map(|upload| &upload.ended),
         tries: None,
     };
     if let Some(hop) = hop {
@@ -94,13 +96,11 @@ async fn again(
     limits: SendLimits<'_>,
     plan: &RetryPlan,
 ) -> Result<Answer, ProxyError> {
-    let (pools, tries) = (&way.connection.worker.pools, Tries::default());
+    let own = Cell::default();
+    let pools = &way.connection.worker.pools;
+    let tries = Tries::counted_in(way.hop.map_or(&own, |hop| &hop.retries));
     // Boxed: it is large, and rules without retries would carry the room for it.
-    let outcome = Box::pin(pools.send_retrying(backend, request, Some(lines), limits, plan, &tries)).await;
-    if let Some(hop) = way.hop {
-        hop.retries.set(tries.retries.get());
-    }
-    outcome
+    Box::pin(pools.send_retrying(backend, request, Some(lines), limits, plan, &tries)).await
 }
 
 /// What concerns this hop only: framing, an upgrade that we pass on, trailers.
@@ -142,13 +142,14 @@ fn switch(
     }
     let upstream =
         response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>().ok_or(ErrorKind::InvalidResponse)?;
+    let place = response.extensions_mut().remove::<Place>();
     let protocol = asked.clone();
     let headers = response.headers_mut();
     strip_hop_by_hop(headers);
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, protocol);
-    connection.tunnel.set(Some(Pending::new(upstream, plan.timeouts.tunnel_idle)));
+    connection.tunnel.set(Some(Pending::new(upstream, place, plan.timeouts.tunnel_idle)));
     Ok(response)
 }
 

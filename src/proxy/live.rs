@@ -218,7 +218,7 @@ impl Linker {
                 |known: &&Linked| Arc::ptr_eq(&known.backend.plan, plan) || known.backend.plan == *plan;
             let linked = match before.by_id.get(id).filter(same) {
                 Some(known) => known.clone(),
-                None => self.link_backend(id, plan, telemetry),
+                None => self.link_backend(id, plan, before.by_id.get(id), telemetry),
             };
             if let Some(set) = endpoints.remove(id) {
                 linked.backend.set_endpoints(set);
@@ -252,9 +252,18 @@ impl Linker {
         live
     }
 
-    fn link_backend(&mut self, id: &BackendId, plan: &Arc<BackendPlan>, telemetry: &Telemetry) -> Linked {
+    fn link_backend(
+        &mut self,
+        id: &BackendId,
+        plan: &Arc<BackendPlan>,
+        before: Option<&Linked>,
+        telemetry: &Telemetry,
+    ) -> Linked {
         let slot = self.slot(id);
-        let backend = Backend::new(plan.clone(), slot.index, telemetry.backend(&id.to_string()));
+        let backend = match before {
+            Some(before) => Backend::after(&before.backend, plan.clone()),
+            None => Backend::new(plan.clone(), slot.index, telemetry.backend(&id.to_string())),
+        };
         Linked { backend: Arc::new(backend), slot }
     }
 

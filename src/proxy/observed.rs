@@ -10,6 +10,7 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use tokio::time::Instant;
 
 use super::account::Account;
 use super::live::LiveHost;
@@ -25,8 +26,8 @@ const PROGRESS: u64 = 1024;
 pub struct Upload {
     pub bytes: Cell<u64>,
     pub failure: Cell<Option<ErrorKind>>,
-    /// It was read to its end.
-    pub whole: Cell<bool>,
+    /// When it was read to its end.
+    pub ended: Cell<Option<Instant>>,
 }
 
 /// A request's body as the backend's connection reads it.
@@ -109,7 +110,7 @@ impl HttpBody for RequestBody {
             }
             Poll::Ready(Some(Err(error))) => self.fail(whose_fault(&error), BodyError::Connection(error)),
             Poll::Ready(None) => {
-                self.upload.whole.set(true);
+                self.upload.ended.set(Some(Instant::now()));
                 self.watch.body_came(true);
                 Poll::Ready(None)
             }
@@ -127,7 +128,9 @@ impl HttpBody for RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
-        self.upload.whole.set(self.upload.whole.get() || self.inner.is_end_stream());
+        if self.upload.ended.get().is_none() && self.inner.is_end_stream() {
+            self.upload.ended.set(Some(Instant::now()));
+        }
         if self.watch.read_wait() == Wait::Body {
             self.watch.body_came(true);
         }
@@ -146,6 +149,7 @@ pub struct AnswerBody {
 
 impl AnswerBody {
     pub fn new(inner: Body, trailers: bool, watch: Rc<Watch>, account: Box<Account>) -> Self {
+        watch.streams();
         Self { inner, trailers, watch, account: Some(account) }
     }
 

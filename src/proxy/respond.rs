@@ -69,14 +69,14 @@ pub static TABLE: &[Row] = &[
     row(ErrorKind::BackendNotFound, 500, "The route's backend does not exist"),
     closing(ErrorKind::Internal, 500, "The gateway failed"),
     retry(ErrorKind::AuthorizerUnavailable, 503, "Who may pass cannot be decided now"),
-    retry(ErrorKind::Overloaded, 503, "The gateway is overloaded"),
+    retry(ErrorKind::Overloaded, 503, "Too many requests are under way"),
     retry(ErrorKind::Draining, 503, "The gateway is going away"),
     retry(ErrorKind::Starting, 503, "The gateway has not read its routes yet"),
     retry(ErrorKind::KeysUnavailable, 503, "Tokens cannot be checked now"),
     retry(ErrorKind::IntrospectionFailed, 503, "The token cannot be checked now"),
     retry(ErrorKind::StoreUnavailable, 503, "Limits cannot be checked now"),
     retry(ErrorKind::NoHealthyEndpoints, 503, "No backend is available"),
-    row(ErrorKind::ConnectFailure, 502, "The backend cannot be reached"),
+    retry(ErrorKind::ConnectFailure, 503, "The backend cannot be reached"),
     row(ErrorKind::ConnectTimeout, 504, "The backend cannot be reached in time"),
     row(ErrorKind::TlsFailure, 502, "The backend cannot be reached securely"),
     row(ErrorKind::AddressNotPermitted, 502, "The backend's address is not permitted"),
@@ -243,7 +243,8 @@ mod tests {
                 "KeysUnavailable",
                 "IntrospectionFailed",
                 "StoreUnavailable",
-                "NoHealthyEndpoints"
+                "NoHealthyEndpoints",
+                "ConnectFailure"
             ]
         );
         let response =

@@ -265,6 +265,9 @@ async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Re
     match &way.rule.rule.action {
         Action::Forward(plan) => {
             watch.set_answer_idle(plan.timeouts.idle);
+            if exchange.deadline.is_none() {
+                watch.streams();
+            }
             forward::answer(way, plan, exchange).await
         }
         Action::Aggregate(plan) => {

@@ -12,20 +12,23 @@ use tokio::time::Instant;
 use super::account::Account;
 use super::observed::Upload;
 use crate::lifecycle::{DrainSignal, Phase};
+use crate::upstream::Place;
 
 const BUFFER: usize = 16 << 10;
 
 /// A tunnel whose backend has agreed; it begins when the client has the 101.
 pub struct Pending {
     upstream: OnUpgrade,
+    /// What it takes up at its backend.
+    place: Option<Place>,
     idle: Option<Duration>,
     /// Of the request that asked for it: counted and logged when the tunnel ends.
     account: Option<Box<Account>>,
 }
 
 impl Pending {
-    pub fn new(upstream: OnUpgrade, idle: Option<Duration>) -> Self {
-        Self { upstream, idle, account: None }
+    pub fn new(upstream: OnUpgrade, place: Option<Place>, idle: Option<Duration>) -> Self {
+        Self { upstream, place, idle, account: None }
     }
 
     pub fn accounted(self, account: Box<Account>) -> Self {
@@ -60,6 +63,7 @@ pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, 
         download: Cell::new(0),
         account: RefCell::new(pending.account),
     };
+    let _place = pending.place;
     let Ok(upstream) = pending.upstream.await else { return };
     let (client_read, client_write) = tokio::io::split(client);
     let (upstream_read, upstream_write) = tokio::io::split(TokioIo::new(upstream));

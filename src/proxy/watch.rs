@@ -60,6 +60,10 @@ pub struct Watch {
     /// The answer's body, on its way from the backend to the connection.
     answering: Lane,
     answer_idle: Cell<Option<Duration>>,
+    /// Its bodies are a stream: who pauses is not late while anything moves, in either direction.
+    streams: Cell<bool>,
+    /// Counts what moved in bodies.
+    moved: Cell<u32>,
     /// Connections of HTTP/1: what follows an answer is the wait for another request.
     keeps_alive: Cell<bool>,
     /// HTTP/1: no answer is on its way, so whatever is written now is the parser's own (see `refusal`).
@@ -94,6 +98,8 @@ impl Watch {
             writing: lane(Wait::Nothing),
             answering: lane(Wait::Nothing),
             answer_idle: Cell::new(None),
+            streams: Cell::new(false),
+            moved: Cell::new(0),
             keeps_alive: Cell::new(false),
             quiet: Cell::new(true),
             ends_head: Cell::new(true),
@@ -159,6 +165,7 @@ impl Watch {
     /// Some of a body came; `progress` starts its time anew.
     pub fn body_came(&self, progress: bool) {
         self.reading.wait.set(Wait::Nothing);
+        self.moved.set(self.moved.get().wrapping_add(1));
         if progress {
             self.read_waits(Wait::Nothing);
         }
@@ -169,6 +176,13 @@ impl Watch {
         self.answer_comes();
         self.body_stalled.set(false);
         self.answer_stalled.set(false);
+        self.streams.set(false);
+    }
+
+    /// The answer's head is out, or nothing bounds the time until then: from now on [`Watch::set_answer_idle`] is for
+    /// both bodies.
+    pub fn streams(&self) {
+        self.streams.set(true);
     }
 
     /// How long the backend may be silent in the answer's body.
@@ -192,6 +206,7 @@ impl Watch {
     /// client has taken this one.
     pub fn answer_taken(&self) {
         self.answering.progress.set(self.answering.progress.get().wrapping_add(1));
+        self.moved.set(self.moved.get().wrapping_add(1));
         self.answering.wait.set(if self.keeps_alive.get() { Wait::Nothing } else { Wait::Writing });
     }
 
@@ -259,7 +274,9 @@ impl Watch {
             }
         }
         for lane in [&self.reading, &self.writing, &self.answering] {
-            let state = (lane.wait.get(), lane.progress.get());
+            let of_stream = self.streams.get() && matches!(lane.wait.get(), Wait::Body | Wait::Answer);
+            let progress = if of_stream { &self.moved } else { &lane.progress };
+            let state = (lane.wait.get(), progress.get());
             if lane.seen.replace(state) != state {
                 lane.since.set(now);
                 continue;
@@ -293,6 +310,7 @@ impl Watch {
             Wait::FirstByte => Some(limits.tls_handshake),
             Wait::Head => Some(limits.request_head),
             Wait::Idle => Some(limits.keep_alive_idle),
+            Wait::Body if self.streams.get() => self.answer_idle.get(),
             Wait::Body | Wait::Writing => Some(limits.progress),
             Wait::Answer => self.answer_idle.get(),
         }
@@ -434,6 +452,38 @@ mod tests {
         sweep.tick(&limits, None);
         assert!(watch.await_body(&Context::from_waker(Waker::noop())));
         assert_eq!(told(&watch), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_a_stream_either_side_may_pause_while_the_other_moves() {
+        let (sweep, limits, context) =
+            (Rc::new(Sweep::default()), Limits::default(), Context::from_waker(Waker::noop()));
+        let watch = sweep.watch(Wait::Nothing, None);
+        watch.set_answer_idle(Some(Duration::from_secs(60)));
+        watch.streams();
+        let waits = || watch.await_body(&context) || watch.await_answer(&context);
+        let pass = async |secs| {
+            sweep.tick(&limits, None);
+            tokio::time::advance(Duration::from_secs(secs)).await;
+            sweep.tick(&limits, None);
+        };
+        for _ in 0..5 {
+            assert!(!waits());
+            pass(40).await;
+            watch.body_came(false);
+            assert!(!waits());
+            pass(40).await;
+            watch.answer_taken();
+        }
+        assert!(!waits());
+        pass(59).await;
+        assert!(!waits(), "and not a second before");
+        pass(1).await;
+        assert!(watch.await_body(&context) && watch.await_answer(&context));
+        watch.request_begins();
+        assert!(!watch.await_body(&context));
+        pass(30).await;
+        assert!(watch.await_body(&context), "the control: no stream, and too slow");
     }
 
     #[test]

@@ -21,8 +21,9 @@ struct Streaming {
 /// `head` with a body that takes care of the connection that it comes from.
 pub(super) fn stream(head: http::Response<Incoming>, lease: Lease) -> Response {
     if head.status() == StatusCode::SWITCHING_PROTOCOLS {
-        lease.release();
-        return head.map(|_| Body::Empty);
+        let mut head = head.map(|_| Body::Empty);
+        head.extensions_mut().insert(lease.release());
+        return head;
     }
     if head.body().is_end_stream() {
         lease.give_back();

@@ -1,10 +1,12 @@
 //! A backend as all workers share it: its plan and where its requests can go now.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use http::StatusCode;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
@@ -15,8 +17,12 @@ use super::{Guard, connect};
 use crate::route_map::{BackendPlan, Balance, Endpoint, EndpointSet};
 use crate::telemetry::BackendStats;
 
-/// What an endpoint that gives no answer is taken to need for one.
+/// What an endpoint that gives no answer, or a server's error, is taken to need for one at least.
 const NO_ANSWER: Duration = Duration::from_secs(2);
+/// What is known of so many endpoints that left is kept in case they come back.
+const MAX_DEPARTED: usize = 256;
+/// Backends are numbered as they are made.
+static MADE: AtomicU64 = AtomicU64::new(0);
 
 #[derive(Debug)]
 pub struct Backend {
@@ -28,6 +34,9 @@ pub struct Backend {
     pub(super) security: Security,
     budget: RetryBudget,
     endpoints: ArcSwap<Endpoints>,
+    /// Held by who ejects an endpoint, which is seldom: how many others are left must not change meanwhile.
+    ejecting: Mutex<()>,
+    number: u64,
 }
 
 /// Where requests can go now, and what is known of each place, in the same order.
@@ -35,23 +44,54 @@ pub struct Backend {
 pub(super) struct Endpoints {
     pub set: EndpointSet,
     pub healths: Vec<Arc<Health>>,
+    /// Of endpoints that left, as long as it matters: a name's addresses come and go.
+    departed: Vec<Arc<Health>>,
 }
 
 impl Backend {
     pub fn new(plan: Arc<BackendPlan>, slot: usize, stats: Arc<BackendStats>) -> Self {
         let security = Security::new(plan.tls.as_deref(), &plan.id);
         let budget = RetryBudget::new(stats.requests());
-        Self { plan, slot, stats, security, budget, endpoints: ArcSwap::default() }
+        stats.set_ejected(0);
+        Self {
+            plan,
+            slot,
+            stats,
+            security,
+            budget,
+            endpoints: ArcSwap::default(),
+            ejecting: Mutex::default(),
+            number: MADE.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    /// As [`Backend::new`], in place of one whose plan was another: what is known of its endpoints stays known.
+    pub fn after(before: &Self, plan: Arc<BackendPlan>) -> Self {
+        let backend = Self::new(plan, before.slot, before.stats.clone());
+        let known = before.endpoints.load();
+        let departed = known.healths.iter().chain(&known.departed).take(MAX_DEPARTED).cloned().collect();
+        backend.endpoints.store(Arc::new(Endpoints { departed, ..Endpoints::default() }));
+        backend
+    }
+
+    pub(super) fn is_newer_than(&self, other: &Self) -> bool {
+        self.number > other.number
     }
 
     /// Where requests go from now on; connections to endpoints that are gone take no new ones.
     pub fn set_endpoints(&self, set: EndpointSet) {
         let before = self.endpoints.load();
-        let known: HashMap<_, _> = before.healths.iter().map(|health| (health.address, health)).collect();
-        let health =
-            |address| known.get(&address).map_or_else(|| Arc::new(Health::new(address)), |h| Arc::clone(h));
-        let healths = set.endpoints.iter().map(|endpoint| health(endpoint.address)).collect();
-        self.endpoints.store(Arc::new(Endpoints { set, healths }));
+        let known = before.departed.iter().chain(&before.healths);
+        let mut known: HashMap<_, _> = known.map(|health| (health.address, Arc::clone(health))).collect();
+        // Two names may lead to one address: what is known is known of both.
+        let health = |address| known.entry(address).or_insert_with(|| Arc::new(Health::new(address))).clone();
+        let healths: Vec<_> = set.endpoints.iter().map(|endpoint| endpoint.address).map(health).collect();
+        set.endpoints.iter().for_each(|endpoint| drop(known.remove(&endpoint.address)));
+        // A worker may still have it, or it was ejected and must not come back as good as new.
+        let matters =
+            |health: &Arc<Health>| health.standing() != Standing::Good || Arc::strong_count(health) > 2;
+        let departed = known.into_values().filter(matters).take(MAX_DEPARTED).collect();
+        self.endpoints.store(Arc::new(Endpoints { set, healths, departed }));
     }
 
     pub(super) fn endpoints(&self) -> Arc<Endpoints> {
@@ -73,23 +113,42 @@ impl Backend {
         self.plan.traffic.max_requests.is_some_and(|most| self.stats.active_now() >= u64::from(most))
     }
 
+    /// An endpoint answered. `since`: when it had the whole request; none if it has not, and its time is the client's.
+    pub(super) fn answered(&self, health: &Health, status: StatusCode, since: Option<Instant>) {
+        let is_bad = status.is_server_error();
+        if self.measures()
+            && let Some(since) = since
+        {
+            // Who fails at once would be the quickest of all.
+            health.measure(if is_bad { since.elapsed().max(NO_ANSWER) } else { since.elapsed() });
+        }
+        if is_bad { self.is_bad(health) } else { health.went_well() }
+    }
+
     /// An endpoint gave no answer.
     pub(super) fn failed(&self, health: &Health) {
-        if self.measures() {
-            // Who closes at once would be the quickest of all.
-            health.measure(NO_ANSWER);
-        }
+        self.not_connected(health);
         self.is_bad(health);
     }
 
+    /// An endpoint could not be connected to. It rests, and is tried again sooner than one that was ejected.
+    pub(super) fn not_connected(&self, health: &Health) {
+        if self.measures() {
+            health.measure(NO_ANSWER);
+        }
+    }
+
     /// An endpoint answered badly, or not at all: it is left alone once that was too often and enough others are left.
-    pub(super) fn is_bad(&self, health: &Health) {
+    fn is_bad(&self, health: &Health) {
         let Some(plan) = &self.plan.traffic.ejection else { return };
         if !health.failed(plan) {
             return;
         }
+        let _one_at_a_time = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
         let all = self.endpoints.load();
-        if (all.ejected() + 1) * 100 > all.healths.len() * usize::from(plan.max_percent) {
+        if health.standing() == Standing::Ejected
+            || (all.ejected() + 1) * 100 > all.healths.len() * usize::from(plan.max_percent)
+        {
             return;
         }
         let time = health.eject(plan);

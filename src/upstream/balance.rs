@@ -42,6 +42,32 @@ pub(super) enum Swept {
     Unused,
 }
 
+/// So often chance decides, before whoever stands next is asked.
+const CHANCES: usize = 8;
+
+/// Whether an endpoint can be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fitness {
+    Fit,
+    /// It is coming back, and this request is none of its share.
+    NotItsTurn,
+    Unfit,
+}
+
+impl Fitness {
+    /// 0 is asked first. One that has this request already, and failed, is better than one that is known to fail.
+    fn rank(self, is_asked: bool) -> u8 {
+        match (self, is_asked) {
+            (Self::Fit, false) => 0,
+            (Self::NotItsTurn, false) => 1,
+            (Self::Fit, true) => 2,
+            (Self::NotItsTurn, true) => 3,
+            (Self::Unfit, false) => 4,
+            (Self::Unfit, true) => 5,
+        }
+    }
+}
+
 impl BackendPool {
     pub fn new(backend: &Arc<Backend>, worker: usize, seed: u64, guard: Guard) -> Rc<Self> {
         let host = match &backend.plan.host_header {
@@ -63,6 +89,11 @@ impl BackendPool {
         });
         pool.refresh(backend);
         pool
+    }
+
+    /// Whether it is of a backend that took the place of this one.
+    pub fn is_newer_than(&self, backend: &Backend) -> bool {
+        self.backend.upgrade().is_some_and(|own| own.is_newer_than(backend))
     }
 
     pub fn is_of(&self, backend: &Arc<Backend>) -> bool {
@@ -98,52 +129,62 @@ impl BackendPool {
         *self.set.borrow_mut() = set;
     }
 
-    /// The endpoint to ask. One that rests or was ejected is asked only if all are: it may be back.
-    pub fn next(&self, pass_over: impl Fn(SocketAddr) -> bool) -> Option<Rc<EndpointPool>> {
+    /// The endpoint to ask, none of `tried`, and none of `asked` while there are others of use. One that rests or was
+    /// ejected is asked only if all are: it may be back.
+    pub fn next(&self, tried: &[SocketAddr], asked: &[SocketAddr]) -> Option<Rc<EndpointPool>> {
         let endpoints = self.endpoints.borrow();
-        if endpoints.len() > 1
-            && matches!(self.balance, Balance::LeastRequest | Balance::PeakEwma)
-            && let Some(better) = self.better_of_two(&endpoints, &pass_over)
-        {
-            return Some(endpoints[better].clone());
+        let rank = |at: usize| {
+            let endpoint: &EndpointPool = &endpoints[at];
+            let is_asked = asked.contains(&endpoint.address);
+            (!tried.contains(&endpoint.address)).then(|| self.fitness(endpoint).rank(is_asked))
+        };
+        let count = endpoints.len();
+        let by_chance = match self.balance {
+            Balance::RoundRobin => None,
+            _ if count < 2 => None,
+            Balance::Random => {
+                (0..CHANCES).map(|_| self.random() as usize % count).find(|at| rank(*at) == Some(0))
+            }
+            Balance::LeastRequest | Balance::PeakEwma => {
+                (0..CHANCES).find_map(|_| self.better_of_two(&endpoints, &rank))
+            }
+        };
+        if let Some(at) = by_chance {
+            return Some(endpoints[at].clone());
         }
         let turn = match self.balance {
             Balance::RoundRobin => self.turn.get(),
             Balance::Random | Balance::LeastRequest | Balance::PeakEwma => self.random() as usize,
         };
-        let (count, mut resting) = (endpoints.len(), None);
-        for step in 0..count {
-            let at = turn.wrapping_add(step) % count;
-            let endpoint = &endpoints[at];
-            if pass_over(endpoint.address) {
-                continue;
+        let mut best = None;
+        for at in (0..count).map(|step| turn.wrapping_add(step) % count) {
+            let Some(rank) = rank(at) else { continue };
+            if best.is_none_or(|(least, _)| rank < least) {
+                best = Some((rank, at));
             }
-            if self.is_fit(endpoint) {
-                self.turn.set(at + 1);
-                return Some(endpoint.clone());
+            if rank == 0 {
+                break;
             }
-            resting.get_or_insert(at);
         }
-        let at = resting?;
+        let (_, at) = best?;
         self.turn.set(at + 1);
         Some(endpoints[at].clone())
     }
 
-    /// Two at random, each as likely as any other; none if neither may be asked.
+    /// Two at random, each as likely as any other; none if neither is of the first rank.
     fn better_of_two(
         &self,
         endpoints: &[Rc<EndpointPool>],
-        pass_over: &impl Fn(SocketAddr) -> bool,
+        rank: &impl Fn(usize) -> Option<u8>,
     ) -> Option<usize> {
         let random = self.random();
         let first = (random >> 32) as usize % endpoints.len();
         let second = (first + 1 + (random as u32) as usize % (endpoints.len() - 1)) % endpoints.len();
         let cost = |at: usize| {
-            let endpoint = &endpoints[at];
-            let is_asked = !pass_over(endpoint.address) && self.is_fit(endpoint);
-            is_asked.then(|| match self.balance {
-                Balance::PeakEwma => endpoint.health.cost(),
-                _ => f64::from(endpoint.health.active()),
+            let health = &endpoints[at].health;
+            (rank(at) == Some(0)).then(|| match self.balance {
+                Balance::PeakEwma => health.cost(),
+                _ => f64::from(health.active()),
             })
         };
         match (cost(first), cost(second)) {
@@ -154,13 +195,14 @@ impl BackendPool {
         }
     }
 
-    fn is_fit(&self, endpoint: &EndpointPool) -> bool {
-        let is_well = match endpoint.health.standing() {
-            Standing::Good => true,
-            Standing::Ejected => false,
-            Standing::Recovering(share) => self.random() % 100 < share,
-        };
-        is_well && !endpoint.rests()
+    fn fitness(&self, endpoint: &EndpointPool) -> Fitness {
+        match endpoint.health.standing() {
+            _ if endpoint.rests() => Fitness::Unfit,
+            Standing::Good => Fitness::Fit,
+            Standing::Ejected => Fitness::Unfit,
+            Standing::Recovering(share) if self.random() % 100 < share => Fitness::Fit,
+            Standing::Recovering(_) => Fitness::NotItsTurn,
+        }
     }
 
     fn random(&self) -> u64 {

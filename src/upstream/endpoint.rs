@@ -67,6 +67,20 @@ struct Idle {
 pub(super) struct Lease {
     pub endpoint: Rc<EndpointPool>,
     pub connection: Option<Connection>,
+    /// It counts no longer here, but in a [`Place`].
+    moved: bool,
+}
+
+/// What a request takes up at a backend, in the numbers that balancing and bounds go by. A tunnel keeps it.
+#[derive(Clone, Debug)]
+pub struct Place(#[expect(dead_code, reason = "it is there to be dropped")] Arc<Taken>);
+
+#[derive(Debug)]
+struct Taken {
+    stats: Arc<BackendStats>,
+    worker: usize,
+    /// Where the requests under way at an endpoint matter to other workers.
+    health: Option<Arc<Health>>,
 }
 
 impl EndpointPool {
@@ -102,7 +116,7 @@ impl EndpointPool {
         if self.counts {
             self.health.begins();
         }
-        Lease { endpoint: self.clone(), connection: None }
+        Lease { endpoint: self.clone(), connection: None, moved: false }
     }
 
     /// The connection that was used last, so that those too many grow old.
@@ -116,6 +130,13 @@ impl EndpointPool {
             if taken.connection.is_ready() {
                 return Some(taken.connection);
             }
+        }
+    }
+
+    /// Whoever connects now finds out for all others: they pass the endpoint over until it is known, or for so long.
+    pub fn probes(&self, until: Instant) {
+        if self.failures.get() > 0 {
+            self.rests_until.set(Some(until));
         }
     }
 
@@ -213,19 +234,36 @@ impl Lease {
     }
 
     /// The connection became a tunnel and is no longer ours.
-    pub fn release(mut self) {
+    pub fn release(mut self) -> Place {
         if let Some(connection) = self.connection.take() {
             connection.release();
         }
+        self.moved = true;
+        let endpoint = &self.endpoint;
+        let health = endpoint.counts.then(|| endpoint.health.clone());
+        Place(Arc::new(Taken { stats: endpoint.stats.clone(), worker: endpoint.worker, health }))
     }
 }
 
 impl Drop for Lease {
     fn drop(&mut self) {
         self.endpoint.in_use.set(self.endpoint.in_use.get() - 1);
+        if self.moved {
+            return;
+        }
         self.endpoint.stats.active(self.endpoint.worker, -1);
         if self.endpoint.counts {
             self.endpoint.health.ends();
+        }
+    }
+}
+
+/// On the worker that took it: its cells of the counters are its own.
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.stats.active(self.worker, -1);
+        if let Some(health) = &self.health {
+            health.ends();
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What a replica knows of one endpoint, shared by its workers: how its last requests went, how long its answers take,
-//! how many are under way. Written at the end of a request, with plain atomics; what two workers do at once may be
-//! counted one off, which decides nothing that matters.
+//! how many are under way. Written at the end of a request, with plain atomics; errors that two workers count at once
+//! may be counted one off, ejections are not.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -18,6 +18,8 @@ const RAMP: Duration = Duration::from_secs(10);
 const FIRST_SHARE: u64 = 10;
 /// Answers of so long ago weigh about a third of those of now.
 const DECAY: Duration = Duration::from_secs(10);
+/// e to the power of -1.
+const LEAST_LEFT: f64 = 0.368;
 /// What an endpoint of which nothing is known yet would take, while it is asked: the others go first until it answers.
 const UNKNOWN: f64 = 1e9;
 
@@ -76,9 +78,10 @@ impl Health {
         if since < ramp {
             return Standing::Recovering(FIRST_SHARE + (100 - FIRST_SHARE) * since / ramp);
         }
-        // A good stretch as long again: what was is forgotten.
-        if since > 2 * ramp {
-            self.ejected_until.store(0, Ordering::Relaxed);
+        // A good stretch as long again: what was is forgotten, unless somebody ejects it at this moment.
+        if since > 2 * ramp
+            && self.ejected_until.compare_exchange(until, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
             self.ejections.store(0, Ordering::Relaxed);
             self.errors.store(0, Ordering::Relaxed);
         }
@@ -95,15 +98,10 @@ impl Health {
     /// Whether this was the error that makes it unfit; then [`Health::eject`] it if the others allow.
     pub fn failed(&self, plan: &EjectionPlan) -> bool {
         let errors = self.errors.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        match self.standing() {
-            Standing::Ejected => false,
-            Standing::Good => errors >= plan.consecutive_errors,
-            // It is on trial.
-            Standing::Recovering(_) => true,
-        }
+        errors >= plan.consecutive_errors && self.standing() != Standing::Ejected
     }
 
-    /// For how long it is left alone from now on.
+    /// For how long it is left alone from now on. One at a time may say so.
     pub fn eject(&self, plan: &EjectionPlan) -> Duration {
         let times = self.ejections.fetch_add(1, Ordering::Relaxed).saturating_add(1).min(MAX_TIMES);
         let time = plan.eject_for.saturating_mul(times);
@@ -130,24 +128,35 @@ impl Health {
         let (took, before) = (took.as_micros() as f64, f64::from_bits(self.latency.load(Ordering::Relaxed)));
         let now = self.born.elapsed().as_micros() as u64;
         let since = now.saturating_sub(self.measured.swap(now, Ordering::Relaxed));
-        let kept = (-(since as f64) / DECAY.as_micros() as f64).exp();
+        let kept = fading(since).unwrap_or_default();
         let after = if took > before { took } else { before * kept + took * (1.0 - kept) };
         self.latency.store(after.to_bits(), Ordering::Relaxed);
     }
 
-    /// What one more request would have to wait for, in microseconds, more or less.
+    /// What one more request would have to wait for, in microseconds, more or less. Who is not asked because of a slow
+    /// answer gives no other: it fades by itself, too, and in the end one request finds out.
     pub fn cost(&self) -> f64 {
         let (active, latency) =
             (f64::from(self.active()), f64::from_bits(self.latency.load(Ordering::Relaxed)));
-        match latency {
-            0.0 => active * UNKNOWN,
-            latency => latency * (active + 1.0),
+        if latency == 0.0 {
+            return active * UNKNOWN;
+        }
+        let now = self.born.elapsed().as_micros() as u64;
+        match fading(now.saturating_sub(self.measured.load(Ordering::Relaxed))) {
+            None if active == 0.0 => 0.0,
+            left => latency * left.unwrap_or(LEAST_LEFT) * (active + 1.0),
         }
     }
 
     fn millis(&self) -> u64 {
         self.born.elapsed().as_millis() as u64
     }
+}
+
+/// What is left of a time that was measured so many microseconds ago. None: too long ago to say anything.
+fn fading(since: u64) -> Option<f64> {
+    let decay = DECAY.as_micros() as u64;
+    (since < decay).then(|| (-(since as f64) / decay as f64).exp())
 }
 
 #[cfg(test)]
@@ -174,7 +183,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn it_comes_back_in_steps_and_one_error_sends_it_off_for_longer() {
+    async fn it_comes_back_in_steps_and_as_many_errors_send_it_off_for_longer() {
         let health = health();
         let secs = |secs| advance(Duration::from_secs(secs));
         assert_eq!(health.eject(&PLAN), Duration::from_secs(30));
@@ -184,7 +193,9 @@ mod tests {
         assert_eq!(health.standing(), Standing::Recovering(10));
         secs(5).await;
         assert_eq!(health.standing(), Standing::Recovering(55));
-        assert!(health.failed(&PLAN), "on trial one error is enough");
+        assert!(!health.failed(&PLAN) && !health.failed(&PLAN), "one error in a while is nothing new");
+        health.went_well();
+        assert!(!health.failed(&PLAN) && !health.failed(&PLAN) && health.failed(&PLAN));
         assert_eq!(health.eject(&PLAN), Duration::from_secs(60));
         secs(60 + 10).await;
         assert_eq!(health.standing(), Standing::Good);
@@ -209,9 +220,15 @@ mod tests {
         health.ends();
         health.measure(Duration::from_millis(100));
         assert_eq!(health.cost(), 100_000.0);
-        advance(DECAY).await;
+        advance(DECAY / 2).await;
+        assert!((60_000.0..62_000.0).contains(&health.cost()), "asked or not: {}", health.cost());
         health.measure(Duration::from_millis(1));
-        let faded = health.cost();
-        assert!((30_000.0..40_000.0).contains(&faded), "{faded}");
+        assert!((60_000.0..62_000.0).contains(&health.cost()), "{}", health.cost());
+        advance(DECAY).await;
+        assert_eq!(health.cost(), 0.0, "one request finds out");
+        health.begins();
+        assert!(health.cost() > 40_000.0, "and no other meanwhile: {}", health.cost());
+        health.measure(Duration::from_millis(1));
+        assert_eq!(health.cost(), 2000.0);
     }
 }

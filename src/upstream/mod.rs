@@ -22,6 +22,7 @@ mod trust;
 mod wire;
 
 pub use backend::Backend;
+pub use endpoint::Place;
 pub use guard::{Guard, Loopback, Own};
 pub use head_lines::{HeadLines, SharedLines};
 pub use pool::{Answer, Pools, SendLimits, Tries};

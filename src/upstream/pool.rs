@@ -26,6 +26,10 @@ use crate::telemetry::Connect;
 use crate::upstream::{Backend, Guard, HeadLines};
 
 const CONNECT: Duration = Duration::from_secs(2);
+/// "No limit", so that nothing overflows.
+const FOREVER: Duration = Duration::from_secs(24 * 3600);
+/// Silence for half of this is an endpoint's fault, however little time the request had left.
+const FAIR: Duration = Duration::from_secs(2);
 /// So many endpoints are tried until one can be connected to.
 const MAX_ENDPOINTS: usize = 3;
 /// So often a request of which nothing was sent is sent again; after the first time on a new connection.
@@ -42,33 +46,62 @@ pub struct Pools {
     table: RefCell<Vec<Option<Rc<BackendPool>>>>,
 }
 
-/// Bounds of a request, and of each of its tries.
-#[derive(Clone, Copy, Debug, Default)]
+/// Bounds of a request, and of each of its tries. `None` is "no limit".
+#[derive(Clone, Copy, Debug)]
 pub struct SendLimits<'a> {
-    /// 2 s by default, over all endpoints that are tried.
+    /// Over all endpoints that are tried; 2 s by default.
     pub connect: Option<Duration>,
     /// Until when the answer's head must be there.
     pub deadline: Option<Instant>,
+    /// What there was until then when the request began.
+    pub whole: Option<Duration>,
     /// How long one try may take up to the answer's head.
     pub one_try: Option<Duration>,
-    /// Whether the client has sent its body to the end. `None`: it was at hand from the start.
-    pub uploaded: Option<&'a Cell<bool>>,
-    pub tries: Option<&'a Tries>,
+    /// When the client has sent its body to the end. `None`: it was at hand from the start.
+    pub uploaded: Option<&'a Cell<Option<Instant>>>,
+    pub tries: Option<&'a Tries<'a>>,
 }
 
 /// What is known of a request that may be tried more than once.
-#[derive(Debug, Default)]
-pub struct Tries {
+#[derive(Debug)]
+pub struct Tries<'a> {
     /// Where it was sent: these are passed over while there are others.
     asked: RefCell<Vec<SocketAddr>>,
     /// Tries after the first.
-    pub retries: Cell<u8>,
+    pub(super) retries: &'a Cell<u8>,
+}
+
+impl<'a> Tries<'a> {
+    pub fn counted_in(retries: &'a Cell<u8>) -> Self {
+        Self { asked: RefCell::default(), retries }
+    }
+}
+
+impl Default for SendLimits<'_> {
+    fn default() -> Self {
+        Self {
+            connect: Some(CONNECT),
+            deadline: None,
+            whole: None,
+            one_try: None,
+            uploaded: None,
+            tries: None,
+        }
+    }
 }
 
 impl SendLimits<'_> {
     /// Else silence may be the client's fault, and no endpoint's.
     pub(super) fn is_uploaded(&self) -> bool {
-        self.uploaded.is_none_or(Cell::get)
+        self.uploaded.is_none_or(|ended| ended.get().is_some())
+    }
+
+    /// Since when an endpoint that was asked at this time has all that it needs for an answer. None: it has not.
+    fn answerable_since(&self, asked: Instant) -> Option<Instant> {
+        match self.uploaded {
+            None => Some(asked),
+            Some(ended) => ended.get().map(|ended| ended.max(asked)),
+        }
     }
 
     /// When a try that begins now is over.
@@ -160,13 +193,19 @@ impl Pools {
         }
         backend.stats.request(self.worker);
         let asking = RefCell::default();
+        let (end, own) = (limits.end(), limits.one_try);
+        let limits = SendLimits { deadline: end, one_try: None, ..limits };
         // Pinned where it is made: moving it into the time-out would copy all of its state.
         let attempts =
             pin!(self.attempts(backend, &pool, Outgoing { request, lines, asked_as }, limits, &asking));
-        let outcome = match limits.end() {
+        let outcome = match end {
             None => attempts.await,
             Some(deadline) => tokio::time::timeout_at(deadline, attempts).await.unwrap_or_else(|_| {
-                if let Some(silent) = asking.take().filter(|_| limits.is_uploaded()) {
+                let patience = own.into_iter().chain(limits.whole).fold(FAIR, Duration::min);
+                let silent = asking.take().filter(|(_, asked)| {
+                    limits.answerable_since(*asked).is_some_and(|since| since.elapsed() >= patience / 2)
+                });
+                if let Some((silent, _)) = silent {
                     backend.failed(&silent);
                 }
                 Err(ErrorKind::BackendTimeout.into())
@@ -186,7 +225,7 @@ impl Pools {
         pool: &BackendPool,
         outgoing: Outgoing,
         limits: SendLimits<'_>,
-        asking: &RefCell<Option<Arc<Health>>>,
+        asking: &RefCell<Option<(Arc<Health>, Instant)>>,
     ) -> Result<Answer, ProxyError> {
         let Outgoing { mut request, lines, asked_as } = outgoing;
         let (mut from, mut unsent, mut connect) = (From::Kept, 0, None);
@@ -201,19 +240,14 @@ impl Pools {
             let endpoint = lease.0.endpoint.address;
             limits.is_asked(endpoint);
             let health = (backend.cares() || backend.measures()).then(|| lease.0.endpoint.health.clone());
-            asking.replace(health.clone());
-            let since = backend.measures().then(Instant::now);
+            let asked = health.is_some().then(Instant::now);
+            asking.replace(health.clone().zip(asked));
             let connection = lease.0.connection.as_mut().expect("`lease` gives none without");
             let failed = match connection.send(request, spare.is_some(), lines.clone()).await {
                 Ok(head) => {
                     asking.take();
-                    if let Some(since) = since {
-                        lease.0.endpoint.health.measure(since.elapsed());
-                    }
-                    match health {
-                        Some(health) if head.status().is_server_error() => backend.is_bad(&health),
-                        Some(health) => health.went_well(),
-                        None => {}
+                    if let Some((health, asked)) = health.zip(asked) {
+                        backend.answered(&health, head.status(), limits.answerable_since(asked));
                     }
                     return Ok(Answer { response: answer::stream(head, lease.0), endpoint });
                 }
@@ -262,12 +296,11 @@ impl Pools {
     ) -> Result<(Lease, From), ProxyError> {
         let mut tried: Vec<SocketAddr> = Vec::new();
         loop {
-            let endpoint = limits
-                .tries
-                .map(|tries| tries.asked.borrow())
-                .and_then(|asked| pool.next(|address| tried.contains(&address) || asked.contains(&address)))
-                .or_else(|| pool.next(|address| tried.contains(&address)))
-                .ok_or_else(|| pool.nowhere(backend))?;
+            let endpoint = match limits.tries {
+                None => pool.next(&tried, &[]),
+                Some(tries) => pool.next(&tried, &tries.asked.borrow()),
+            };
+            let endpoint = endpoint.ok_or_else(|| pool.nowhere(backend))?;
             let mut lease = endpoint.lease();
             if from == From::Kept
                 && let Some(connection) = endpoint.take_idle()
@@ -276,11 +309,14 @@ impl Pools {
                 return Ok((lease, From::Kept));
             }
             let now = Instant::now();
-            let end = *budget.get_or_insert_with(|| now + limits.connect.unwrap_or(CONNECT));
+            let connect = *budget.get_or_insert_with(|| now + limits.connect.unwrap_or(FOREVER));
+            // What a try's end would cut off here would never be told to have failed.
+            let end = limits.deadline.map_or(connect, |deadline| deadline.min(connect));
             tried.push(endpoint.address);
             // An endpoint that swallows packets must leave time for the others.
             let left = pool.len().min(MAX_ENDPOINTS).saturating_sub(tried.len() - 1).max(1) as u32;
             let until = now + end.saturating_duration_since(now) / left;
+            endpoint.probes(until);
             let tls = backend.security.towards(endpoint.server_name.as_ref())?;
             let error = match Connection::open(endpoint.address, &self.guard, tls, until).await {
                 Ok(connection) => {
@@ -296,7 +332,7 @@ impl Pools {
             }
             if error.is_of_the_endpoint() {
                 endpoint.not_connected(result(&error));
-                backend.failed(&endpoint.health);
+                backend.not_connected(&endpoint.health);
             }
             let more = tried.len() < pool.len().min(MAX_ENDPOINTS) && Instant::now() < end;
             if !more || !error.is_of_the_endpoint() {
@@ -307,11 +343,15 @@ impl Pools {
 
     fn pool(&self, backend: &Arc<Backend>) -> Rc<BackendPool> {
         let mut table = self.table.borrow_mut();
-        if let Some(Some(pool)) = table.get(backend.slot)
-            && pool.is_of(backend)
-        {
-            pool.refresh(backend);
-            return pool.clone();
+        if let Some(Some(pool)) = table.get(backend.slot) {
+            if pool.is_of(backend) {
+                pool.refresh(backend);
+                return pool.clone();
+            }
+            if pool.is_newer_than(backend) {
+                // A request of an older map: what it opens is its own.
+                return BackendPool::new(backend, self.worker, self.seed, self.guard.clone());
+            }
         }
         if table.len() <= backend.slot {
             table.resize(backend.slot + 1, None);

@@ -41,6 +41,8 @@ struct Kept {
     lost: bool,
     /// The try that reads it; those before it get nothing more.
     reader: usize,
+    /// So many of the bytes it has.
+    read: usize,
 }
 
 struct Reader {
@@ -70,6 +72,7 @@ impl Repeatable {
                 ended: false,
                 lost: false,
                 reader: 0,
+                read: 0,
             }))),
         };
         let again = Self {
@@ -81,6 +84,14 @@ impl Repeatable {
         };
         let body = again.read().expect("nothing was read of it yet");
         (Request::from_parts(parts, body), Some(again))
+    }
+
+    /// Whether all of its body can be sent again.
+    pub fn is_there(&self) -> bool {
+        match &self.body {
+            Source::Whole(_) => true,
+            Source::Kept(kept) => !kept.borrow().lost,
+        }
     }
 
     /// The request once more. None: too much of its body is gone.
@@ -95,6 +106,22 @@ impl Repeatable {
         Some(request)
     }
 
+    #[cfg(test)]
+    pub fn kept(&self) -> usize {
+        match &self.body {
+            Source::Whole(_) => 0,
+            Source::Kept(kept) => kept.borrow().bytes.len(),
+        }
+    }
+
+    #[cfg(test)]
+    pub fn kept_after_its_end(self) -> usize {
+        let Source::Kept(kept) = &self.body else { return 0 };
+        let kept = kept.clone();
+        drop(self);
+        kept.borrow().bytes.len()
+    }
+
     fn read(&self) -> Option<Body> {
         match &self.body {
             Source::Whole(Body::Full(bytes)) => Some(Body::Full(bytes.clone())),
@@ -105,6 +132,7 @@ impl Repeatable {
                     return None;
                 }
                 state.reader += 1;
+                state.read = 0;
                 Some(Body::stream(Reader {
                     kept: kept.clone(),
                     number: state.reader,
@@ -120,12 +148,21 @@ impl Repeatable {
 impl Drop for Repeatable {
     fn drop(&mut self) {
         if let Source::Kept(kept) = &self.body {
-            kept.borrow_mut().limit = 0;
+            let mut kept = kept.borrow_mut();
+            kept.limit = 0;
+            kept.free();
         }
     }
 }
 
 impl Kept {
+    /// What nobody reads again is not kept.
+    fn free(&mut self) {
+        if self.limit == 0 && self.read >= self.bytes.len() {
+            self.bytes = Vec::new();
+        }
+    }
+
     fn keep(&mut self, frame: &Frame<Bytes>) {
         if let Some(data) = frame.data_ref() {
             if self.lost || self.bytes.len() + data.len() > self.limit {
@@ -157,6 +194,8 @@ impl http_body::Body for Reader {
         if let Some(rest) = kept.bytes.get(reader.at..).filter(|rest| !rest.is_empty()) {
             let data = Bytes::copy_from_slice(rest);
             reader.at = kept.bytes.len();
+            kept.read = reader.at;
+            kept.free();
             return Poll::Ready(Some(Ok(Frame::data(data))));
         }
         if kept.ended {
@@ -177,6 +216,7 @@ impl http_body::Body for Reader {
             kept.inner = Body::Empty;
         }
         reader.at = kept.bytes.len();
+        kept.read = reader.at;
         reader.has_trailers |= matches!(&frame, Some(Ok(frame)) if frame.is_trailers());
         Poll::Ready(frame)
     }

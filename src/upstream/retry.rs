@@ -37,7 +37,7 @@ impl Pools {
         lines: Option<HeadLines>,
         limits: SendLimits<'_>,
         plan: &RetryPlan,
-        tries: &Tries,
+        tries: &Tries<'_>,
     ) -> Result<Answer, ProxyError> {
         let limits = SendLimits { tries: Some(tries), ..limits };
         let may_repeat = plan.non_idempotent || replay::is_idempotent(request.method());
@@ -53,12 +53,16 @@ impl Pools {
             if limits.deadline.is_some_and(|deadline| begins >= deadline) {
                 return outcome;
             }
-            let Some(again) = repeatable.again() else { return outcome };
+            if !repeatable.is_there() {
+                return outcome;
+            }
             if !backend.may_retry(plan.budget_percent) {
                 backend.stats.retry(self.worker(), Retry::OverBudget);
                 return outcome;
             }
             backend.stats.retry(self.worker(), Retry::Sent);
+            // Only now: it ends the try before, and what of its answer is still to come.
+            let Some(again) = repeatable.again() else { return outcome };
             tries.retries.set(retry);
             tell(backend, &outcome, retry);
             if let Ok(answer) = outcome {

@@ -120,7 +120,7 @@ fn logged(gateway: &Gateway, lines: usize) -> Vec<serde_json::Value> {
 }
 
 const BEFORE_THE_HEAD: [(Fault, u16, &[&str]); 7] = [
-    (Fault::Refuses, 502, &["ConnectFailure"]),
+    (Fault::Refuses, 503, &["ConnectFailure"]),
     (Fault::Hangs, 504, &["BackendTimeout"]),
     (Fault::Closes, 502, &["Reset"]),
     (Fault::Garbage, 502, &["InvalidResponse"]),

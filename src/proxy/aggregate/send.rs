@@ -1,5 +1,7 @@
 //! Calls on the worker's own pools, as proxied requests go.
 
+use std::cell::Cell;
+
 use super::{Backends, Limits};
 use crate::message::{ErrorKind, LocalFuture, ProxyError, Request, Response};
 use crate::proxy::forward::Way;
@@ -23,14 +25,19 @@ impl Backends for Way<'_> {
             let backend = self.live.backend_by_id(backend).ok_or(ErrorKind::BackendNotFound)?;
             // A way that leads back to us must end, as that of clients' requests does, and sooner: it may be one of many.
             forwarded::pass_on(request.headers_mut(), &worker.settings.installation, COUNTS)?;
-            // Whoever waits bounds the whole call.
-            let limits = SendLimits { connect: plan.timeouts.connect, ..SendLimits::default() };
+            let limits = SendLimits {
+                connect: plan.timeouts.connect,
+                deadline: Some(until),
+                whole: plan.timeouts.request,
+                ..SendLimits::default()
+            };
             let answer = match &call.retry {
                 None => worker.pools.send(backend, request, None, limits).await?,
                 Some(retry) => {
                     let one_try = plan.timeouts.backend_request;
-                    let limits = SendLimits { deadline: Some(until), one_try, ..limits };
-                    let tries = Tries::default();
+                    let limits = SendLimits { one_try, ..limits };
+                    let count = Cell::default();
+                    let tries = Tries::counted_in(&count);
                     worker.pools.send_retrying(backend, request, None, limits, retry, &tries).await?
                 }
             };

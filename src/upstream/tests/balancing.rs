@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::sleep;
 
 use super::scripted::{
-    OK, Scripted, Step, backend_with, get, kind, local, local_paused, pools, settle, whole,
+    OK, Scripted, Step, backend_with, get, kind, local, local_paused, pools, set, settle, whole,
 };
 use crate::message::ErrorKind;
 use crate::route_map::{Balance, EjectionPlan, HostHeader, TrafficPlan};
@@ -224,5 +224,104 @@ fn requests_over_the_bound_are_told_at_once() {
         drop(waiting.pop());
         let mut next = Box::pin(pools.send(&backend, get(), None, SendLimits::default()));
         assert!(futures_util::poll!(&mut next).is_pending(), "there is room again");
+    });
+}
+
+#[test]
+fn a_slow_answer_is_forgiven_without_another() {
+    local_paused(async {
+        let once =
+            Scripted::start(|number| vec![if number == 0 { Step::Close } else { Step::Answer(OK) }]).await;
+        let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let (pools, backend) = (pools(), before(&[&once, &good], balanced(Balance::PeakEwma)));
+        while once.requests() == 0 {
+            let post = super::scripted::request(http::Method::POST, crate::message::Body::Empty);
+            if let Ok(answer) = pools.send(&backend, post, None, SendLimits::default()).await {
+                answer.response.into_body().read(10).await.expect("whole");
+            }
+        }
+        ask(&pools, &backend, 50).await;
+        assert_eq!(once.requests(), 1, "the control: it is left alone at first");
+        sleep(Duration::from_secs(11)).await;
+        ask(&pools, &backend, 50).await;
+        assert!(once.requests() > 1, "{}", once.requests());
+    });
+}
+
+#[test]
+fn who_fails_at_once_is_not_the_quickest() {
+    local_paused(async {
+        let bad = Scripted::start(|_| vec![Step::Answer(ERROR)]).await;
+        let (good, _) = lagging(Duration::from_millis(100)).await;
+        let backend = backend_with(&[bad.address, good], HostHeader::Preserve, balanced(Balance::PeakEwma));
+        let errors = ask(&pools(), &backend, 100).await;
+        assert!((1..10).contains(&errors), "{errors}");
+    });
+}
+
+#[test]
+fn an_ejected_endpoint_stays_ejected_while_its_address_and_its_plan_change() {
+    local_paused(async {
+        let bad = Scripted::start(|_| vec![Step::Answer(ERROR)]).await;
+        let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let (pools, backend) = (pools(), before(&[&bad, &good], ejecting(50)));
+        assert_eq!(ask(&pools, &backend, 20).await, 3);
+        // A name's addresses come and go.
+        backend.set_endpoints(set(&[good.address]));
+        assert_eq!(ask(&pools, &backend, 4).await, 0);
+        backend.set_endpoints(set(&[bad.address, good.address]));
+        assert_eq!(ask(&pools, &backend, 20).await, 0);
+        let mut plan = (*backend.plan).clone();
+        plan.traffic.max_requests = Some(10);
+        let after = Arc::new(Backend::after(&backend, Arc::new(plan)));
+        after.set_endpoints(set(&[bad.address, good.address]));
+        assert_eq!(ask(&pools, &after, 20).await, 0);
+        // A request of the map before does not take the pool away.
+        assert_eq!(ask(&pools, &backend, 1).await, 0);
+        let connections = good.connections();
+        assert_eq!(ask(&pools, &after, 20).await, 0);
+        assert_eq!((good.connections(), bad.requests()), (connections, 3));
+        sleep(Duration::from_secs(31)).await;
+        assert!(ask(&pools, &after, 100).await > 0, "the control: it is asked again in its time");
+    });
+}
+
+#[test]
+fn what_is_left_is_spread_evenly() {
+    local(async {
+        for balance in [Balance::Random, Balance::LeastRequest] {
+            let servers = servers(10, |_| vec![Step::Answer(OK)]).await;
+            let all: Vec<_> = servers.iter().collect();
+            let backend = before(&all, TrafficPlan { balance, ..ejecting(50) });
+            let plan = backend.plan.traffic.ejection.clone().expect("given");
+            for health in &backend.endpoints().healths[..5] {
+                health.eject(&plan);
+            }
+            ask(&pools(), &backend, 1000).await;
+            let counts: Vec<_> = servers.iter().map(Scripted::requests).collect();
+            assert!(counts[..5].iter().all(|count| *count == 0), "{counts:?}");
+            assert!(counts[5..].iter().all(|count| (130..270).contains(count)), "{balance:?}: {counts:?}");
+        }
+    });
+}
+
+#[test]
+fn who_had_no_time_is_not_to_blame() {
+    local_paused(async {
+        for (asked_for, ejected) in [(Duration::from_millis(50), 0), (Duration::from_secs(5), 1)] {
+            let server = Scripted::start(|_| vec![Step::Silence]).await;
+            let other = Scripted::start(|_| vec![Step::Silence]).await;
+            let (pools, backend) = (pools(), before(&[&server, &other], ejecting(50)));
+            for _ in 0..10 {
+                let limits = SendLimits {
+                    deadline: Some(tokio::time::Instant::now() + asked_for),
+                    whole: Some(Duration::from_secs(30)),
+                    ..SendLimits::default()
+                };
+                let post = super::scripted::request(http::Method::POST, crate::message::Body::Empty);
+                assert_eq!(kind(pools.send(&backend, post, None, limits).await), ErrorKind::BackendTimeout);
+            }
+            assert_eq!(backend.stats.totals().expect("counted").ejections, ejected, "{asked_for:?}");
+        }
     });
 }

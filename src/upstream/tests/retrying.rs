@@ -1,6 +1,6 @@
 //! What is tried again, what is not, and what a backend gets to see of it.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
@@ -14,13 +14,14 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use super::scripted::{OK, backend, get, head, kind, local, pools, refused, request, settle};
+use super::scripted::{OK, backend, backend_with, get, head, kind, local, pools, refused, request, settle};
 use crate::message::{Body, BodyError, ErrorKind, ProxyError, Request};
-use crate::route_map::{HostHeader, RetryPlan};
+use crate::route_map::{EjectionPlan, HostHeader, RetryPlan, TrafficPlan};
 use crate::upstream::repeatable::Repeatable;
 use crate::upstream::{Answer, Pools, SendLimits, Tries};
 
 const BUSY: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 4\r\n\r\nbusy";
+const LATER: &str = "HTTP/1.1 429 Too Many Requests\r\ncontent-length: 0\r\n\r\n";
 /// Reads the request and closes.
 const CLOSE: &str = "";
 /// Reads the request and says nothing.
@@ -115,9 +116,10 @@ async fn within(
     plan: &RetryPlan,
     limits: SendLimits<'_>,
 ) -> Sent {
-    let (backend, tries) = (backend(server, HostHeader::Preserve), Tries::default());
+    let (backend, count) = (backend(server, HostHeader::Preserve), Cell::default());
+    let tries = Tries::counted_in(&count);
     let outcome = pools.send_retrying(&backend, request, None, limits, plan, &tries).await;
-    Sent { outcome, retries: tries.retries.get() }
+    Sent { outcome, retries: count.get() }
 }
 
 fn post(body: Body) -> Request {
@@ -147,7 +149,8 @@ fn a_status_that_is_listed_is_tried_again_at_another_endpoint() {
         let (pools, plan) = (pools(), plan(1, &[503]));
         let both = backend(&[busy.address, good.address], HostHeader::Preserve);
         for _ in 0..4 {
-            let tries = Tries::default();
+            let count = Cell::default();
+            let tries = Tries::counted_in(&count);
             let sent = pools.send_retrying(&both, get(), None, SendLimits::default(), &plan, &tries);
             assert_eq!(super::scripted::whole(sent.await).await, "ok");
         }
@@ -204,13 +207,14 @@ fn what_may_have_been_done_is_repeated_only_where_that_does_no_harm() {
 fn nothing_was_sent_to_an_endpoint_that_cannot_be_reached() {
     local(async {
         let (nowhere, plan) = (refused().await, plan(2, &[]));
-        let (pools, tries) = (pools(), Tries::default());
+        let (pools, count) = (pools(), Cell::default());
+        let tries = Tries::counted_in(&count);
         let backend = backend(&[nowhere], HostHeader::Preserve);
         let limits = SendLimits::default();
         let sent = pools.send_retrying(&backend, post(chunks(&[5])), None, limits, &plan, &tries);
         assert_eq!(kind(sent.await), ErrorKind::ConnectFailure);
         let connects: u64 = backend.stats.totals().expect("counted").connects.iter().sum();
-        assert_eq!((connects, tries.retries.get()), (3, 2));
+        assert_eq!((connects, count.get()), (3, 2));
     });
 }
 
@@ -289,7 +293,8 @@ fn retries_are_a_share_of_the_requests() {
         let server = Reader::start(&[BUSY]).await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
         for _ in 0..500 {
-            let tries = Tries::default();
+            let count = Cell::default();
+            let tries = Tries::counted_in(&count);
             let sent = pools
                 .send_retrying(&backend, get(), None, SendLimits::default(), &plan(2, &[503]), &tries)
                 .await;
@@ -342,7 +347,7 @@ fn silence_while_the_client_still_sends_is_nobodys_fault() {
             let never = Body::stream(StreamBody::new(futures_util::stream::pending()));
             let mut put = post(never);
             *put.method_mut() = Method::PUT;
-            let uploaded = std::cell::Cell::new(uploaded);
+            let uploaded = Cell::new(uploaded.then(Instant::now));
             let limits = SendLimits {
                 one_try: Some(Duration::from_millis(30)),
                 uploaded: Some(&uploaded),
@@ -351,5 +356,82 @@ fn silence_while_the_client_still_sends_is_nobodys_fault() {
             let sent = within(&pools(), &[server.address], put, &plan(1, &[]), limits).await;
             assert_eq!((sent.retries, kind(sent.outcome)), (retries, ErrorKind::BackendTimeout));
         }
+    });
+}
+
+#[test]
+fn over_budget_an_answer_that_comes_early_comes_whole() {
+    local(async {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
+        let address = listener.local_addr().expect("bound");
+        let (go_on, told) = tokio::sync::oneshot::channel();
+        tokio::task::spawn_local(async move {
+            let (mut stream, _) = listener.accept().await.expect("a connection");
+            head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 503 Busy\r\ncontent-length: 6\r\n\r\nab").await.expect("written");
+            told.await.expect("told");
+            stream.write_all(b"cdef").await.expect("written");
+            let _ = stream.read_to_end(&mut Vec::new()).await;
+        });
+        let (pools, backend) = (pools(), backend(&[address], HostHeader::Preserve));
+        while backend.may_retry(0) {}
+        let (sender, pieces) = a_channel();
+        let mut put = post(pieces);
+        *put.method_mut() = Method::PUT;
+        let (count, uploaded) = (Cell::default(), Cell::new(None));
+        let tries = Tries::counted_in(&count);
+        let limits = SendLimits { uploaded: Some(&uploaded), ..SendLimits::default() };
+        let plan = RetryPlan { budget_percent: 0, ..plan(2, &[503]) };
+        let answer =
+            pools.send_retrying(&backend, put, None, limits, &plan, &tries).await.expect("an answer");
+        sender.send(Bytes::from_static(b"more")).expect("somebody reads");
+        settle().await;
+        go_on.send(()).expect("it waits");
+        let (body, _) = answer.response.into_body().read(100).await.expect("whole");
+        assert_eq!((&body[..], count.get()), (&b"abcdef"[..], 0));
+    });
+}
+
+/// A body of the pieces that are sent.
+fn a_channel() -> (tokio::sync::mpsc::UnboundedSender<Bytes>, Body) {
+    let (sender, mut pieces) = tokio::sync::mpsc::unbounded_channel();
+    let stream = futures_util::stream::poll_fn(move |context| {
+        pieces.poll_recv(context).map(|piece| piece.map(|piece| Ok::<_, BodyError>(Frame::data(piece))))
+    });
+    (sender, Body::stream(StreamBody::new(stream)))
+}
+
+#[test]
+fn what_nobody_asks_for_again_is_not_kept() {
+    let (request, again) = Repeatable::of(post(pieces(10)), true);
+    let mut read = request.into_body();
+    assert!(read.frame().now_or_never().is_some());
+    let again = again.expect("no upgrade");
+    assert_eq!(again.kept(), 1);
+    assert_eq!(again.kept_after_its_end(), 0);
+}
+
+#[test]
+fn retries_go_where_it_is_better_and_not_to_one_that_is_left_alone() {
+    local(async {
+        let (flaky, dead) = (Reader::start(&[LATER, LATER, OK]).await, Reader::start(&[CLOSE]).await);
+        let ejection =
+            EjectionPlan { consecutive_errors: 1, eject_for: Duration::from_secs(30), max_percent: 50 };
+        let traffic = TrafficPlan { ejection: Some(ejection), ..TrafficPlan::default() };
+        let backend = backend_with(&[dead.address, flaky.address], HostHeader::Preserve, traffic);
+        let pools = pools();
+        // Until the dead one is ejected.
+        while dead.requests() == 0 {
+            let post = request(Method::POST, Body::Empty);
+            let _ = pools.send(&backend, post, None, SendLimits::default()).await;
+        }
+        let before = flaky.requests();
+        let count = Cell::default();
+        let tries = Tries::counted_in(&count);
+        let limits = SendLimits::default();
+        let sent = pools.send_retrying(&backend, get(), None, limits, &plan(2, &[429]), &tries).await;
+        assert_eq!(sent.expect("an answer").response.status(), 200);
+        assert_eq!(dead.requests(), 1, "left alone");
+        assert!(flaky.requests() > before);
     });
 }

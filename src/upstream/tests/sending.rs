@@ -1,6 +1,6 @@
 //! The way of a request to an endpoint: turns, fail-over, what is sent again and what is not.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +11,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 
 use super::scripted::{
-    OK, Scripted, Step, backend, get, kind, local, pools, refused, request, settle, whole,
+    OK, Scripted, Step, backend, get, kind, local, local_paused, pools, refused, request, settle, whole,
 };
 use crate::message::{Body, BodyError, ErrorKind, FixedHost};
 use crate::route_map::{Endpoint, EndpointSet, HostHeader};
@@ -214,15 +214,7 @@ fn all_endpoints_dead_is_a_connect_failure_after_three() {
 #[test]
 fn an_endpoint_that_swallows_packets_leaves_time_for_the_next() {
     local(async {
-        // A backlog of one, filled: the kernel drops further SYNs without an answer.
-        let socket = TcpSocket::new_v4().expect("a socket");
-        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("bind");
-        let full = socket.listen(1).expect("listen");
-        let silent = full.local_addr().expect("bound");
-        let mut fillers = Vec::new();
-        while let Ok(Ok(stream)) = timeout(Duration::from_millis(50), TcpStream::connect(silent)).await {
-            fillers.push(stream);
-        }
+        let (silent, _held) = swallowing().await;
         let limits = SendLimits { connect: Some(Duration::from_millis(300)), ..SendLimits::default() };
         let (pools, alone) = (pools(), backend(&[silent], HostHeader::Preserve));
         assert_eq!(kind(pools.send(&alone, get(), None, limits).await), ErrorKind::ConnectTimeout);
@@ -232,6 +224,74 @@ fn an_endpoint_that_swallows_packets_leaves_time_for_the_next() {
         for _ in 0..2 {
             assert_eq!(whole(pools.send(&both, get(), None, limits).await).await, "ok");
         }
+    });
+}
+
+/// An address whose backlog of one is filled: the kernel drops further SYNs without an answer.
+async fn swallowing() -> (SocketAddr, (tokio::net::TcpListener, Vec<TcpStream>)) {
+    let socket = TcpSocket::new_v4().expect("a socket");
+    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("bind");
+    let full = socket.listen(1).expect("listen");
+    let silent = full.local_addr().expect("bound");
+    let mut fillers = Vec::new();
+    while let Ok(Ok(stream)) = timeout(Duration::from_millis(50), TcpStream::connect(silent)).await {
+        fillers.push(stream);
+    }
+    (silent, (full, fillers))
+}
+
+#[test]
+fn an_endpoint_that_swallows_packets_rests_however_little_time_a_try_has() {
+    local(async {
+        let (silent, _held) = swallowing().await;
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let both = backend(&[silent, server.address], HostHeader::Preserve);
+        let limits = SendLimits { one_try: Some(Duration::from_millis(100)), ..SendLimits::default() };
+        let pools = pools();
+        for _ in 0..6 {
+            assert_eq!(whole(pools.send(&both, get(), None, limits).await).await, "ok");
+        }
+        let connects = both.stats.totals().expect("counted").connects;
+        assert_eq!(connects.iter().sum::<u64>(), 2, "it was tried once: {connects:?}");
+        let alone = backend(&[silent], HostHeader::Preserve);
+        assert_eq!(kind(pools.send(&alone, get(), None, limits).await), ErrorKind::ConnectTimeout);
+    });
+}
+
+#[test]
+fn after_a_rest_one_request_finds_out_for_all() {
+    local(async {
+        let (silent, _held) = swallowing().await;
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let both = backend(&[silent, server.address], HostHeader::Preserve);
+        let limits = SendLimits { connect: Some(Duration::from_millis(200)), ..SendLimits::default() };
+        let pools = pools();
+        let failed = || both.stats.totals().map_or(0, |totals| totals.connects[2]);
+        while failed() == 0 {
+            whole(pools.send(&both, get(), None, limits).await).await;
+        }
+        let began = Instant::now();
+        while failed() == 1 {
+            assert!(began.elapsed() < Duration::from_secs(10), "its rest ends");
+            let many = (0..20).map(|_| pools.send(&both, get(), None, limits));
+            for outcome in futures_util::future::join_all(many).await {
+                whole(outcome).await;
+            }
+        }
+        assert_eq!(failed(), 2);
+    });
+}
+
+#[test]
+fn none_is_no_limit_of_the_time_to_connect() {
+    local_paused(async {
+        let (silent, _held) = swallowing().await;
+        let alone = backend(&[silent], HostHeader::Preserve);
+        let pools = pools();
+        let limits = SendLimits { connect: None, ..SendLimits::default() };
+        let mut sent = Box::pin(pools.send(&alone, get(), None, limits));
+        let an_hour = Duration::from_secs(3600);
+        assert!(timeout(an_hour, &mut sent).await.is_err(), "it waits");
     });
 }
 
