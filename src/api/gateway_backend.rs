@@ -100,9 +100,48 @@ pub enum BalancePolicy {
 /// How an endpoint is found to be unfit.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = ("has(self.active) || has(self.passive)", "a health check is active, passive or both"))]
 pub struct HealthCheck {
+    /// By asking endpoints now and then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub active: Option<ActiveCheck>,
     /// By how the requests of clients go.
-    pub passive: PassiveCheck,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub passive: Option<PassiveCheck>,
+    /// With fewer fit ones in a hundred than this all are asked; 0 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 100))]
+    pub panic_percent: Option<i32>,
+}
+
+/// Endpoints are asked by each replica; those that answer badly get no requests.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = (
+    "duration(has(self.timeout) ? self.timeout : '1s') <= duration(has(self.interval) ? self.interval : '5s')",
+    "timeout is at most as long as interval"
+))]
+pub struct ActiveCheck {
+    /// GET of this path has to give 2xx or 3xx; without it a connection is enough.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 1024), regex(pattern = TARGET))]
+    pub path: Option<String>,
+    /// From the end of a check to the next, a tenth more or less; 5s by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("duration(self) >= duration('100ms') && duration(self) <= duration('1h')", "from 100ms to 1h are possible"))]
+    pub interval: Option<Duration>,
+    /// For one check; 1s by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("duration(self) >= duration('10ms') && duration(self) <= duration('1m')", "from 10ms to 1m are possible"))]
+    pub timeout: Option<Duration>,
+    /// Good checks in a row that bring an endpoint back; 2 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub healthy_after: Option<i32>,
+    /// Bad checks in a row after which it gets no requests; 3 by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub unhealthy_after: Option<i32>,
 }
 
 /// An endpoint that fails is left alone for a while.
@@ -224,6 +263,8 @@ pub struct BasicCredentials {
     pub secret_ref: SecretRef,
 }
 
+/// Path and query.
+const TARGET: &str = "^/[!-~]*$";
 /// A token (RFC 9110 section 5.6.2).
 const TOKEN: &str = "^[-A-Za-z0-9!#$%&'*+.^_`|~]+$";
 /// Visible ASCII and spaces.

@@ -14,7 +14,7 @@ use super::layers_rule;
 use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
 use super::{
     AggregateSpec, AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendCredentials, BackendRef,
-    GatewayBackendSpec, PolicyRef, RedirectSpec, RespondSpec, RouteMatch, RouteTls, crd,
+    GatewayBackendSpec, HealthCheck, PolicyRef, RedirectSpec, RespondSpec, RouteMatch, RouteTls, crd,
 };
 use crate::values::{Duration, FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef, TlsVersion};
 
@@ -161,12 +161,8 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
     if spec.hosts.is_some() == spec.service.is_some() {
         refuse(at.clone(), "a backend has either hosts or a service".into());
     }
-    let passive = spec.health_check.as_ref().map(|check| &check.passive);
-    if let Some(time) = passive.and_then(|passive| passive.eject_for)
-        && !(Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&time)
-    {
-        let message = format!("found {time}; from 1s to 1h are possible");
-        refuse(at.field("healthCheck").field("passive").field("ejectFor"), message);
+    if let Some(check) = &spec.health_check {
+        refuse_times(check, &at.field("healthCheck"), &mut refuse);
     }
     if let Some((field, message)) = spec.credentials.as_ref().and_then(BackendCredentials::problem) {
         let at = at.field("credentials");
@@ -203,6 +199,31 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
     }
     backend.spec = (backend.problems.len() == before).then_some(spec);
     backend
+}
+
+fn refuse_times(check: &HealthCheck, at: &FieldPath, refuse: &mut impl FnMut(FieldPath, String)) {
+    if check.active.is_none() && check.passive.is_none() {
+        refuse(at.clone(), "a health check is active, passive or both".into());
+    }
+    let active = check.active.as_ref();
+    let given = [
+        ("passive", "ejectFor", check.passive.as_ref().and_then(|passive| passive.eject_for), ("1s", "1h")),
+        ("active", "interval", active.and_then(|active| active.interval), ("100ms", "1h")),
+        ("active", "timeout", active.and_then(|active| active.timeout), ("10ms", "1m")),
+    ];
+    for (kind, field, time, (least, most)) in given {
+        let bound = |text: &str| text.parse::<Duration>().expect("a duration");
+        if let Some(time) = time
+            && !(bound(least)..=bound(most)).contains(&time)
+        {
+            let message = format!("found {time}; from {least} to {most} are possible");
+            refuse(at.field(kind).field(field), message);
+        }
+    }
+    let interval = active.and_then(|active| active.interval).unwrap_or(Duration::from_secs(5));
+    if active.is_some_and(|active| active.timeout.unwrap_or(Duration::from_secs(1)) > interval) {
+        refuse(at.field("active").field("timeout"), "timeout is at most as long as interval".into());
+    }
 }
 
 pub(super) fn object(spec: &str) -> Result<Map<String, Value>, String> {

@@ -28,8 +28,8 @@ mod status;
 pub use aggregate::{AggregateResponseSpec, AggregateSpec, CallHeadersSpec, CallSpec, OnErrorSpec};
 pub use crd::crds;
 pub use gateway_backend::{
-    BackendCredentials, BackendHost, BackendService, BackendTls, BalancePolicy, BasicCredentials,
-    GatewayBackend, GatewayBackendSpec, PassiveCheck, SubjectAltName,
+    ActiveCheck, BackendCredentials, BackendHost, BackendService, BackendTls, BalancePolicy,
+    BasicCredentials, GatewayBackend, GatewayBackendSpec, HealthCheck, PassiveCheck, SubjectAltName,
 };
 pub use gateway_policy::{GatewayPolicy, GatewayPolicySpec, PolicyTarget, Precedence, TargetKind};
 pub use gateway_route::{

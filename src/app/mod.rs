@@ -130,6 +130,9 @@ impl Bound {
                 background::Ways { guard: plane.guard(), backends: Arc::new(move |id| backends.backend(id)) };
             control.spawn(background::keep_fetching(fetches, ways, telemetry.clone()));
         }
+        if let Some(checks) = plane.checks() {
+            control.spawn(background::keep_checking(checks, plane.guard()));
+        }
         if let Some(store) = &settings.store
             && let Some(questions) = plane.store().questions(store.patience)
         {

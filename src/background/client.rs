@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
@@ -125,7 +125,7 @@ impl Client {
 }
 
 impl Connection {
-    async fn on(
+    pub async fn on(
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         authority: &str,
     ) -> Result<Self, String> {
@@ -158,6 +158,16 @@ impl Connection {
         Ok(Response::from_parts(head, body))
     }
 
+    /// Sends a request of whose answer only the status matters. The caller bounds the time.
+    ///
+    /// # Errors
+    /// Why there is none, for the log.
+    pub async fn status(&mut self, request: Request<Full<Bytes>>) -> Result<StatusCode, String> {
+        self.sender.ready().await.map_err(|error| error.to_string())?;
+        let answer = self.sender.send_request(request).await.map_err(|error| error.to_string())?;
+        Ok(answer.status())
+    }
+
     pub fn is_closed(&self) -> bool {
         self.sender.is_closed()
     }
@@ -178,7 +188,7 @@ impl Unanswered {
 }
 
 /// As a GatewayBackend wants to be called; a Service by its name in the cluster.
-fn authority(plan: &BackendPlan, endpoint: &Endpoint) -> String {
+pub(super) fn authority(plan: &BackendPlan, endpoint: &Endpoint) -> String {
     if let HostHeader::Name(name) = &plan.host_header {
         return name.to_string();
     }
@@ -193,7 +203,7 @@ fn authority(plan: &BackendPlan, endpoint: &Endpoint) -> String {
     if port == usual { host } else { format!("{host}:{port}") }
 }
 
-fn random_byte() -> u8 {
+pub(super) fn random_byte() -> u8 {
     let mut byte = [0];
     // Without it the first endpoint is asked first.
     let _ = SystemRandom::new().fill(&mut byte);

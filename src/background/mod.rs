@@ -1,11 +1,13 @@
 //! What is fetched and refreshed beside the requests, on the control runtime.
 
 mod ask;
+mod check;
 mod client;
 mod dns;
 mod fetch;
 mod store;
 
+pub use check::keep_checking;
 pub use client::Ways;
 pub use dns::Names;
 pub use fetch::keep_fetching;

@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use crate::api::{BalancePolicy, GatewayBackendSpec, PassiveCheck};
-use crate::route_map::{Balance, EjectionPlan, TrafficPlan};
+use crate::api::{ActiveCheck, BalancePolicy, GatewayBackendSpec, PassiveCheck};
+use crate::route_map::{Balance, CheckPlan, EjectionPlan, TrafficPlan};
 
 pub(super) fn plan(spec: &GatewayBackendSpec) -> TrafficPlan {
     let balance = match spec.load_balancer.as_ref().map(|wanted| wanted.policy).unwrap_or_default() {
@@ -13,10 +13,24 @@ pub(super) fn plan(spec: &GatewayBackendSpec) -> TrafficPlan {
         BalancePolicy::PeakEwma => Balance::PeakEwma,
         BalancePolicy::Random => Balance::Random,
     };
+    let health = spec.health_check.as_ref();
     TrafficPlan {
         balance,
-        ejection: spec.health_check.as_ref().map(|check| ejection(&check.passive)),
+        ejection: health.and_then(|check| check.passive.as_ref()).map(ejection),
+        check: health.and_then(|check| check.active.as_ref()).map(check),
+        panic_percent: health.and_then(|check| check.panic_percent).unwrap_or(0).clamp(0, 100) as u8,
         max_requests: spec.limits.as_ref().map(|limits| limits.requests.unsigned_abs()),
+    }
+}
+
+fn check(check: &ActiveCheck) -> CheckPlan {
+    let time = |given: Option<crate::values::Duration>, usual| given.map_or(usual, |given| given.std());
+    CheckPlan {
+        target: check.path.as_deref().map(Into::into),
+        interval: time(check.interval, Duration::from_secs(5)),
+        timeout: time(check.timeout, Duration::from_secs(1)),
+        healthy_after: check.healthy_after.unwrap_or(2).unsigned_abs(),
+        unhealthy_after: check.unhealthy_after.unwrap_or(3).unsigned_abs(),
     }
 }
 

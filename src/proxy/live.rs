@@ -128,6 +128,13 @@ impl Live {
         self.backends.get(slot.index)?.as_ref()
     }
 
+    pub fn backends_new_since<'a>(&'a self, before: &'a Self) -> impl Iterator<Item = &'a Arc<Backend>> {
+        let is_new = |(id, linked): &(&BackendId, &Linked)| {
+            before.by_id.get(*id).is_none_or(|known| !Arc::ptr_eq(&known.backend, &linked.backend))
+        };
+        self.by_id.iter().filter(is_new).map(|(_, linked)| &linked.backend)
+    }
+
     pub fn backend_by_id(&self, id: &BackendId) -> Option<&Arc<Backend>> {
         self.by_id.get(id).map(|linked| &linked.backend)
     }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -34,6 +34,9 @@ struct Running {
     addresses: Addresses,
     shared: Arc<Shared>,
     linker: Mutex<Linker>,
+    /// Backends whose endpoints are to be asked how they are, as they come; and until who asks takes them.
+    checked: mpsc::UnboundedSender<Weak<Backend>>,
+    checks: Mutex<Option<mpsc::UnboundedReceiver<Weak<Backend>>>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -90,12 +93,20 @@ impl DataPlane {
             thread.spawn(move || worker::run(index, shared, ears, inbox))
         });
         let threads = Mutex::new(threads.collect::<io::Result<_>>()?);
-        Ok(Self(Arc::new(Running { addresses, shared, linker: Mutex::new(Linker::new(members)), threads })))
+        let linker = Mutex::new(Linker::new(members));
+        let (checked, checks) = mpsc::unbounded_channel();
+        let checks = Mutex::new(Some(checks));
+        Ok(Self(Arc::new(Running { addresses, shared, linker, checked, checks, threads })))
     }
 
     /// What filters want fetched beside the requests; for the one who fetches it, once.
     pub fn fetches(&self) -> Option<Fetches> {
         self.0.shared.keep.fetches()
+    }
+
+    /// Backends whose endpoints are to be asked how they are; for the one who asks, once. As many come as maps name.
+    pub fn checks(&self) -> Option<mpsc::UnboundedReceiver<Weak<Backend>>> {
+        self.0.checks.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Where replicas count together; somebody has to answer there.
@@ -120,6 +131,10 @@ impl DataPlane {
         let mut linker = self.0.linker.lock().unwrap_or_else(PoisonError::into_inner);
         let before = shared.live.load_full();
         let live = linker.link(&before, &map, endpoints, &shared.telemetry, &shared.keep);
+        for backend in live.backends_new_since(&before).filter(|backend| backend.check().is_some()) {
+            // Without a listener, as in a test of something else, nobody asks.
+            let _ = self.0.checked.send(Arc::downgrade(backend));
+        }
         shared.live.store(Arc::new(live));
         // Workers compare this number with each request.
         shared.generation.fetch_add(1, Ordering::Release);

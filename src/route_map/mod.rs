@@ -33,6 +33,6 @@ pub use predicates::{
 pub use template::{InvalidTemplate, Template};
 pub use tls::{CertificatePlan, ClientValidation, ClientValidationPlan, HostTls, PrivateKey};
 pub use trace::{Candidate, Trace, Verdict, trace};
-pub use traffic::{Balance, EjectionPlan, TrafficPlan};
+pub use traffic::{Balance, CheckPlan, EjectionPlan, TrafficPlan};
 
 pub use crate::filters::{PathChange, RetryPlan};

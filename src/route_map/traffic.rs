@@ -1,6 +1,7 @@
 //! How requests are spread over a backend's endpoints, and what the backend has to bear.
 
 use std::fmt::{self, Display, Formatter};
+use std::sync::Arc;
 use std::time::Duration;
 
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -8,6 +9,10 @@ pub struct TrafficPlan {
     pub balance: Balance,
     /// `None`: only endpoints that cannot be connected to are passed over.
     pub ejection: Option<EjectionPlan>,
+    /// `None`: nobody asks endpoints how they are.
+    pub check: Option<CheckPlan>,
+    /// With fewer fit endpoints in a hundred than this all are asked.
+    pub panic_percent: u8,
     /// Requests under way at once, over all workers of a replica. `None`: no bound.
     pub max_requests: Option<u32>,
 }
@@ -36,6 +41,18 @@ pub struct EjectionPlan {
     pub max_percent: u8,
 }
 
+/// How endpoints are asked how they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CheckPlan {
+    /// Path and query of a GET. `None`: a connection is enough.
+    pub target: Option<Arc<str>>,
+    pub interval: Duration,
+    pub timeout: Duration,
+    /// Checks in a row.
+    pub healthy_after: u32,
+    pub unhealthy_after: u32,
+}
+
 impl TrafficPlan {
     /// Whether the requests under way at each endpoint matter.
     pub fn counts_requests(&self) -> bool {
@@ -54,6 +71,17 @@ impl Display for TrafficPlan {
                 ", ejects after {} errors for {:?}, at most {}%",
                 plan.consecutive_errors, plan.eject_for, plan.max_percent
             )?;
+        }
+        if let Some(plan) = &self.check {
+            let how = plan.target.as_deref().unwrap_or("by connecting");
+            write!(
+                f,
+                ", checked {how} every {:?} for {:?}, unhealthy after {}, healthy after {}",
+                plan.interval, plan.timeout, plan.unhealthy_after, plan.healthy_after
+            )?;
+        }
+        if self.panic_percent > 0 {
+            write!(f, ", all are asked below {}%", self.panic_percent)?;
         }
         self.max_requests.iter().try_for_each(|most| write!(f, ", at most {most} requests at once"))
     }

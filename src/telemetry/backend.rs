@@ -34,6 +34,9 @@ pub struct BackendStats {
     /// Rare, and of no worker.
     ejections: AtomicU64,
     ejected: AtomicU64,
+    /// Of endpoints, by whether they were found well.
+    checks: [AtomicU64; 2],
+    unhealthy: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -67,6 +70,8 @@ pub(crate) struct BackendTotals {
     pub retries: [u64; 2],
     pub ejections: u64,
     pub ejected: u64,
+    pub checks: [u64; 2],
+    pub unhealthy: u64,
     pub errors: BTreeMap<&'static str, u64>,
     pub tls_failures: BTreeMap<&'static str, u64>,
 }
@@ -87,6 +92,8 @@ impl BackendStats {
             cells: PerWorker::new(workers),
             ejections: AtomicU64::new(0),
             ejected: AtomicU64::new(0),
+            checks: Default::default(),
+            unhealthy: AtomicU64::new(0),
         }
     }
 
@@ -120,6 +127,16 @@ impl BackendStats {
     /// So many endpoints are left alone now.
     pub fn set_ejected(&self, count: usize) {
         self.ejected.store(count as u64, Ordering::Relaxed);
+    }
+
+    /// An endpoint was asked how it is. Any thread may say so.
+    pub fn check(&self, is_well: bool) {
+        self.checks[usize::from(!is_well)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many endpoints were found unhealthy.
+    pub fn set_unhealthy(&self, count: usize) {
+        self.unhealthy.store(count as u64, Ordering::Relaxed);
     }
 
     /// `kind` is the stable reason of a failure.
@@ -158,7 +175,13 @@ impl BackendStats {
             cells.errors.add_to(&mut totals.errors);
             cells.tls_failures.add_to(&mut totals.tls_failures);
         }
+        let checks = [0, 1].map(|at| self.checks[at].load(Ordering::Relaxed));
+        if checks != [0, 0] {
+            totals.get_or_insert_default();
+        }
         if let Some(totals) = &mut totals {
+            totals.checks = checks;
+            totals.unhealthy = self.unhealthy.load(Ordering::Relaxed);
             totals.ejections = self.ejections.load(Ordering::Relaxed);
             totals.ejected = self.ejected.load(Ordering::Relaxed);
         }

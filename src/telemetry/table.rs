@@ -265,6 +265,30 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_upstream_health_checks_total",
+        kind: Kind::Counter,
+        labels: &["backend", "result"],
+        help: "Active health checks of endpoints, by what they came to",
+        read: |scrape, emit| {
+            for (totals, backend) in &scrape.backends {
+                for (result, count) in ["passed", "failed"].iter().zip(totals.checks) {
+                    emit(&[&backend.name, result], number(count));
+                }
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_upstream_endpoints_unhealthy",
+        kind: Kind::Gauge,
+        labels: &["backend"],
+        help: "Endpoints that active health checks found unfit",
+        read: |scrape, emit| {
+            for (totals, backend) in &scrape.backends {
+                emit(&[&backend.name], number(totals.unhealthy));
+            }
+        },
+    },
+    Metric {
         name: "portcullis_upstream_tls_failures_total",
         kind: Kind::Counter,
         labels: &["backend", "reason"],

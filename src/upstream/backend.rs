@@ -1,7 +1,7 @@
 //! A backend as all workers share it: its plan and where its requests can go now.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use super::budget::RetryBudget;
 use super::health::{Health, Standing};
 use super::tls::Security;
 use super::{Guard, connect};
-use crate::route_map::{BackendPlan, Balance, Endpoint, EndpointSet};
+use crate::route_map::{BackendPlan, Balance, CheckPlan, Endpoint, EndpointSet};
 use crate::telemetry::BackendStats;
 
 /// What an endpoint that gives no answer, or a server's error, is taken to need for one at least.
@@ -46,6 +46,15 @@ pub(super) struct Endpoints {
     pub healths: Vec<Arc<Health>>,
     /// Of endpoints that left, as long as it matters: a name's addresses come and go.
     departed: Vec<Arc<Health>>,
+    /// So few are fit that all are asked.
+    panic: AtomicBool,
+}
+
+/// An endpoint that is asked how it is.
+#[derive(Clone, Debug)]
+pub struct Checked {
+    pub endpoint: Endpoint,
+    health: Arc<Health>,
 }
 
 impl Backend {
@@ -91,7 +100,62 @@ impl Backend {
         let matters =
             |health: &Arc<Health>| health.standing() != Standing::Good || Arc::strong_count(health) > 2;
         let departed = known.into_values().filter(matters).take(MAX_DEPARTED).collect();
-        self.endpoints.store(Arc::new(Endpoints { set, healths, departed }));
+        if self.plan.traffic.check.is_none() {
+            healths.iter().for_each(|health| health.unchecked());
+        }
+        self.endpoints.store(Arc::new(Endpoints { set, healths, departed, panic: AtomicBool::new(false) }));
+        self.judge();
+    }
+
+    /// Counts who is fit.
+    fn judge(&self) {
+        let all = self.endpoints.load();
+        let traffic = &self.plan.traffic;
+        if traffic.check.is_some() {
+            self.stats.set_unhealthy(all.healths.iter().filter(|health| health.is_unhealthy()).count());
+        }
+        if traffic.panic_percent > 0 {
+            let is_fit =
+                |health: &&Arc<Health>| !matches!(health.standing(), Standing::Ejected | Standing::Unhealthy);
+            let fit = all.healths.iter().filter(is_fit).count();
+            let in_panic = fit * 100 < all.healths.len() * usize::from(traffic.panic_percent);
+            if all.panic.swap(in_panic, Ordering::Relaxed) != in_panic {
+                let count = all.healths.len();
+                tracing::warn!(backend = %self.plan.id, fit, of = count, in_panic, "fit endpoints");
+            }
+        }
+    }
+
+    /// How its endpoints are to be asked how they are.
+    pub fn check(&self) -> Option<&CheckPlan> {
+        self.plan.traffic.check.as_ref()
+    }
+
+    /// Who is to be asked; each address once.
+    pub fn checked(&self) -> Vec<Checked> {
+        let all = self.endpoints.load();
+        let mut known = std::collections::HashSet::new();
+        let both = all.set.endpoints.iter().zip(&all.healths);
+        both.filter(|(endpoint, _)| known.insert(endpoint.address))
+            .map(|(endpoint, health)| Checked { endpoint: endpoint.clone(), health: Arc::clone(health) })
+            .collect()
+    }
+
+    /// What came of asking one.
+    pub fn found(&self, one: &Checked, outcome: Result<(), String>) {
+        let Some(plan) = self.check() else { return };
+        self.stats.check(outcome.is_ok());
+        match (one.health.checked(outcome.is_ok(), plan), outcome) {
+            (None, _) => return,
+            (Some(_), Ok(())) => {
+                tracing::info!(backend = %self.plan.id, endpoint = %one.endpoint.address, "endpoint healthy");
+            }
+            (Some(_), Err(error)) => {
+                let endpoint = one.endpoint.address;
+                tracing::warn!(backend = %self.plan.id, %endpoint, error, "endpoint unhealthy");
+            }
+        }
+        self.judge();
     }
 
     pub(super) fn endpoints(&self) -> Arc<Endpoints> {
@@ -146,12 +210,13 @@ impl Backend {
         }
         let _one_at_a_time = self.ejecting.lock().unwrap_or_else(PoisonError::into_inner);
         let all = self.endpoints.load();
-        if health.standing() == Standing::Ejected
+        if health.standing_of_requests() == Standing::Ejected
             || (all.ejected() + 1) * 100 > all.healths.len() * usize::from(plan.max_percent)
         {
             return;
         }
         let time = health.eject(plan);
+        self.judge();
         self.stats.ejection();
         tracing::warn!(backend = %self.plan.id, endpoint = %health.address, ?time, "endpoint ejected");
     }
@@ -166,6 +231,9 @@ impl Backend {
         self.budget.tick(now, || self.stats.requests());
         if self.plan.traffic.ejection.is_some() {
             self.stats.set_ejected(self.endpoints.load().ejected());
+        }
+        if self.plan.traffic.panic_percent > 0 {
+            self.judge();
         }
     }
 
@@ -203,7 +271,11 @@ impl Backend {
 }
 
 impl Endpoints {
+    pub fn in_panic(&self) -> bool {
+        self.panic.load(Ordering::Relaxed)
+    }
+
     fn ejected(&self) -> usize {
-        self.healths.iter().filter(|health| health.standing() == Standing::Ejected).count()
+        self.healths.iter().filter(|health| health.standing_of_requests() == Standing::Ejected).count()
     }
 }

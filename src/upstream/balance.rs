@@ -198,8 +198,9 @@ impl BackendPool {
     fn fitness(&self, endpoint: &EndpointPool) -> Fitness {
         match endpoint.health.standing() {
             _ if endpoint.rests() => Fitness::Unfit,
+            _ if self.set.borrow().in_panic() => Fitness::Fit,
             Standing::Good => Fitness::Fit,
-            Standing::Ejected => Fitness::Unfit,
+            Standing::Ejected | Standing::Unhealthy => Fitness::Unfit,
             Standing::Recovering(share) if self.random() % 100 < share => Fitness::Fit,
             Standing::Recovering(_) => Fitness::NotItsTurn,
         }

@@ -3,12 +3,12 @@
 //! may be counted one off, ejections are not.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::route_map::EjectionPlan;
+use crate::route_map::{CheckPlan, EjectionPlan};
 
 /// An endpoint is ejected for so many times the first time at most.
 const MAX_TIMES: u32 = 10;
@@ -34,6 +34,10 @@ pub(super) struct Health {
     /// Milliseconds after `born`; 0: never ejected, or long ago.
     ejected_until: AtomicU64,
     active: AtomicU32,
+    /// Active checks found it unfit.
+    unhealthy: AtomicBool,
+    /// Checks in a row that say else.
+    contrary: AtomicU32,
     /// The bits of an `f64`: microseconds until the head of an answer, newer ones weigh more.
     latency: AtomicU64,
     /// When that was written: microseconds after `born`.
@@ -45,6 +49,8 @@ pub(super) struct Health {
 pub(super) enum Standing {
     Good,
     Ejected,
+    /// By active checks.
+    Unhealthy,
     /// It comes back: so many of a hundred of its requests.
     Recovering(u64),
 }
@@ -58,12 +64,22 @@ impl Health {
             ejections: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
             active: AtomicU32::new(0),
+            unhealthy: AtomicBool::new(false),
+            contrary: AtomicU32::new(0),
             latency: AtomicU64::new(0),
             measured: AtomicU64::new(0),
         }
     }
 
     pub fn standing(&self) -> Standing {
+        if self.unhealthy.load(Ordering::Relaxed) {
+            return Standing::Unhealthy;
+        }
+        self.standing_of_requests()
+    }
+
+    /// By how requests went alone.
+    pub fn standing_of_requests(&self) -> Standing {
         match self.ejected_until.load(Ordering::Relaxed) {
             0 => Standing::Good,
             until => self.standing_at(until, self.millis()),
@@ -98,7 +114,32 @@ impl Health {
     /// Whether this was the error that makes it unfit; then [`Health::eject`] it if the others allow.
     pub fn failed(&self, plan: &EjectionPlan) -> bool {
         let errors = self.errors.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        errors >= plan.consecutive_errors && self.standing() != Standing::Ejected
+        errors >= plan.consecutive_errors && self.standing_of_requests() != Standing::Ejected
+    }
+
+    /// A check found it well, or not. Some: that made it fit or unfit.
+    pub fn checked(&self, is_well: bool, plan: &CheckPlan) -> Option<bool> {
+        if is_well != self.unhealthy.load(Ordering::Relaxed) {
+            self.contrary.store(0, Ordering::Relaxed);
+            return None;
+        }
+        let enough = if is_well { plan.healthy_after } else { plan.unhealthy_after };
+        let contrary = self.contrary.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        if contrary < enough {
+            return None;
+        }
+        self.contrary.store(0, Ordering::Relaxed);
+        self.unhealthy.store(!is_well, Ordering::Relaxed);
+        Some(is_well)
+    }
+
+    /// Nobody checks it any more.
+    pub fn unchecked(&self) {
+        self.unhealthy.store(false, Ordering::Relaxed);
+    }
+
+    pub fn is_unhealthy(&self) -> bool {
+        self.unhealthy.load(Ordering::Relaxed)
     }
 
     /// For how long it is left alone from now on. One at a time may say so.
@@ -206,6 +247,22 @@ mod tests {
             health.eject(&PLAN);
         }
         assert_eq!(health.eject(&PLAN), Duration::from_secs(300), "and there is a bound");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn as_many_checks_in_a_row_as_the_plan_says_change_it() {
+        let seconds = Duration::from_secs;
+        let (interval, timeout) = (seconds(5), seconds(1));
+        let plan = CheckPlan { target: None, interval, timeout, healthy_after: 2, unhealthy_after: 3 };
+        let health = health();
+        for _ in 0..5 {
+            assert_eq!([false, false, true].map(|is_well| health.checked(is_well, &plan)), [None; 3]);
+        }
+        assert_eq!([(); 3].map(|()| health.checked(false, &plan)), [None, None, Some(false)]);
+        assert_eq!(health.standing(), Standing::Unhealthy);
+        assert_eq!([true, false, true].map(|is_well| health.checked(is_well, &plan)), [None; 3]);
+        assert_eq!(health.checked(true, &plan), Some(true));
+        assert_eq!(health.standing(), Standing::Good);
     }
 
     #[tokio::test(start_paused = true)]

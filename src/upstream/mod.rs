@@ -21,7 +21,7 @@ mod tls;
 mod trust;
 mod wire;
 
-pub use backend::Backend;
+pub use backend::{Backend, Checked};
 pub use endpoint::Place;
 pub use guard::{Guard, Loopback, Own};
 pub use head_lines::{HeadLines, SharedLines};

@@ -24,6 +24,7 @@ mod fail_closed;
 mod file_mode;
 mod hardening;
 mod harness;
+mod health_checks;
 mod hints;
 mod introspection;
 mod json_schema_suite;
