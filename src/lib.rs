@@ -10,6 +10,8 @@ pub mod expression;
 
 pub mod filters;
 
+pub mod cache;
+
 pub mod route_map;
 
 pub mod lifecycle;

@@ -4,7 +4,7 @@ use kube::CustomResourceExt;
 use serde_json::{Map, Value, json};
 
 use super::{GatewayBackend, GatewayPolicy, GatewayRoute};
-use crate::filters::{Applies, REGISTRY};
+use crate::filters::{Applies, REGISTRY, Row};
 
 /// File name and YAML of each kind.
 pub fn crds() -> Vec<(&'static str, String)> {
@@ -57,19 +57,21 @@ pub(super) fn spec_schema(crd: &Value) -> &Value {
 
 /// One rule for each member that means nothing without a backend.
 fn only_with_backends() -> impl Iterator<Item = Value> {
-    REGISTRY.iter().filter(|row| row.applies == Applies::ToBackends).map(|row| {
+    REGISTRY.iter().filter(|row| row.applies != Applies::ToEveryAction).map(|row| {
         let name = row.name;
+        let also = if row.applies == Applies::ToBackends { "has(self.aggregate) || " } else { "" };
         json!({
-            "rule": format!("has(self.backendRefs) || has(self.aggregate) || !has(self.policy) || !has(self.policy.{name})"),
-            "message": meaningless(name),
+            "rule": format!("has(self.backendRefs) || {also}!has(self.policy) || !has(self.policy.{name})"),
+            "message": meaningless(row),
             "fieldPath": format!(".policy.{name}"),
         })
     })
 }
 
 /// What is said about such a member, here and in `layers`.
-pub(super) fn meaningless(member: &str) -> String {
-    format!("{member} concerns requests to backends; remove it from a rule with redirect or respond")
+pub(super) fn meaningless(row: &Row) -> String {
+    let (name, action) = (row.name, if row.applies == Applies::ToBackendRefs { "aggregate, " } else { "" });
+    format!("{name} concerns requests to backends; remove it from a rule with {action}redirect or respond")
 }
 
 /// The definition as JSON, without what Kubernetes does not want.

@@ -134,13 +134,15 @@ pub(super) fn refuse_meaningless(
     at: &FieldPath,
     problems: &mut Vec<Problem>,
 ) {
-    if !matches!(action, Some(RuleAction::Redirect(_) | RuleAction::Respond(_))) {
-        return;
-    }
+    let is_meaningless = |applies| match action {
+        Some(RuleAction::Redirect(_) | RuleAction::Respond(_)) => applies != Applies::ToEveryAction,
+        Some(RuleAction::Aggregate(_)) => applies == Applies::ToBackendRefs,
+        Some(RuleAction::BackendRefs(_)) | None => false,
+    };
     for (row, member) in &mut layer.given {
         let row = &REGISTRY[*row];
-        if row.applies == Applies::ToBackends {
-            let (path, message) = (at.field(row.name), super::crd::meaningless(row.name));
+        if is_meaningless(row.applies) {
+            let (path, message) = (at.field(row.name), super::crd::meaningless(row));
             problems.push(Problem::error(path, Reason::PolicyInvalid, message));
             *member = None;
         }

@@ -219,7 +219,7 @@ fn a_policy_that_cannot_be_told_costs_its_rules() {
         json!({"timeouts": {"requst": "5s"}}),
         json!({"timeouts": {"request": "5"}}),
         json!([]),
-        json!({"disable": ["cache"]}),
+        json!({"disable": ["telepathy"]}),
         json!({"disable": ["timeouts"], "timeouts": {}}),
     ] {
         let rule = rule(json!({"policy": policy}));

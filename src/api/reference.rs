@@ -147,6 +147,7 @@ fn members() -> String {
         let concerns = match row.applies {
             Applies::ToEveryAction => "every action",
             Applies::ToBackends => "requests to backends",
+            Applies::ToBackendRefs => "`backendRefs`",
         };
         let imposed = match row.combine {
             Combine::Replace => "replaces",

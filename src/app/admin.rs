@@ -1,5 +1,6 @@
-//! The admin listener: `/metrics`, `/livez`, `/readyz`, `/status`. Plain HTTP/1.1 on the control runtime, never on a
-//! port of the data path. Small and bounded: it shows, it changes nothing.
+//! The admin listener: `/metrics`, `/livez`, `/readyz`, `/status`, and `/purge` for who has the token. Plain HTTP/1.1 on
+//! the control runtime, never on a port of the data path. Small and bounded: it shows, and changes nothing but what is
+//! kept of answers.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -8,12 +9,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue};
 use http::{Method, Request, Response, StatusCode};
-use http_body_util::Full;
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::purge::{self, Purger};
 use super::status::Status;
 use crate::lifecycle::{DrainSignal, Phase, Readiness};
 use crate::telemetry::Telemetry;
@@ -29,6 +31,7 @@ pub struct Admin {
     pub readiness: Readiness,
     pub drain: DrainSignal,
     pub status: Status,
+    pub purger: Purger,
 }
 
 /// Serves until the process ends: probes and scrapes go on during drain.
@@ -55,8 +58,8 @@ pub async fn serve(listener: TcpListener, admin: Arc<Admin>) {
 
 async fn connection(stream: TcpStream, admin: Arc<Admin>) {
     let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-        let response = admin.answer(request.method(), request.uri().path());
-        async move { Ok::<_, Infallible>(response) }
+        let admin = Arc::clone(&admin);
+        async move { Ok::<_, Infallible>(admin.respond(request).await) }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -68,6 +71,26 @@ async fn connection(stream: TcpStream, admin: Arc<Admin>) {
 }
 
 impl Admin {
+    async fn respond(&self, request: Request<hyper::body::Incoming>) -> Response<Full<Bytes>> {
+        if request.uri().path() != "/purge" {
+            return self.answer(request.method(), request.uri().path());
+        }
+        if request.method() != Method::POST {
+            let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "only POST\n".into());
+            refused.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+            return refused;
+        }
+        if let Err((status, text)) = self.purger.admits(request.headers()).await {
+            return plain(status, text);
+        }
+        let body = Limited::new(request.into_body(), purge::MAX_BODY).collect();
+        let Ok(Ok(body)) = tokio::time::timeout(HEAD_TIMEOUT, body).await else {
+            return plain(StatusCode::PAYLOAD_TOO_LARGE, "too much, or too slow\n".into());
+        };
+        let (status, text) = self.purger.purge(body.to_bytes()).await;
+        plain(status, text)
+    }
+
     fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
         if method != Method::GET && method != Method::HEAD {
             let mut refused = plain(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".into());
@@ -90,7 +113,10 @@ impl Admin {
                 status.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 status
             }
-            _ => plain(StatusCode::NOT_FOUND, "there are /metrics, /livez, /readyz and /status\n".into()),
+            _ => plain(
+                StatusCode::NOT_FOUND,
+                "there are /metrics, /livez, /readyz, /status and /purge\n".into(),
+            ),
         }
     }
 

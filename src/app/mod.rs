@@ -4,6 +4,7 @@ mod admin;
 mod announce;
 mod egress;
 mod programmed;
+mod purge;
 mod reconcile;
 mod settings;
 mod status;
@@ -17,6 +18,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+pub use purge::Named;
 pub use settings::{OwnPods, Settings, Source, Store, default_workers};
 
 use crate::background;
@@ -160,8 +162,9 @@ impl Bound {
                 tracing::error!(%error, "cannot start the compile thread");
             }
         });
-        match &settings.source {
+        let others = match &settings.source {
             Source::Files(paths) => crate::standalone::watch(paths.clone(), updates)
+                .map(|()| None)
                 .context("cannot start the thread that watches the files")?,
             Source::Cluster { controller, .. } => {
                 let wiring = controller::Wiring {
@@ -171,15 +174,21 @@ impl Bound {
                     api_server,
                     drain: signal.clone(),
                     peer,
+                    purges: {
+                        let plane = plane.clone();
+                        Arc::new(move |body: &[u8]| purge::purge_here(&plane, body))
+                    },
                     waits_for_peers: readiness.wait_for("what the other replicas serve"),
                 };
-                control.block_on(controller::start(*controller.clone(), wiring))?;
+                control.block_on(controller::start(*controller.clone(), wiring))?
             }
-        }
+        };
         if let Some(listener) = admin {
             let status =
                 status::Status { started: Instant::now(), addresses, published: publications, installed_at };
-            let admin = admin::Admin { telemetry, readiness, drain: signal, status };
+            let token = purge::token_file(settings.admin_token.clone());
+            let purger = purge::Purger { plane: plane.clone(), token, others };
+            let admin = admin::Admin { telemetry, readiness, drain: signal, status, purger };
             control.spawn(admin::serve(listener, Arc::new(admin)));
         }
         let ended = control.block_on(async {

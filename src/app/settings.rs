@@ -18,6 +18,8 @@ pub struct Settings {
     pub compile: compile::Options,
     /// Metrics, health, `/status`. None: no such listener.
     pub admin: Option<SocketAddr>,
+    /// The token that purges want to see. None: no purges.
+    pub admin_token: Option<PathBuf>,
     pub access_log: AccessTarget,
     /// No backend may be there.
     pub own_pods: OwnPods,

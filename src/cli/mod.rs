@@ -9,6 +9,7 @@ mod findings;
 mod load;
 mod logging;
 mod place;
+mod purge;
 mod run;
 mod websocket;
 
@@ -32,6 +33,8 @@ enum Command {
     Check(check::Check),
     /// Follow a request through the compiled routes without sending it
     Explain(explain::Explain),
+    /// Tell a running gateway not to use kept answers any more
+    Purge(purge::Purge),
     /// Print the CustomResourceDefinitions
     Crds(crds::Crds),
     /// A small backend that answers with what it was asked
@@ -49,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => run::run(*args),
         Command::Check(args) => check::run(&args),
         Command::Explain(args) => explain::run(&args),
+        Command::Purge(args) => purge::run(args),
         Command::Crds(args) => crds::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Echo(args) => echo::run(&args).map(|()| ExitCode::SUCCESS),
         Command::Certificate(args) => certificate::run(&args).map(|()| ExitCode::SUCCESS),

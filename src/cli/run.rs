@@ -18,7 +18,7 @@ use crate::controller::{self, Area, PeerSettings};
 use crate::message::Scheme;
 use crate::proxy;
 use crate::telemetry::AccessTarget;
-use crate::values::{Duration, LabelSelector, ObjectName, Redacted};
+use crate::values::{ByteSize, Duration, LabelSelector, ObjectName, Redacted};
 
 #[derive(Args, Debug)]
 pub struct Run {
@@ -36,6 +36,9 @@ pub struct Run {
     /// Where to answer /metrics, /livez, /readyz and /status [default: port 9090, with --manifests on loopback]
     #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_ADMIN")]
     admin: Option<SocketAddr>,
+    /// The token that POST /purge wants to see [default: in a cluster that of the replicas, with --manifests none: no purges]
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_ADMIN_TOKEN_FILE")]
+    admin_token_file: Option<PathBuf>,
     /// Worker threads [default: one a CPU that the process may use, at most 16]
     #[arg(long, value_name = "N", env = "PORTCULLIS_WORKERS", value_parser = clap::value_parser!(u16).range(1..=256))]
     workers: Option<u16>,
@@ -95,6 +98,9 @@ pub struct Run {
     /// How long a request waits for it at most
     #[arg(long, value_name = "DURATION", env = "PORTCULLIS_REDIS_TIMEOUT", default_value = "20ms")]
     redis_timeout: Duration,
+    /// Bytes that kept answers may have, all routes together
+    #[arg(long, value_name = "SIZE", env = "PORTCULLIS_CACHE_MEMORY", default_value = "64Mi")]
+    cache_memory: ByteSize,
     /// How long to go on accepting after the signal to end [default: 5s in a cluster, 0s with --manifests]
     #[arg(long, value_name = "DURATION", env = "PORTCULLIS_DRAIN_DELAY")]
     drain_delay: Option<Duration>,
@@ -250,6 +256,7 @@ fn settings(args: Run) -> anyhow::Result<Settings> {
     let namespace = Arc::from(args.cluster.namespace.as_str());
     let served = args.cluster.namespace_selector.clone();
     let own_pods = args.cluster.own_pods();
+    let admin_token = args.admin_token_file.or_else(|| args.cluster.peer_token_file.clone());
     let store = store(args.redis.as_ref(), args.redis_timeout)?;
     Ok(Settings {
         source: if files { Source::Files(args.manifests) } else { args.cluster.source(&args.class_name) },
@@ -266,6 +273,7 @@ fn settings(args: Run) -> anyhow::Result<Settings> {
             egress_deny: args.egress_deny,
             own_ports: files,
             installation: Arc::from(args.class_name.as_str()),
+            cache_memory: args.cache_memory.bytes(),
             limits: proxy::Limits {
                 connections: usize::try_from(args.max_connections).unwrap_or(usize::MAX),
                 connections_per_client: args.max_connections_per_client,
@@ -286,6 +294,7 @@ fn settings(args: Run) -> anyhow::Result<Settings> {
             .or_else(|| Some(if files { (Ipv4Addr::LOCALHOST, 9090).into() } else { every_address(9090) })),
         own_pods,
         store,
+        admin_token,
         access_log: match args.access_log.as_str() {
             "off" => AccessTarget::Off,
             "stdout" => AccessTarget::Stdout,

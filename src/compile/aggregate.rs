@@ -6,8 +6,8 @@ use std::sync::Arc;
 use http::{HeaderName, Method};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::asking::Asking;
 use super::backend_refs::{self, Reference};
-use super::policies::Asking;
 use crate::api::{AggregateResponseSpec, AggregateSpec, CallHeadersSpec, CallSpec, OnErrorSpec};
 use crate::expression::{Kind, KnownCalls, PathTemplate, REQUEST, Template};
 use crate::filters::{

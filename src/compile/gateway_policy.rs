@@ -4,7 +4,8 @@
 use std::sync::Arc;
 
 use super::Options;
-use super::policies::{self, Budget, Holder, Layer};
+use super::asking::{Budget, Holder};
+use super::policies::{self, Layer};
 use super::question::Asker;
 use crate::api::{self, PolicyTarget, Precedence, TargetKind};
 use crate::snapshot::Manifest;

@@ -6,13 +6,14 @@ use std::sync::Arc;
 use http::HeaderName;
 
 use super::aggregate;
+use super::asking::{Asking, Budget, Holder};
 use super::attachment::Applied;
 use super::backend_refs::{self, Reference};
 use super::certificates;
 use super::client_validation::{self, Written};
 use super::conditions;
 use super::gateway_policy::LoweredPolicy;
-use super::policies::{self, Asking, Budget, Effective, Holder, Layer, Named, Stack};
+use super::policies::{self, Effective, Layer, Named, Stack};
 use super::question::{Asked, Asker, Known};
 use super::{Certificates, Options};
 use crate::api::{
@@ -469,14 +470,7 @@ impl Lowering<'_, '_> {
         inherited: (TimeoutsPlan, Option<RetryPlan>),
     ) -> Option<Box<AggregatePlan>> {
         let holder = Holder { kind: "GatewayRoute", name: &self.manifest.name, rule: None };
-        let asking = Asking {
-            asker: &mut *self.asker,
-            holder,
-            budget: &mut self.budget,
-            calls: None,
-            asked: Vec::new(),
-            problems: Vec::new(),
-        };
+        let asking = Asking::new(self.asker, holder, &mut self.budget);
         let lowered = aggregate::lower(spec, at, &self.manifest.name.namespace, inherited, asking);
         self.problems.extend(lowered.problems);
         let plan = lowered.plan?;

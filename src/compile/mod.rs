@@ -7,12 +7,14 @@
 //! Law: `compile(world, memo)` gives what `compile(world, Memo::default())` gives.
 
 mod aggregate;
+mod asking;
 mod attachment;
 mod authorities;
 mod backend_credentials;
 mod backend_refs;
 mod backend_tls;
 mod backend_traffic;
+mod cached;
 mod certificates;
 mod claims;
 mod client_validation;

@@ -4,45 +4,22 @@
 //! policies on the route; policies on the namespace, on namespaces by label, on the installation. Overrides the other
 //! way round: one that is a setting replaces, one that is a gate is added, so that imposing never weakens.
 
-use std::any::Any;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use http::HeaderName;
 
+use super::asking::{Asking, Budget, Holder};
 use super::attachment::{Applied, Level};
-use super::backend_refs::{self, Reference};
+use super::cached;
 use super::gateway_policy::LoweredPolicy;
-use super::gateway_route::not_permitted;
 use super::question::Asker;
 use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
-use crate::expression::{Environment, Expression, Kind, KnownCalls, REQUEST, Refused, Template};
+use crate::expression::{REQUEST, Read};
 use crate::filters::{
-    AnyPlan, Applies, Combine, Derive, OwnHost, PathChange, REGISTRY, RetryPlan, Ring, Scope, Selection,
-    TimeoutsPlan,
+    AnyPlan, Applies, CachePlan, Combine, PathChange, REGISTRY, RetryPlan, Ring, TimeoutsPlan,
 };
 use crate::route_map::{BackendPlan, PolicyBy, PolicyMember, PolicyOrigin};
-use crate::snapshot::{self, Unreadable};
-use crate::values::{
-    AskedBackendRef, BackendId, ConfigMapKeyRef, FieldPath, LabelSelector, ObjectName, Origin,
-    PathRewriteSpec, Problem, Reason, Redacted, SecretData, SecretKeyRef, SecretRef, Severity,
-};
-
-/// What one object may hold of expressions.
-const MAX_EXPRESSIONS: usize = 256;
-const MAX_EXPRESSION_BYTES: usize = 64 << 10;
-
-/// What is left to one object.
-pub(super) struct Budget {
-    expressions_left: usize,
-    expression_bytes_left: usize,
-}
-
-impl Default for Budget {
-    fn default() -> Self {
-        Self { expressions_left: MAX_EXPRESSIONS, expression_bytes_left: MAX_EXPRESSION_BYTES }
-    }
-}
+use crate::values::{FieldPath, PathRewriteSpec, Problem, Reason, Severity};
 
 /// One `policy`, its members compiled.
 #[derive(Debug, Default)]
@@ -56,7 +33,7 @@ pub(super) struct Layer {
     pub own_headers: Vec<HeaderName>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Given {
     /// `None`: it does not compile.
     plan: Option<AnyPlan>,
@@ -64,6 +41,8 @@ pub(super) struct Given {
     replaces_prefix: Option<FieldPath>,
     /// Backends that it asks by itself.
     asked: Vec<Arc<BackendPlan>>,
+    /// What its expressions read, and where.
+    reads: Vec<(FieldPath, Read)>,
 }
 
 /// A policy that `policyRefs` names; `None`: it is not there.
@@ -89,6 +68,8 @@ pub(super) struct Effective {
     pub filters: Vec<(usize, AnyPlan)>,
     pub policy: Vec<PolicyMember>,
     parts: Vec<Part>,
+    /// What is read behind the cache, if there is one.
+    reads: Vec<(FieldPath, Read)>,
     pub timeouts: TimeoutsPlan,
     /// Backends that its members ask by themselves.
     pub asked: Vec<Arc<BackendPlan>>,
@@ -119,16 +100,6 @@ enum From<'a> {
     Policy { policy: &'a Arc<LoweredPolicy>, by: PolicyBy, at: &'a FieldPath },
 }
 
-/// What holds a `policy`.
-#[derive(Clone, Copy)]
-pub(super) struct Holder<'a> {
-    pub kind: &'static str,
-    /// References resolve in its namespace.
-    pub name: &'a ObjectName,
-    /// `None`: the policy of the whole object.
-    pub rule: Option<&'a str>,
-}
-
 /// Compiles the members of one `policy`.
 pub(super) fn compile(
     parsed: &PolicyLayer,
@@ -138,18 +109,10 @@ pub(super) fn compile(
     problems: &mut Vec<Problem>,
 ) -> Layer {
     let mut member = |row: usize, member: Option<&crate::api::PolicyMember>| {
-        let Some(member) = member else {
-            return Given { plan: None, replaces_prefix: None, asked: Vec::new() };
-        };
-        let mut asking = Asking {
-            asker: &mut *asker,
-            holder,
-            budget: &mut *budget,
-            calls: None,
-            asked: Vec::new(),
-            problems: Vec::new(),
-        };
+        let Some(member) = member else { return Given::default() };
+        let mut asking = Asking::new(asker, holder, budget);
         let result = (REGISTRY[row].compile)(&member.value, &mut asking);
+        let reads = asking.reads.into_iter().map(|(at, read)| (at.under(&member.path), read)).collect();
         let (mut found, asked) = (asking.problems, asking.asked);
         let plan = match result {
             Ok(plan) => Some(plan),
@@ -165,7 +128,7 @@ pub(super) fn compile(
             found.push(Problem::error(FieldPath::default(), Reason::PolicyInvalid, message));
         }
         problems.extend(found.into_iter().map(|problem| problem.under(&member.path)));
-        Given { plan: plan.filter(|_| !is_wrong), replaces_prefix: member.replaces_prefix(row), asked }
+        Given { plan: plan.filter(|_| !is_wrong), replaces_prefix: member.replaces_prefix(row), asked, reads }
     };
     let given = parsed.given.iter().map(|(row, one)| (*row, member(*row, one.as_ref()))).collect();
     Layer {
@@ -185,7 +148,7 @@ pub(super) fn path_change(
     budget: &mut Budget,
     problems: &mut Vec<Problem>,
 ) -> Option<PathChange> {
-    let mut asking = Asking { asker, holder, budget, calls: None, asked: Vec::new(), problems: Vec::new() };
+    let mut asking = Asking::new(asker, holder, budget);
     let change = PathChange::new(spec, at, Reason::Invalid, &REQUEST, &mut asking);
     problems.append(&mut asking.problems);
     change.map_err(|problem| problems.extend(problem)).ok()
@@ -238,6 +201,7 @@ impl<'a> Stack<'a> {
         for row in 0..REGISTRY.len() {
             self.member(row, &defaults, &overrides, &mut effective);
         }
+        effective.check_cache();
         effective.arrange();
         effective
     }
@@ -292,9 +256,12 @@ impl<'a> Stack<'a> {
         effective: &mut Effective,
     ) {
         // Inherited without meaning is ignored; written without meaning was refused.
-        let is_forwarded =
-            matches!(self.action, Some(RuleAction::BackendRefs(_) | RuleAction::Aggregate(_)) | None);
-        if REGISTRY[row].applies == Applies::ToBackends && !is_forwarded {
+        let has_meaning = match (REGISTRY[row].applies, self.action) {
+            (Applies::ToEveryAction, _) | (_, Some(RuleAction::BackendRefs(_)) | None) => true,
+            (Applies::ToBackends, Some(RuleAction::Aggregate(_))) => true,
+            (Applies::ToBackends | Applies::ToBackendRefs, _) => false,
+        };
+        if !has_meaning {
             return;
         }
         let default = defaults.iter().find_map(|step| match step.layer.gives(row) {
@@ -353,6 +320,13 @@ impl<'a> Stack<'a> {
         if let Some(retry) = plan.get::<RetryPlan>() {
             effective.retry = Some(retry.clone());
         }
+        if REGISTRY[row].ring > Some(Ring::Cache) {
+            let at = |path: &FieldPath| match from {
+                From::Rule | From::Route => path.clone(),
+                From::Policy { at, .. } => at.clone(),
+            };
+            effective.reads.extend(given.reads.iter().map(|(path, read)| (at(path), read.clone())));
+        }
         let mut filters = (REGISTRY[row].parts)(plan);
         effective.asked.extend(given.asked.iter().cloned());
         let setting = filters.is_empty().then(|| Part { row, filter: None, origin: origin.clone() });
@@ -387,6 +361,17 @@ impl<'a> Stack<'a> {
 }
 
 impl Effective {
+    fn check_cache(&mut self) {
+        let cache = self.parts.iter().find_map(|part| part.filter.as_ref()?.1.get::<CachePlan>());
+        let Some(cache) = cache else { return };
+        for (path, read) in &self.reads {
+            if let Some(message) = cached::unkeyed(&cache.key, read) {
+                self.problems.push(Problem::error(path.clone(), Reason::PolicyInvalid, message));
+                self.failed = true;
+            }
+        }
+    }
+
     fn arrange(&mut self) {
         let ring = |part: &Part| part.filter.as_ref().map(|(ring, _)| *ring);
         self.parts.sort_by_key(|part| (part.row, ring(part)));
@@ -400,201 +385,4 @@ impl Effective {
 
 fn step<'a>(policy: &'a Arc<LoweredPolicy>, by: PolicyBy, at: &'a FieldPath) -> Step<'a> {
     Step { layer: &policy.layer, from: From::Policy { policy, by, at } }
-}
-
-/// What a member asks is asked of the world, in the namespace of the object that holds it.
-pub(super) struct Asking<'a, 'w> {
-    pub asker: &'a mut Asker<'w>,
-    pub holder: Holder<'a>,
-    pub budget: &'a mut Budget,
-    /// Calls of an aggregation that expressions may name.
-    pub calls: Option<KnownCalls>,
-    pub asked: Vec<Arc<BackendPlan>>,
-    pub problems: Vec<Problem>,
-}
-
-impl Asking<'_, '_> {
-    /// Takes expressions off the object's budget.
-    fn spend(&mut self, at: &FieldPath, expressions: usize, bytes: usize) -> Option<()> {
-        let Budget { expressions_left, expression_bytes_left } = &*self.budget;
-        let left = (expressions_left.checked_sub(expressions), expression_bytes_left.checked_sub(bytes));
-        let (Some(expressions_left), Some(expression_bytes_left)) = left else {
-            let message = format!(
-                "the object has more than {MAX_EXPRESSIONS} expressions or {MAX_EXPRESSION_BYTES} bytes of them; \
-                 split it"
-            );
-            self.refuse(at.clone(), Reason::PolicyInvalid, message);
-            return None;
-        };
-        *self.budget = Budget { expressions_left, expression_bytes_left };
-        Some(())
-    }
-
-    fn told<T>(&mut self, at: FieldPath, parsed: Result<T, Refused>) -> Option<T> {
-        parsed.map_err(|refused| self.refuse(at, Reason::PolicyInvalid, refused.to_string())).ok()
-    }
-
-    fn refuse(&mut self, at: FieldPath, reason: Reason, message: String) {
-        self.problems.push(Problem::error(at, reason, message));
-    }
-
-    /// From now on the backend is part of what is served wherever the member is.
-    fn asks(&mut self, plan: Arc<BackendPlan>) -> BackendId {
-        let id = plan.id.clone();
-        self.asked.push(plan);
-        id
-    }
-
-    /// The name that a reference means, if it may be used.
-    fn named(
-        &mut self,
-        at: &FieldPath,
-        kind: &'static str,
-        name: &str,
-        namespace: Option<&str>,
-    ) -> Option<ObjectName> {
-        let namespace = namespace.map_or_else(|| self.holder.name.namespace.clone(), Into::into);
-        let name = ObjectName::new(namespace, name);
-        if !self.asker.may_refer(&self.holder.name.namespace, "", kind, &name) {
-            self.problems.push(not_permitted(at.clone(), kind, &name));
-            return None;
-        }
-        Some(name)
-    }
-
-    /// The value of a key, or of the only one.
-    fn value<'d, V>(
-        &mut self,
-        at: FieldPath,
-        object: (&'static str, &ObjectName),
-        data: &'d BTreeMap<String, V>,
-        key: Option<&str>,
-    ) -> Option<&'d V> {
-        let (kind, name) = object;
-        let reason = if kind == "Secret" { Reason::SecretNotFound } else { Reason::ConfigMapNotFound };
-        let found = match key {
-            Some(key) => data.get(key),
-            None if data.len() == 1 => data.values().next(),
-            None => {
-                let count = data.len();
-                self.refuse(
-                    at.field("key"),
-                    reason,
-                    format!("{kind} {name} has {count} keys; say which one"),
-                );
-                return None;
-            }
-        };
-        if found.is_none() {
-            let key = key.unwrap_or_default();
-            let message = format!("{kind} {name} has no key {key}; add it or correct the name");
-            self.refuse(at.field("key"), reason, message);
-        }
-        found
-    }
-}
-
-impl Scope for Asking<'_, '_> {
-    fn secret(&mut self, at: FieldPath, secret: &SecretRef) -> Option<Arc<SecretData>> {
-        let name = self.named(&at, "Secret", &secret.name, secret.namespace.as_deref())?;
-        let found = self.asker.secret(&name);
-        if found.is_none() {
-            let (reason, message) = self.asker.why_not(snapshot::Kind::Secret, &name);
-            self.refuse(at, reason, message);
-        }
-        found
-    }
-
-    fn secret_key(&mut self, at: FieldPath, secret: &SecretKeyRef) -> Option<Redacted<Vec<u8>>> {
-        let reference = SecretRef { name: secret.name.clone(), namespace: secret.namespace.clone() };
-        let found = self.secret(at.clone(), &reference)?;
-        self.value(at, ("Secret", &found.name), &found.data, secret.key.as_deref()).cloned()
-    }
-
-    fn secrets(&mut self, at: FieldPath, selector: &LabelSelector) -> Selection {
-        let namespace = Arc::clone(&self.holder.name.namespace);
-        if self.asker.is_unreadable(Unreadable::Labelled(Arc::clone(&namespace), selector.clone())) {
-            let message = format!(
-                "the gateway may not list the Secrets of namespace {namespace}, so it cannot find any by label; name one \
-                 by secretRef, or let its service account list them (the chart's rbac.secrets)"
-            );
-            self.refuse(at, Reason::RefNotPermitted, message);
-        }
-        self.asker.secrets(&namespace, selector)
-    }
-
-    fn config_map(&mut self, at: FieldPath, map: &ConfigMapKeyRef) -> Option<Arc<str>> {
-        let name = self.named(&at, "ConfigMap", &map.name, map.namespace.as_deref())?;
-        let Some(found) = self.asker.config_map(&name) else {
-            let (reason, message) = self.asker.why_not(snapshot::Kind::ConfigMap, &name);
-            self.refuse(at, reason, message);
-            return None;
-        };
-        self.value(at, ("ConfigMap", &name), &found.data, map.key.as_deref()).cloned()
-    }
-
-    fn derived(&mut self, name: &str, of: &Selection, make: Derive<'_>) -> Arc<dyn Any + Send + Sync> {
-        self.asker.gathered().derived(format!("{} {name}", self.holder.name.namespace), of, make)
-    }
-
-    fn expression(
-        &mut self,
-        at: FieldPath,
-        source: &str,
-        environment: &'static Environment,
-        wanted: Kind,
-    ) -> Option<Expression> {
-        self.spend(&at, 1, source.len())?;
-        self.told(at, Expression::parse_among(source, environment, self.calls.as_ref(), wanted))
-    }
-
-    fn template(
-        &mut self,
-        at: FieldPath,
-        source: &str,
-        environment: &'static Environment,
-    ) -> Option<Template> {
-        self.spend(&at, 0, source.len())?;
-        let template =
-            self.told(at.clone(), Template::parse_among(source, environment, self.calls.as_ref()))?;
-        self.spend(&at, template.expressions(), 0)?;
-        Some(template)
-    }
-
-    fn holder(&self) -> String {
-        let Holder { kind, name, rule } = self.holder;
-        format!("{kind} {name} {}", rule.unwrap_or_default())
-    }
-
-    fn has_store(&self) -> bool {
-        self.asker.has_store()
-    }
-
-    fn backend(&mut self, at: FieldPath, backend: &AskedBackendRef) -> Option<BackendId> {
-        let reference = Reference {
-            kind: backend.kind,
-            name: &backend.name,
-            namespace: backend.namespace.as_deref(),
-            port: backend.port,
-        };
-        match backend_refs::resolve(&reference, &self.holder.name.namespace, self.asker, &at) {
-            Ok(plan) => Some(self.asks(plan)),
-            Err((_, problem)) => {
-                self.problems.push(problem);
-                None
-            }
-        }
-    }
-
-    fn origin(&mut self, origin: &Origin) -> BackendId {
-        self.asks(backend_refs::of_origin(origin))
-    }
-
-    fn own_host(&self) -> OwnHost {
-        self.asker.own_host()
-    }
-
-    fn warn(&mut self, problem: Problem) {
-        self.problems.push(Problem { severity: Severity::Warning, ..problem });
-    }
 }

@@ -25,18 +25,20 @@ mod writer;
 use std::hash::{BuildHasher as _, Hasher as _};
 use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch as channel};
 
 pub use self::once::{Found, Place, read};
+pub use self::peer_port::{Purges, TokenFile};
 
 use self::lease::{Candidate, Term};
-use self::peer_port::TokenFile;
 use self::pulse::Pulse;
 use self::replicas::Peers;
 use self::served::Served;
@@ -87,7 +89,6 @@ pub struct PeerSettings {
 }
 
 /// What this side is connected to.
-#[derive(Debug)]
 pub struct Wiring {
     pub updates: mpsc::Sender<Update>,
     pub published: channel::Receiver<Option<Arc<Published>>>,
@@ -97,6 +98,8 @@ pub struct Wiring {
     pub drain: DrainSignal,
     /// The peer port; needed where `Settings::peers` is given.
     pub peer: Option<TcpListener>,
+    /// Takes what other replicas were asked to purge.
+    pub purges: Purges,
     /// Held until this replica serves what the others asked it for while it started.
     pub waits_for_peers: Guard,
 }
@@ -131,11 +134,11 @@ pub enum Error {
 ///
 /// # Errors
 /// The settings cannot work. An API server that does not answer is no error.
-pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
+pub async fn start(settings: Settings, wiring: Wiring) -> Result<Option<Arc<dyn Purging>>, Error> {
     let config = config(settings.kubeconfig.as_deref()).await?;
     let asked = asked(&config);
     let client = connect(config)?;
-    let Wiring { updates, published, telemetry, api_server, drain, peer, waits_for_peers } = wiring;
+    let Wiring { updates, published, telemetry, api_server, drain, peer, purges, waits_for_peers } = wiring;
     api_server.send_replace(resolved(&asked).await);
     tokio::spawn(locate(asked, client.clone(), api_server));
     let served = Served::new(&settings.pod_name, published.clone());
@@ -152,7 +155,7 @@ pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
             token.read().await.map_err(Error::Token)?;
             let port = listener.local_addr().map_err(Error::PeerPort)?.port();
             let own = settings.pod_ip.map(|address| SocketAddr::new(address, port));
-            tokio::spawn(peer_port::serve(listener, token.clone(), served.clone()));
+            tokio::spawn(peer_port::serve(listener, token.clone(), served.clone(), purges));
             let namespace = settings.namespace.clone();
             Some(Peers { client: client.clone(), namespace, service, token, own })
         }
@@ -176,6 +179,7 @@ pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
     let writer = Writer::new(&client, class_name, &settings.pod_name, peers.clone(), served, term, published);
     tokio::spawn(writer.run());
     let watches = watch::watches(&client, &settings.area, own_slices, &telemetry, &pulse, updates);
+    let others = peers.clone().map(|peers| Arc::new(peers) as Arc<dyn Purging>);
     tokio::spawn(async move {
         if let Some(peers) = peers {
             peers.seen().await;
@@ -184,7 +188,22 @@ pub async fn start(settings: Settings, wiring: Wiring) -> Result<(), Error> {
             tokio::spawn(watch);
         }
     });
-    Ok(())
+    Ok(others)
+}
+
+/// The other replicas, as those to tell of purges.
+pub trait Purging: Send + Sync {
+    /// Those that did not take it, each with why.
+    fn purge(&self, body: Bytes) -> Telling<'_>;
+}
+
+/// What came of telling the other replicas.
+pub type Telling<'a> = Pin<Box<dyn Future<Output = Result<Vec<(String, String)>, String>> + Send + 'a>>;
+
+impl Purging for Peers {
+    fn purge(&self, body: Bytes) -> Telling<'_> {
+        Box::pin(Self::purge(self, body))
+    }
 }
 
 async fn config(kubeconfig: Option<&Path>) -> Result<Config, Error> {

@@ -1,4 +1,5 @@
-//! The peer port: plain HTTP/1.1 between the replicas of one installation, for `POST /peer/served`. Both ends of it.
+//! The peer port: plain HTTP/1.1 between the replicas of one installation, for `POST /peer/served` and
+//! `POST /peer/purge`. Both ends of it.
 //!
 //! Invariants: nothing is read of a request without the installation's token, which is compared in constant time;
 //! connections, heads, bodies and times are bounded on both ends. A NetworkPolicy lets only own Pods in.
@@ -22,7 +23,8 @@ use tokio::sync::Semaphore;
 
 use super::served::{Answer, Asked, MOST_ASKED, PATIENCE, Served};
 
-const PATH: &str = "/peer/served";
+const SERVED: &str = "/peer/served";
+const PURGE: &str = "/peer/purge";
 /// A leader holds one at a time.
 const CONNECTIONS: usize = 64;
 /// 1,000 entries of a uid, a generation and a fingerprint take 80 KiB.
@@ -33,6 +35,9 @@ const CONNECTION_AGE: Duration = Duration::from_secs(10);
 pub const ASK_TIMEOUT: Duration = Duration::from_millis(2_500);
 /// A shorter one could be guessed.
 const SHORTEST_TOKEN: usize = 16;
+
+/// Takes what another replica was asked to purge.
+pub type Purges = Arc<dyn Fn(&[u8]) -> Result<(), String> + Send + Sync>;
 
 /// The file that holds the installation's token. Read at each use: it may be rotated.
 #[derive(Clone, Debug)]
@@ -61,13 +66,13 @@ impl TokenFile {
 }
 
 /// Serves until the process ends.
-pub async fn serve(listener: TcpListener, token: TokenFile, served: Served) {
+pub async fn serve(listener: TcpListener, token: TokenFile, served: Served, purges: Purges) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                let connection = connection(stream, token.clone(), served.clone());
+                let connection = connection(stream, token.clone(), served.clone(), Arc::clone(&purges));
                 tokio::spawn(async move {
                     let _ = tokio::time::timeout(CONNECTION_AGE, connection).await;
                     drop(permit);
@@ -81,10 +86,10 @@ pub async fn serve(listener: TcpListener, token: TokenFile, served: Served) {
     }
 }
 
-async fn connection(stream: TcpStream, token: TokenFile, served: Served) {
+async fn connection(stream: TcpStream, token: TokenFile, served: Served, purges: Purges) {
     let service = service_fn(move |request: Request<Incoming>| {
-        let (token, served) = (token.clone(), served.clone());
-        async move { Ok::<_, Infallible>(answer(request, &token, &served).await) }
+        let (token, served, purges) = (token.clone(), served.clone(), Arc::clone(&purges));
+        async move { Ok::<_, Infallible>(answer(request, &token, &served, &purges).await) }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -96,8 +101,14 @@ async fn connection(stream: TcpStream, token: TokenFile, served: Served) {
         .await;
 }
 
-async fn answer(request: Request<Incoming>, token: &TokenFile, served: &Served) -> Response<Full<Bytes>> {
-    if request.uri().path() != PATH {
+async fn answer(
+    request: Request<Incoming>,
+    token: &TokenFile,
+    served: &Served,
+    purges: &Purges,
+) -> Response<Full<Bytes>> {
+    let is_purge = request.uri().path() == PURGE;
+    if !is_purge && request.uri().path() != SERVED {
         return plain(StatusCode::NOT_FOUND);
     }
     if request.method() != Method::POST {
@@ -116,6 +127,12 @@ async fn answer(request: Request<Incoming>, token: &TokenFile, served: &Served) 
     let Ok(body) = Limited::new(request.into_body(), MAX_BODY).collect().await else {
         return plain(StatusCode::PAYLOAD_TOO_LARGE);
     };
+    if is_purge {
+        return match purges(&body.to_bytes()) {
+            Ok(()) => plain(StatusCode::NO_CONTENT),
+            Err(_) => plain(StatusCode::BAD_REQUEST),
+        };
+    }
     let asked: Vec<Asked> = match serde_json::from_slice(&body.to_bytes()) {
         Ok(asked) => asked,
         Err(_) => return plain(StatusCode::BAD_REQUEST),
@@ -149,7 +166,20 @@ fn plain(status: StatusCode) -> Response<Full<Bytes>> {
 /// One sentence: why there is no answer.
 pub async fn ask(address: SocketAddr, token: &str, question: Bytes) -> Result<Answer, String> {
     debug_assert!(PATIENCE < ASK_TIMEOUT);
-    match tokio::time::timeout(ASK_TIMEOUT, exchange(address, token, question)).await {
+    let answer = in_time(exchange(address, token, SERVED, question)).await?;
+    serde_json::from_slice(&answer).map_err(|error| error.to_string())
+}
+
+/// Tells one replica what to purge.
+///
+/// # Errors
+/// One sentence: why it may not have done so.
+pub async fn tell(address: SocketAddr, token: &str, purge: Bytes) -> Result<(), String> {
+    in_time(exchange(address, token, PURGE, purge)).await.map(drop)
+}
+
+async fn in_time(exchange: impl Future<Output = Result<Bytes, Error>>) -> Result<Bytes, String> {
+    match tokio::time::timeout(ASK_TIMEOUT, exchange).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(error.to_string()),
         Err(_) => Err(format!("no answer in {} ms", ASK_TIMEOUT.as_millis())),
@@ -158,24 +188,24 @@ pub async fn ask(address: SocketAddr, token: &str, question: Bytes) -> Result<An
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
-async fn exchange(address: SocketAddr, token: &str, question: Bytes) -> Result<Answer, Error> {
+async fn exchange(address: SocketAddr, token: &str, path: &str, question: Bytes) -> Result<Bytes, Error> {
     let stream = TcpStream::connect(address).await?;
     let (mut sender, connection) = hyper::client::conn::http1::Builder::new()
         .max_buf_size(16 << 10)
         .handshake(TokioIo::new(stream))
         .await?;
-    let request = Request::post(PATH)
+    let request = Request::post(path)
         .header(HOST, address.to_string())
         .header(AUTHORIZATION, format!("Bearer {token}"))
         .header(CONTENT_TYPE, "application/json")
         .body(Full::new(question))?;
     let answer = async {
         let response = sender.send_request(request).await?;
-        if response.status() != StatusCode::OK {
+        if !response.status().is_success() {
             return Err(format!("answers {}", response.status()).into());
         }
         let body = Limited::new(response.into_body(), MAX_BODY).collect().await?;
-        Ok(serde_json::from_slice(&body.to_bytes())?)
+        Ok(body.to_bytes())
     };
     // The connection is driven here and dropped with the answer: no task outlives the question.
     tokio::pin!(answer, connection);
@@ -206,7 +236,13 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (_, receiver) = watch::channel(published(1, &[("a", 2, 7)]));
-        tokio::spawn(serve(listener, TokenFile::new(file.path().into()), Served::new("one", receiver)));
+        let purges: Purges = Arc::new(|body| if body == b"good" { Ok(()) } else { Err(String::new()) });
+        tokio::spawn(serve(
+            listener,
+            TokenFile::new(file.path().into()),
+            Served::new("one", receiver),
+            purges,
+        ));
         (address, file)
     }
 
@@ -221,6 +257,16 @@ mod tests {
         let answer = ask(address, TOKEN, question(&asked)).await.unwrap();
         assert_eq!(answer.replica, "one");
         assert_eq!(answer.lacks.iter().map(|lacks| &*lacks.uid).collect::<Vec<_>>(), ["b"]);
+    }
+
+    #[tokio::test]
+    async fn a_purge_is_taken_from_who_has_the_token() {
+        let (address, _file) = port().await;
+        assert_eq!(tell(address, TOKEN, Bytes::from_static(b"good")).await, Ok(()));
+        let refused = tell(address, TOKEN, Bytes::from_static(b"bad")).await.unwrap_err();
+        assert!(refused.contains("400"), "{refused}");
+        let refused = tell(address, "0123456789abcdeF", Bytes::from_static(b"good")).await.unwrap_err();
+        assert!(refused.contains("401"), "{refused}");
     }
 
     #[tokio::test]

@@ -11,7 +11,7 @@ use kube::api::ListParams;
 use kube::{Api, Client};
 use tokio::time::Instant;
 
-use super::peer_port::{TokenFile, ask};
+use super::peer_port::{TokenFile, ask, tell};
 use super::served::{Asked, Heard, Served};
 
 const REQUEST: Duration = Duration::from_secs(5);
@@ -62,6 +62,25 @@ impl Peers {
             .map(|replica| hear(replica, &token, &question));
         let (own, others) = tokio::join!(own, join_all(others));
         Ok(others.into_iter().chain([own]).flatten().collect())
+    }
+
+    /// Tells every other replica at once what to purge. Those that serve and did not take it, each with why.
+    ///
+    /// # Errors
+    /// One sentence: the addresses or the token cannot be had.
+    pub async fn purge(&self, body: Bytes) -> Result<Vec<(String, String)>, String> {
+        let replicas =
+            self.replicas().await.map_err(|error| format!("cannot read the replicas' addresses: {error}"))?;
+        let token = self.token.read().await?;
+        let others =
+            replicas.iter().filter(|replica| !self.own.is_some_and(|own| replica.addresses.contains(&own)));
+        let told = others.map(async |replica| {
+            let told = replica.addresses.iter().map(|address| Box::pin(tell(*address, &token, body.clone())));
+            let failed = futures_util::future::select_ok(told).await.err()?;
+            // One that is neither ready nor there answers nobody.
+            replica.serving.then(|| (replica.name.clone(), failed))
+        });
+        Ok(join_all(told).await.into_iter().flatten().collect())
     }
 
     /// Waits until this replica's own address can be found by a leader, so that nothing becomes `Programmed` after

@@ -329,7 +329,7 @@ impl Fleet {
         self.slice(name, listener.local_addr().unwrap(), serving);
         let token = TokenFile::new(self.token.path().into());
         let served = Served::new(name, receiver);
-        tokio::spawn(peer_port::serve(listener, token, served.clone()));
+        tokio::spawn(peer_port::serve(listener, token, served.clone(), Arc::new(|_| Ok(()))));
         (sender, served)
     }
 

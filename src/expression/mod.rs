@@ -24,6 +24,7 @@ mod node;
 mod operators;
 mod parse;
 mod pattern;
+mod reads;
 mod refused;
 mod template;
 #[cfg(test)]
@@ -45,6 +46,7 @@ pub use environment::{
 pub use fault::{Fault, MAX_STEPS, Why};
 pub use kind::{Kind, Scalar};
 pub use parse::{MAX_DEPTH, MAX_NODES, MAX_SOURCE};
+pub use reads::Read;
 pub use refused::Refused;
 pub use template::{PathTemplate, Template};
 pub use value::Value;

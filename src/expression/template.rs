@@ -98,6 +98,14 @@ impl Template {
         self.parts.iter().any(|part| matches!(part, Part::Value(expression) if expression.reads(field)))
     }
 
+    /// Its expressions.
+    pub(super) fn values(&self) -> impl Iterator<Item = &Expression> {
+        self.parts.iter().filter_map(|part| match part {
+            Part::Text(_) => None,
+            Part::Value(expression) => Some(expression),
+        })
+    }
+
     /// The text, where it holds no expression.
     pub fn as_text(&self) -> Option<&str> {
         match &*self.parts {

@@ -40,6 +40,7 @@ pub enum Ring {
     Authorization,
     RateLimits,
     Validation,
+    Cache,
     Transform,
 }
 
@@ -55,6 +56,7 @@ impl Ring {
             Self::Authentication | Self::ExternalAuthorization | Self::Authorization => 8,
             Self::RateLimits => 9,
             Self::Validation => 10,
+            Self::Cache => 11,
             Self::Transform => 12,
         }
     }
@@ -75,6 +77,8 @@ pub enum Applies {
     ToEveryAction,
     /// Only to actions that ask a backend.
     ToBackends,
+    /// Only to `backendRefs`: one request, one answer.
+    ToBackendRefs,
 }
 
 /// Whether a policy on the installation gives the member to requests that no rule matched, too.
@@ -351,6 +355,23 @@ pub const fn filter<K: FilterKind>() -> Row {
             K::link(plan.get::<K::Plan>().expect("a row links only plans that it compiled"), keep)
         }),
         own_headers: K::own_headers,
+    }
+}
+
+/// The row of a member that is a room of its own around all that is further in: it has its place among the filters, and
+/// the proxy does its work.
+pub const fn room<M: Member>() -> Row {
+    Row {
+        name: M::NAME,
+        combine: M::COMBINE,
+        applies: M::APPLIES,
+        unmatched: M::UNMATCHED,
+        ring: Some(Ring::Cache),
+        schema: schema_of::<M>,
+        compile: compile_any::<M>,
+        parts: |plan| vec![(Ring::Cache, plan.clone())],
+        link: None,
+        own_headers: M::own_headers,
     }
 }
 

@@ -110,6 +110,12 @@ enum Value {
 pub struct Filled(Vec<Option<HeaderValue>>);
 
 impl HeaderEdits {
+    /// Fields that have another value after, by what is written here.
+    pub fn written(&self) -> impl Iterator<Item = &HeaderName> {
+        let renamed = self.rename.iter().map(|(_, to)| to);
+        renamed.chain(self.set.iter().chain(&self.add).map(|(name, _)| name))
+    }
+
     /// Proves what is written at `headers`; problems carry paths from there. What expressions may read is in
     /// `environment`.
     pub fn new(

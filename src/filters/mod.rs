@@ -20,6 +20,7 @@ mod path_change;
 mod query_edits;
 mod registry;
 
+mod cache;
 mod compression;
 mod cors;
 mod errors;
@@ -42,10 +43,11 @@ pub use asked::{
 };
 pub use authentication::Plan as AuthenticationPlan;
 pub use authorization::{Action as AuthorizationAction, Authorization, Plan as AuthorizationPlan};
+pub use cache::{Collapse, Key as CacheKey, Plan as CachePlan};
 pub use chain::run;
 pub use contract::{
     AnyPlan, Applies, Combine, Decision, Derive, Filter, FilterKind, Keep, Member, Outcome, Ring, Row, Scope,
-    Selection, Unmatched, filter, setting,
+    Selection, Unmatched, filter, room, setting,
 };
 #[cfg(test)]
 pub use contract_tests::NoScope;
@@ -57,7 +59,7 @@ pub use path_change::PathChange;
 pub use query_edits::QueryParamSpec;
 pub use rate_limits::{Charged, Charges, Count, SCRIPT, Store};
 pub use registry::REGISTRY;
-pub use request::Request;
+pub use request::{Plan as RequestPlan, Request};
 pub use response::Response;
 pub use retry::{Retry, RetryPlan, Spec as RetrySpec};
 pub use timeouts::{Timeouts, TimeoutsPlan};

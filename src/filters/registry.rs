@@ -1,15 +1,16 @@
 //! The table of all members of `policy`. A new member is one new file and one row here.
 
-use super::contract::{Row, filter, setting};
+use super::contract::{Row, filter, room, setting};
 use super::{
-    authentication, authorization, compression, cors, errors, ext_auth, ip_access, limits, rate_limits,
-    request, response, retry, security_headers, timeouts, validation,
+    authentication, authorization, cache, compression, cors, errors, ext_auth, ip_access, limits,
+    rate_limits, request, response, retry, security_headers, timeouts, validation,
 };
 
 /// Rows of one ring work in the order in which they stand here.
 pub static REGISTRY: &[Row] = &[
     filter::<authentication::Authentication>(),
     filter::<authorization::Authorization>(),
+    room::<cache::Cache>(),
     filter::<compression::Compression>(),
     filter::<cors::Cors>(),
     filter::<ext_auth::ExtAuth>(),

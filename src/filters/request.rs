@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::uri::{PathAndQuery, Uri};
-use http::{HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use http_body::Body as _;
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -91,6 +91,13 @@ pub struct Plan {
     body: Option<Change>,
     /// Some expression reads the body.
     looks_inside: bool,
+}
+
+impl Plan {
+    /// Fields in which the backend is told what is written here, not what the client said.
+    pub fn written_headers(&self) -> impl Iterator<Item = &HeaderName> {
+        self.headers.written()
+    }
 }
 
 impl Member for Request {

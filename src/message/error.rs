@@ -26,6 +26,8 @@ pub enum ErrorKind {
     HeadersTooLarge,
     ClientGone,
     LoopDetected,
+    /// It wanted only what is kept, and that is nothing.
+    NotCached,
     /// By the client's address.
     IpNotAllowed,
     // Who may pass: nothing says which part of a credential was wrong.
@@ -101,6 +103,7 @@ impl ErrorKind {
         Self::HeadersTooLarge,
         Self::ClientGone,
         Self::LoopDetected,
+        Self::NotCached,
         Self::IpNotAllowed,
         Self::ApiKeyMissing,
         Self::ApiKeyInvalid,
@@ -155,6 +158,7 @@ impl ErrorKind {
             Self::HeadersTooLarge => "HeadersTooLarge",
             Self::ClientGone => "ClientGone",
             Self::LoopDetected => "LoopDetected",
+            Self::NotCached => "NotCached",
             Self::IpNotAllowed => "IpNotAllowed",
             Self::ApiKeyMissing => "ApiKeyMissing",
             Self::ApiKeyInvalid => "ApiKeyInvalid",
@@ -210,6 +214,7 @@ impl ErrorKind {
             | Self::HeadersTooLarge
             | Self::ClientGone
             | Self::LoopDetected
+            | Self::NotCached
             | Self::IpNotAllowed
             | Self::UnsupportedMediaType
             | Self::ExpressionFailed

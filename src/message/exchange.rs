@@ -10,7 +10,7 @@ use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 use crate::message::{Called, Client, Compressed, ErrorKind, Identity, Outbound, RawJson, Request, Wished};
-use crate::telemetry::{Consulted, Limited, Ruling};
+use crate::telemetry::{Cached, Consulted, Limited, Ruling};
 
 /// Sixteen random bytes that name a request in answers and logs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -142,6 +142,8 @@ pub struct Exchange {
     pub places: Vec<Place>,
     /// What external authorizers said, if any were asked.
     pub consulted: Option<Consulted>,
+    /// What the cache did, where there is one.
+    pub cached: Option<Cached>,
     /// The site whose script asks, where `cors` allows it; kept, as a transform may take the field away.
     pub origin: Option<http::HeaderValue>,
     /// What the client says of the codings of its answer, where `compression` wants to know.
@@ -202,6 +204,7 @@ impl Exchange {
             quotas: Quotas::default(),
             places: Vec::new(),
             consulted: None,
+            cached: None,
             origin: None,
             asker: None,
             failed: None,
@@ -222,6 +225,24 @@ impl Exchange {
             request_body: None,
             answered: None,
             outbound,
+        }
+    }
+
+    /// The same context for another request of the same client: for work that goes on without it.
+    pub fn again(&self, request: Request, request_id: RequestId) -> Self {
+        Self {
+            identity: self.identity.clone(),
+            captures: self.captures.clone(),
+            matched_prefix: self.matched_prefix,
+            ..Self::new(
+                request,
+                self.client.clone(),
+                Arc::clone(&self.host),
+                Arc::clone(&self.labels),
+                request_id,
+                Instant::now(),
+                Rc::clone(&self.outbound),
+            )
         }
     }
 

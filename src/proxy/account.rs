@@ -16,7 +16,7 @@ use super::worker::Worker;
 use crate::message::{
     Compressed, ErrorKind, FailureCause, Identity, Labels, Place, Protocol, RequestId, Scheme,
 };
-use crate::telemetry::{Consulted, InFlight, Limited, Packed, Record, Ruling, Sample, Somebody};
+use crate::telemetry::{Cached, Consulted, InFlight, Limited, Packed, Record, Ruling, Sample, Somebody};
 use crate::upstream::Backend;
 
 pub struct Account {
@@ -43,6 +43,8 @@ pub struct Account {
     pub places: Vec<Place>,
     /// The answer is compressed.
     pub compressed: Option<Compressed>,
+    /// What the cache did.
+    pub cached: Option<Cached>,
     pub upload: Option<Rc<Upload>>,
     pub response_bytes: u64,
     /// The answer was sent as a whole.
@@ -94,6 +96,7 @@ impl Account {
             consulted: None,
             places: Vec::new(),
             compressed: None,
+            cached: None,
             upload: None,
             response_bytes: 0,
             complete: false,
@@ -165,6 +168,7 @@ impl Account {
             }),
             authorization: sample.ruling.as_ref().map(Ruling::rule_name),
             rate_limit: sample.limited.as_ref().map(|limited| &*limited.limit),
+            cache: sample.cached.map(Cached::as_str),
             namespace: names.map_or("", |labels| &labels.namespace),
             route: names.map_or("", |labels| &labels.route),
             rule: names.map_or("", |labels| &labels.rule),
@@ -227,6 +231,7 @@ impl Drop for Account {
                 coding: compressed.coding.as_str(),
                 plain: compressed.plain.get(),
             }),
+            cached: self.cached,
         };
         match &self.rule {
             Some(rule) => rule.record(&sample),

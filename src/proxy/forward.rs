@@ -50,7 +50,7 @@ pub async fn answer(
     let hops = worker.settings.trusted_hops;
     let headers = request.headers_mut();
     // Filters may have set fields of these names.
-    let introduced = intake.introduced || !rule.filters.is_empty();
+    let introduced = intake.introduced || !rule.filters.is_empty() || !rule.inner.is_empty();
     let lines = connection.introduction.lines(headers, seen, hops, exchange.request_id, introduced)?;
     if let Some(host) = exchange.host_override.take() {
         headers.insert(header::HOST, host);

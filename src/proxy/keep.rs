@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use super::offload;
+use crate::cache::{Forwarders, Memory, Partition};
 use crate::filters::{FetchPlan, Fetched, Inquiry, Keep, Offload, Store, Taken, Wanted};
 
 type State = Arc<dyn Any + Send + Sync>;
@@ -25,6 +26,9 @@ pub struct Kept {
     wanted: mpsc::UnboundedSender<Wanted>,
     /// Until who fetches takes it.
     fetches: Mutex<Option<Fetches>>,
+    /// What all rules' caches may keep, and who in front of us is believed.
+    memory: Arc<Memory>,
+    forwarders: Forwarders,
     /// From the first filter on that wants it.
     offload: OnceLock<Offload>,
     hashing: OnceLock<Offload>,
@@ -36,10 +40,19 @@ pub type Fetches = mpsc::UnboundedReceiver<Wanted>;
 
 impl Default for Kept {
     fn default() -> Self {
+        Self::new(0, Forwarders::Nobody)
+    }
+}
+
+impl Kept {
+    /// `cache`: bytes that all answers together may have which are kept.
+    pub fn new(cache: u64, forwarders: Forwarders) -> Self {
         let (wanted, fetches) = mpsc::unbounded_channel();
         Self {
             states: Mutex::default(),
             store: Arc::default(),
+            memory: Memory::new(cache),
+            forwarders,
             wanted,
             fetches: Mutex::new(Some(fetches)),
             offload: OnceLock::new(),
@@ -56,6 +69,21 @@ struct Entry {
 }
 
 impl Kept {
+    pub fn memory(&self) -> &Memory {
+        &self.memory
+    }
+
+    pub fn forwarders(&self) -> Forwarders {
+        self.forwarders
+    }
+
+    /// What a route keeps of answers.
+    pub fn partition(&self, namespace: &str, route: &str) -> Arc<Partition> {
+        let made = self
+            .state(&format!("cache {namespace}/{route}"), &mut || self.memory.partition(namespace, route));
+        made.downcast().expect("only partitions are kept under this name")
+    }
+
     /// For who fetches; once.
     pub fn fetches(&self) -> Option<Fetches> {
         self.fetches.lock().unwrap_or_else(PoisonError::into_inner).take()

@@ -11,12 +11,14 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use http::HeaderMap;
 
+use super::cached::{LiveCache, Meanings, plan_of};
 use super::certificates::LiveCertificate;
 use super::client_certificates::LiveValidation;
 use super::keep::Kept;
 use super::spread::Spread;
-use crate::filters::{AnyPlan, Filter, Row};
-use crate::message::ErrorKind;
+use crate::cache::Keying;
+use crate::filters::{AnyPlan, Cors, Filter, Member as _, RequestPlan, Row};
+use crate::message::{ErrorKind, Labels};
 use crate::route_map::{
     Action, BackendPlan, ClientValidation, EndpointSet, Host, HostIndex, RouteMap, Rule, WeightedTarget,
 };
@@ -44,6 +46,8 @@ pub struct Live {
 #[derive(Default)]
 pub struct LiveFilters(pub Vec<Arc<dyn Filter>>);
 
+/// A filter's row and plan.
+type Planned = (usize, AnyPlan);
 type Table<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 
 /// A backend with its place, which stays its own as long as this is held.
@@ -58,6 +62,8 @@ struct Linked {
 pub struct LiveHost {
     pub host: Arc<Host>,
     rules: Vec<LiveRule>,
+    /// Whether any of them has a cache.
+    pub caches: bool,
     /// Rule of each entry of the match table.
     rule_of_entry: Vec<usize>,
     pub certificates: Vec<Arc<LiveCertificate>>,
@@ -77,6 +83,9 @@ pub enum Clients {
 pub struct LiveRule {
     pub rule: Arc<Rule>,
     pub filters: Vec<Arc<dyn Filter>>,
+    /// Around those of the filters that are further in, and the action.
+    pub cache: Option<Arc<LiveCache>>,
+    pub inner: Vec<Arc<dyn Filter>>,
     pub stats: Arc<RuleStats>,
     pub targets: Spread<Target>,
 }
@@ -103,6 +112,7 @@ pub struct Linker {
     slot_count: usize,
     free: Arc<Mutex<Vec<usize>>>,
     random: RandomState,
+    meanings: Meanings,
 }
 
 impl Live {
@@ -206,6 +216,7 @@ impl Linker {
             slot_count: 0,
             free: Arc::default(),
             random: RandomState::default(),
+            meanings: Meanings::default(),
         }
     }
 
@@ -218,6 +229,7 @@ impl Linker {
         keep: &Kept,
     ) -> Live {
         self.slots.retain(|_, slot| slot.strong_count() > 0);
+        self.meanings.sweep();
         let mut live = Live { installed: true, ..Live::empty() };
         live.by_id.reserve(map.backends.len());
         for (id, plan) in &map.backends {
@@ -285,7 +297,7 @@ impl Linker {
         let (mut rules, mut known, mut rule_of_entry) = (Vec::new(), HashMap::new(), Vec::new());
         for rule in host.table.entries().iter().map(|entry| &entry.rule) {
             let index = *known.entry(Arc::as_ptr(rule)).or_insert_with(|| {
-                rules.push(self.link_rule(rule, telemetry, keep));
+                rules.push(self.link_rule(rule, host, telemetry, keep));
                 rules.len() - 1
             });
             rule_of_entry.push(index);
@@ -308,10 +320,11 @@ impl Linker {
                 LiveValidation::link(plan, least, known).map_or(Clients::Refused, Clients::By)
             }
         };
-        LiveHost { host: host.clone(), rules, rule_of_entry, certificates, clients }
+        let caches = rules.iter().any(|rule| rule.cache.is_some());
+        LiveHost { host: host.clone(), rules, caches, rule_of_entry, certificates, clients }
     }
 
-    fn link_rule(&mut self, rule: &Arc<Rule>, telemetry: &Telemetry, keep: &Kept) -> LiveRule {
+    fn link_rule(&mut self, rule: &Arc<Rule>, host: &Host, telemetry: &Telemetry, keep: &Kept) -> LiveRule {
         let weighted = match &rule.action {
             Action::Forward(plan) => plan.backends.as_slice(),
             _ => &[],
@@ -325,12 +338,51 @@ impl Linker {
         });
         let targets: Vec<_> = targets.collect();
         let labels = &rule.labels;
+        let (outer, cache, inner) = self.around_cache(rule, host, keep);
         LiveRule {
-            filters: linked(&rule.filters, self.members, keep),
+            filters: linked(outer, self.members, keep),
+            cache,
+            inner: linked(inner, self.members, keep),
             stats: telemetry.rule(&labels.namespace, &labels.route, &labels.rule),
             targets: Spread::new(targets, self.random.hash_one(labels) >> 32),
             rule: rule.clone(),
         }
+    }
+
+    /// A rule's filters outside of its cache, the cache, and those inside; without one all are outside.
+    fn around_cache<'r>(
+        &mut self,
+        rule: &'r Rule,
+        host: &Host,
+        keep: &Kept,
+    ) -> (&'r [Planned], Option<Arc<LiveCache>>, &'r [Planned]) {
+        let Some((at, plan)) = plan_of(rule) else { return (&rule.filters, None, &[]) };
+        let (outer, inner) = (&rule.filters[..at], &rule.filters[at + 1..]);
+        let Labels { namespace, route, rule: name } = &*rule.labels;
+        let (backends, idle) = match &rule.action {
+            Action::Forward(plan) => (&*plan.backends, plan.timeouts.idle),
+            _ => (&[][..], None),
+        };
+        let ids = backends.iter().filter_map(|entry| match &entry.target {
+            WeightedTarget::Backend(id) => Some(id),
+            WeightedTarget::Unresolved(_) => None,
+        });
+        let backends = ids.map(|id| self.slot(id)).collect();
+        let meaning = self.meanings.of(rule, self.members, keep.forwarders());
+        let rewritten = inner.iter().filter_map(|(_, plan)| plan.get::<RequestPlan>());
+        let rewritten = rewritten.flat_map(RequestPlan::written_headers);
+        let mut names = outer.iter().filter_map(|(row, _)| self.members.get(*row)).map(|row| row.name);
+        let cache = LiveCache {
+            plan: plan.clone(),
+            partition: keep.partition(namespace, route),
+            keying: Keying::new(name, host.own_headers.clone(), keep.forwarders()),
+            meaning,
+            backends,
+            rewritten: rewritten.cloned().collect(),
+            idle,
+            has_cors: names.any(|name| name == Cors::NAME),
+        };
+        (outer, Some(Arc::new(cache)), inner)
     }
 
     /// The slot of a backend id: the one that it has, or a free one.
@@ -376,7 +428,6 @@ impl fmt::Debug for LiveRule {
 mod tests {
     use super::*;
     use crate::filters::TimeoutsPlan;
-    use crate::message::Labels;
     use crate::route_map::{
         BackendTarget, ForwardPlan, HostHeader, MatchEntry, MatchPlan, MatchTable, PathPredicate, Predicates,
         Standing, WeightedBackend,

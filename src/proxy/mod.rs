@@ -28,6 +28,7 @@
 //! | `forwarded` | what backends are told about the client; loops |
 //! | `forward`, `aggregate`, `redirect`, `respond_with`, `tunnel` | the actions |
 //! | `observed`, `account` | bodies on their way; what a request leaves in metrics and log |
+//! | `cached/` | the cache around the action, which it can run again without a client |
 //! | `outbound` | sub-requests |
 //! | `offload` | threads for what would hold a worker |
 //! | `respond` | what each failure answers: the only place with status codes |
@@ -35,6 +36,7 @@
 mod account;
 mod admission;
 mod aggregate;
+mod cached;
 mod certificates;
 mod client_certificates;
 mod connection;

@@ -16,6 +16,7 @@ use super::keep::{Fetches, Kept};
 use super::live::{Linker, Live};
 use super::worker::{Desk, Ear, Shared};
 use super::{Addresses, Settings, listener, tls, worker};
+use crate::cache::{Forwarders, Purge};
 use crate::filters::{Keep as _, Row, Store};
 use crate::lifecycle::DrainSignal;
 use crate::route_map::{EndpointSet, RouteMap};
@@ -72,6 +73,8 @@ impl DataPlane {
         let (desks, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| desk()).unzip();
         let https_port = addresses.https.first().filter(|_| settings.own_ports).map(|address| address.port());
         let loopback = if settings.loopback_backends { Loopback::Allowed } else { Loopback::Refused };
+        let forwarders = if settings.trusted_hops > 0 { Forwarders::Trusted } else { Forwarders::Nobody };
+        let keep = Kept::new(settings.cache_memory, forwarders);
         let shared = Arc::new(Shared {
             guard: Guard::denying(loopback, settings.egress_deny.clone()),
             crowd: settings.limits.connections_per_client.map(|most| Arc::new(Crowd::new(most))),
@@ -84,7 +87,7 @@ impl DataPlane {
             tls: tls::Configurations::new(&live).map_err(io::Error::other)?,
             live,
             generation: Default::default(),
-            keep: Kept::default(),
+            keep,
             desks,
         });
         let threads = ears.into_iter().zip(inboxes).enumerate().map(|(index, (ears, inbox))| {
@@ -117,6 +120,11 @@ impl DataPlane {
     /// The guard of all connections to backends, for whoever else connects to what routes name.
     pub fn guard(&self) -> Guard {
         self.0.shared.guard.clone()
+    }
+
+    /// Kept answers that are not used from now on.
+    pub fn purge(&self, purge: Purge) {
+        self.0.shared.keep.memory().purge(purge);
     }
 
     pub fn addresses(&self) -> &Addresses {

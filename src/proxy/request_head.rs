@@ -35,6 +35,11 @@ pub struct Intake {
 }
 
 impl Intake {
+    /// Of a request that nobody sent: whatever introduces a client in it is taken off.
+    pub fn of_nobody() -> Self {
+        Self { introduced: true, ..Self::default() }
+    }
+
     /// The name that the request is for: lower case, without port and without the dot of a fully qualified name.
     pub fn host<'h>(&self, headers: &'h HeaderMap) -> Cow<'h, str> {
         let host = headers.get(header::HOST).and_then(|host| host.as_bytes().get(..self.host_bytes));

@@ -46,6 +46,7 @@ pub static TABLE: &[Row] = &[
     closing(ErrorKind::HeadersTooLarge, 431, "The request's header fields are too large"),
     closing(ErrorKind::ClientGone, 499, "The client has gone"),
     row(ErrorKind::LoopDetected, 508, "The request goes in circles"),
+    row(ErrorKind::NotCached, 504, "Nothing is kept that may be used"),
     row(ErrorKind::UnsupportedMediaType, 415, "The body is of a type that is not taken here"),
     row(ErrorKind::ExpressionFailed, 400, "The request cannot be changed as it is asked for"),
     row(ErrorKind::ValidationFailed, 400, "The request is not of the form that is asked for"),

@@ -17,6 +17,7 @@ use http_body::Body as _;
 use hyper::body::Incoming;
 
 use super::account::Account;
+use super::cached::{self, Rerun};
 use super::connection::Connection;
 use super::forward::Way;
 use super::live::{Live, LiveHost};
@@ -194,12 +195,15 @@ async fn serve(
         hop: hop.as_deref(),
         upload: upload.as_deref(),
     };
-    if rule.filters.is_empty() {
-        return act(&way, watch, &mut exchange).await;
+    let threatened = cached::threatened(host, rule, &exchange);
+    let memory = worker.shared.keep.memory();
+    if rule.filters.is_empty() && rule.cache.is_none() {
+        let answered = act(&way, Some(watch), &mut exchange).await;
+        return answered.inspect(|response| cached::judge_threat(memory, threatened, response));
     }
     let response = {
         let account = &*account;
-        let action = async |exchange: &mut Exchange| match act(&way, watch, exchange).await {
+        let act = async |exchange: &mut Exchange| match act(&way, Some(watch), exchange).await {
             Ok(response) => response,
             Err(error) => {
                 let cut = exchange.body_failure.as_ref().and_then(|failure| failure.get());
@@ -207,17 +211,33 @@ async fn serve(
             }
         };
         // A filter that reads the body knows that it failed, not why.
-        let fail = |error: &ProxyError| match account.upload.as_ref().and_then(|upload| upload.failure.get())
-        {
-            Some(kind) => refusing.answer(&kind.into()),
-            None => refusing.answer(error),
+        let refuse =
+            |error: &ProxyError| match account.upload.as_ref().and_then(|upload| upload.failure.get()) {
+                Some(kind) => refusing.answer(&kind.into()),
+                None => refusing.answer(error),
+            };
+        let action = async |exchange: &mut Exchange| {
+            let Some(cache) = &rule.cache else { return act(exchange).await };
+            let action =
+                async |exchange: &mut Exchange| filters::run(&rule.inner, exchange, refuse, &act).await;
+            let again = || Rerun {
+                connection: Rc::clone(connection),
+                live: Rc::clone(&live),
+                host: Arc::clone(host),
+                entry: index,
+                seen,
+            };
+            // Its state is large, and most rules have none.
+            Box::pin(cached::answer(cache, &live, exchange, refuse, action, again)).await
         };
-        filters::run(&rule.filters, &mut exchange, fail, action).await
+        filters::run(&rule.filters, &mut exchange, refuse, action).await
     };
     (account.ruling, account.consulted) = (exchange.ruling, exchange.consulted);
     (account.limited, account.identity) = (exchange.limited, exchange.identity);
     account.places = exchange.places;
     account.compressed = exchange.compressed;
+    account.cached = exchange.cached;
+    cached::judge_threat(memory, threatened, &response);
     Ok(response)
 }
 
@@ -261,17 +281,26 @@ async fn unmatched(
     Ok(filters::run(&live.unmatched.0, &mut exchange, |error| refusing.answer(error), action).await)
 }
 
-async fn act(way: &Way<'_>, watch: &Watch, exchange: &mut Exchange) -> Result<Response, ProxyError> {
+/// `watch`: of who waits for the answer, if anybody does.
+pub(super) async fn act(
+    way: &Way<'_>,
+    watch: Option<&Watch>,
+    exchange: &mut Exchange,
+) -> Result<Response, ProxyError> {
     match &way.rule.rule.action {
         Action::Forward(plan) => {
-            watch.set_answer_idle(plan.timeouts.idle);
-            if exchange.deadline.is_none() {
-                watch.streams();
+            if let Some(watch) = watch {
+                watch.set_answer_idle(plan.timeouts.idle);
+                if exchange.deadline.is_none() {
+                    watch.streams();
+                }
             }
             forward::answer(way, plan, exchange).await
         }
         Action::Aggregate(plan) => {
-            watch.set_answer_idle(plan.timeouts.idle);
+            if let Some(watch) = watch {
+                watch.set_answer_idle(plan.timeouts.idle);
+            }
             let answered = aggregate::answer(plan, exchange, way, &way.connection.worker.shared.keep).await;
             note_calls(way, plan, exchange);
             answered
@@ -305,7 +334,7 @@ fn exact_name(host: &LiveHost, name: &str) -> Arc<str> {
     }
 }
 
-fn deadline(action: &Action, started: tokio::time::Instant) -> Option<tokio::time::Instant> {
+pub(super) fn deadline(action: &Action, started: tokio::time::Instant) -> Option<tokio::time::Instant> {
     match action {
         Action::Forward(plan) => plan.timeouts.request.map(|limit| started + limit),
         Action::Aggregate(plan) => plan.limit().map(|limit| started + limit),

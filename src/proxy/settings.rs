@@ -27,6 +27,8 @@ pub struct Settings {
     pub own_ports: bool,
     /// Names this installation in `Via`-like loop detection (four passes: 508).
     pub installation: Arc<str>,
+    /// Bytes that kept answers may have, all together.
+    pub cache_memory: u64,
     pub limits: Limits,
 }
 

@@ -17,6 +17,6 @@ pub use backend::{BackendStats, Connect, Retry};
 pub use control::{CertificateExpiry, ControlStats, HostSeries, Programmed};
 pub use hits::HitCount;
 pub use record::{Record, Somebody};
-pub use rule::{Consulted, InFlight, Limited, Packed, RuleStats, Ruling, Sample};
+pub use rule::{Cached, Consulted, InFlight, Limited, Packed, RuleStats, Ruling, Sample};
 pub use stats::Telemetry;
 pub use worker::{HandshakeFailure, HeaderRefusal, OpenConnection, WorkerStats};

@@ -37,6 +37,8 @@ pub struct Record<'a> {
     pub authorization: Option<&'a str>,
     /// The rate limit that refused, or would have.
     pub rate_limit: Option<&'a str>,
+    /// What the cache did.
+    pub cache: Option<&'static str>,
     pub namespace: &'a str,
     pub route: &'a str,
     pub rule: &'a str,
@@ -99,6 +101,9 @@ impl Record<'_> {
         }
         if let Some(limit) = self.rate_limit {
             text(line, "rate_limit", limit.as_bytes(), MAX_NAME);
+        }
+        if let Some(cache) = self.cache {
+            text(line, "cache", cache.as_bytes(), MAX_NAME);
         }
         if !self.route.is_empty() {
             text(line, "namespace", self.namespace.as_bytes(), MAX_NAME);
@@ -210,6 +215,7 @@ pub(super) mod tests {
             identity: Some(Somebody { id: "alice", kind: "Jwt", entry: "users" }),
             authorization: Some("read"),
             rate_limit: Some("fair"),
+            cache: Some("hit"),
             namespace: "shop",
             route: "orders",
             rule: "list",
@@ -243,7 +249,7 @@ pub(super) mod tests {
                 "client": "192.0.2.1", "method": "GET", "host": "shop.test", "path": "/orders", "query": true,
                 "protocol": "HTTP/2", "scheme": "https", "status": 200,
                 "identity": "alice", "identity_kind": "Jwt", "identity_entry": "users",
-                "authorization": "read", "rate_limit": "fair", "namespace": "shop", "route": "orders",
+                "authorization": "read", "rate_limit": "fair", "cache": "hit", "namespace": "shop", "route": "orders",
                 "rule": "list", "backend": "Service/shop/orders:80", "endpoint": "10.0.0.7:8080",
                 "retries": 1, "failed_calls": "orders=BackendTimeout",
                 "duration": 1.002003, "upstream_duration": 0.0009, "request_bytes": 0, "response_bytes": 12,
@@ -265,6 +271,7 @@ pub(super) mod tests {
             identity: Some(Somebody { id: &long, kind: "Certificate", entry: &long }),
             authorization: Some(&long),
             rate_limit: Some(&long),
+            cache: None,
             backend: Some(&long),
             failed_calls: Some(&long),
             reason: Some("NoHealthyEndpoints"),

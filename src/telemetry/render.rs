@@ -118,6 +118,7 @@ mod tests {
             ruling: Some(crate::telemetry::Ruling { rule: Some("read".into()), allows: true }),
             limited: Some(crate::telemetry::Limited { limit: "fair".into(), dry_run: true }),
             packed: Some(crate::telemetry::Packed { coding: "br", plain: 100 }),
+            cached: Some(crate::telemetry::Cached::Hit),
         }
     }
 

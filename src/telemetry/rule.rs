@@ -27,6 +27,8 @@ pub struct Sample {
     pub consulted: Option<Consulted>,
     /// The answer was compressed.
     pub packed: Option<Packed>,
+    /// What the cache did.
+    pub cached: Option<Cached>,
 }
 
 /// What an answer was before it was compressed.
@@ -57,6 +59,30 @@ impl Consulted {
             Self::Denied => "deny",
             Self::Failed => "failure",
         }
+    }
+}
+
+/// What the cache did for a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Cached {
+    /// Answered by what is kept.
+    Hit,
+    /// The same, past its time.
+    Stale,
+    /// The origin said that what is kept holds.
+    Revalidated,
+    /// Answered by another's fetch.
+    Collapsed,
+    Miss,
+    /// It is nothing for a cache.
+    Bypass,
+}
+
+pub(super) const CACHED: [&str; 6] = ["hit", "stale", "revalidated", "collapsed", "miss", "bypass"];
+
+impl Cached {
+    pub const fn as_str(self) -> &'static str {
+        CACHED[self as usize]
     }
 }
 
@@ -115,6 +141,13 @@ struct RuleCells {
     request_size: Histogram<{ SIZES.len() }>,
     duration: Histogram<{ DURATIONS.len() }>,
     gates: OnceLock<Box<GateCells>>,
+    seldom: OnceLock<Box<Seldom>>,
+}
+
+/// What few rules have.
+#[derive(Debug, Default)]
+struct Seldom {
+    cached: OnceLock<Box<CacheCells>>,
     packed: OnceLock<Box<Packs>>,
 }
 
@@ -126,6 +159,14 @@ struct PackCells {
     answers: Count,
     plain: Count,
     packed: Count,
+}
+
+/// What the cache did for one rule.
+#[derive(Debug, Default)]
+struct CacheCells {
+    outcomes: [Count; CACHED.len()],
+    /// Bytes of answers that no backend sent.
+    saved: Count,
 }
 
 /// What gates said, and what calls came to; most rules have none.
@@ -183,6 +224,8 @@ pub(super) struct RuleTotals {
     pub consulted: std::collections::BTreeMap<Consulted, u64>,
     /// In the order of [`CODINGS`]: answers, their bytes before, and after.
     pub packed: [[u64; 3]; CODINGS.len()],
+    /// By outcome, and bytes; none where there is no cache.
+    pub cached: Option<([u64; CACHED.len()], u64)>,
 }
 
 impl RuleStats {
@@ -236,11 +279,23 @@ impl RuleStats {
             cells.request_size.add_to(&mut totals.request_size);
             cells.response_size.add_to(&mut totals.response_size);
             add_to(cells.requests.get(), &mut totals.requests);
-            let packs = cells.packed.get().into_iter().flat_map(|packs| packs.iter());
+            let packs = cells
+                .seldom
+                .get()
+                .and_then(|seldom| seldom.packed.get())
+                .into_iter()
+                .flat_map(|packs| packs.iter());
             for (cells, totals) in packs.zip(&mut totals.packed) {
                 for (cell, total) in [&cells.answers, &cells.plain, &cells.packed].into_iter().zip(totals) {
                     *total += cell.value();
                 }
+            }
+            if let Some(cached) = cells.seldom.get().and_then(|seldom| seldom.cached.get()) {
+                let (outcomes, saved) = totals.cached.get_or_insert_default();
+                for (total, cell) in outcomes.iter_mut().zip(&cached.outcomes) {
+                    *total += cell.value();
+                }
+                *saved += cached.saved.value();
             }
             let Some(gates) = cells.gates.get() else { continue };
             add_to(gates.rulings.get(), &mut totals.rulings);
@@ -265,7 +320,7 @@ impl RuleStats {
                 response_size: Histogram::new(&SIZES),
                 requests: OnceLock::new(),
                 gates: OnceLock::new(),
-                packed: OnceLock::new(),
+                seldom: OnceLock::new(),
             })
         })
     }
@@ -291,13 +346,20 @@ impl RuleCells {
         };
         let other = Key { status: 0, method: "other", protocol: "other", reason: "" };
         self.requests.get_or_init(|| Series::new(key)).count(&key, other);
+        if let Some(cached) = sample.cached {
+            let cells = self.seldom.get_or_init(Box::default).cached.get_or_init(Box::default);
+            cells.outcomes[cached as usize].add(1);
+            if !matches!(cached, Cached::Miss | Cached::Bypass) {
+                cells.saved.add(sample.response_bytes);
+            }
+        }
         if sample.consulted.is_some() || sample.ruling.is_some() || sample.limited.is_some() {
             self.gates.get_or_init(Box::default).record(sample);
         }
         if let Some(packed) = &sample.packed
             && let Some(index) = CODINGS.iter().position(|coding| *coding == packed.coding)
         {
-            let cells = &self.packed.get_or_init(Box::default)[index];
+            let cells = &self.seldom.get_or_init(Box::default).packed.get_or_init(Box::default)[index];
             cells.answers.add(1);
             cells.plain.add(packed.plain);
             cells.packed.add(sample.response_bytes);
@@ -406,6 +468,7 @@ mod tests {
             limited: None,
             consulted: None,
             packed: None,
+            cached: None,
         }
     }
 
@@ -442,6 +505,16 @@ mod tests {
         assert_eq!(totals.requests.len(), MAX_SERIES + 1);
         assert_eq!(totals.requests.values().sum::<u64>(), 500, "none is lost");
         assert_eq!(totals.requests.iter().next().map(|(key, n)| (key.status, *n)), Some((0, 500 - 64)));
+    }
+
+    #[test]
+    fn bytes_are_saved_by_what_no_backend_sent() {
+        let stats = stats();
+        for cached in [Cached::Hit, Cached::Hit, Cached::Collapsed, Cached::Miss, Cached::Bypass] {
+            stats.record(0, &Sample { cached: Some(cached), ..sample(200, "GET") });
+        }
+        let totals = stats.totals().expect("counted");
+        assert_eq!(totals.cached, Some(([2, 0, 0, 1, 1, 1], 6_000)));
     }
 
     #[test]

@@ -36,7 +36,8 @@ pub struct Backend {
     endpoints: ArcSwap<Endpoints>,
     /// Held by who ejects an endpoint, which is seldom: how many others are left must not change meanwhile.
     ejecting: Mutex<()>,
-    number: u64,
+    /// Never that of another backend, nor of this one with another plan.
+    pub number: u64,
 }
 
 /// Where requests can go now, and what is known of each place, in the same order.

@@ -12,6 +12,7 @@ const TABLE: &[(&str, &[&str])] = &[
     ("message", &["values", "telemetry"]),
     ("expression", &["values", "message"]),
     ("filters", &["values", "message", "expression", "telemetry"]),
+    ("cache", &["values", "message", "filters"]),
     ("api", &["values", "filters"]),
     ("route_map", &["values", "message", "expression", "filters"]),
     ("snapshot", &["api", "values"]),
@@ -27,7 +28,7 @@ const TABLE: &[(&str, &[&str])] = &[
 
 const ALL_ABOVE: &str = "everything above";
 const DATA_PLANE: &str = "the data plane above";
-const DATA_PLANE_ROOMS: &[&str] = &["message", "expression", "filters", "route_map", "upstream"];
+const DATA_PLANE_ROOMS: &[&str] = &["message", "expression", "filters", "cache", "route_map", "upstream"];
 
 /// Where tasks and threads are begun: each has an owner there, and ends with drain. The commands of `cli` that are
 /// programs of their own begin theirs.

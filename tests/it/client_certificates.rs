@@ -19,6 +19,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
 
+use crate::cache_origin::{Origin, fresh};
 use crate::harness::{Backend, Gateway, connect, route, text, until};
 
 /// Whoever signs.
@@ -450,4 +451,40 @@ fn plain_http_is_no_way_around_the_certificate() {
     gateway
         .until_status("the refusal", |status| status["problems"][0]["path"] == "spec.tls.clientValidation");
     assert_eq!(told("/", "http"), 308);
+}
+
+#[test]
+fn what_a_client_with_a_certificate_was_shown_is_kept_for_nobody_else() {
+    let origin = Origin::new(fresh);
+    let (partners, strangers) = (Authority::new("Partners"), Authority::new("Strangers"));
+    let cached = |name: &str, validation: &str, cache: &str| {
+        let tls = format!("tls: {{certificateRefs: [{{name: server}}]{validation}}}");
+        let rule = format!(
+            "{{name: all, policy: {{cache: {cache}}}, backendRefs: [{{kind: GatewayBackend, name: origin}}]}}"
+        );
+        route(name, &format!("{{hostnames: [{name}.test], {tls}, rules: [{rule}]}}"))
+    };
+    let gateway = Gateway::start(&[
+        ("origin.yaml", &origin.manifest()),
+        ("shared.yaml", &cached("shared", BY_PARTNERS, "{}")),
+        ("own.yaml", &cached("own", BY_PARTNERS, "{key: {identity: true}}")),
+        ("open.yaml", &cached("open", "", "{}")),
+        ("server.yaml", &strangers.server(&["shared.test", "own.test", "open.test"]).secret("server")),
+        ("partners.yaml", &config_map("partners", "ca.crt", &partners.pem)),
+    ]);
+    let (alice, bob) = (partners.client("alice", 7), partners.client("bob", 8));
+    let ask = |host: &str, leaf: Option<&Leaf>| {
+        let (status, body) = Kept::shake(&gateway, host, leaf).ask(host).expect("an answer");
+        assert_eq!(status, 200, "{body}");
+        body
+    };
+    let twice = |host: &str, leaf: Option<&Leaf>| {
+        until("it to be kept", || Some(ask(host, leaf)).filter(|body| *body == ask(host, leaf)))
+    };
+    let bodies: Vec<_> = [&alice, &alice, &bob, &bob].map(|leaf| ask("shared.test", Some(leaf))).into();
+    let different: std::collections::BTreeSet<_> = bodies.iter().collect();
+    assert_eq!(different.len(), bodies.len(), "{bodies:?}");
+    // The control: where nobody is asked for one, the same is kept.
+    twice("open.test", None);
+    assert_ne!(twice("own.test", Some(&alice)), twice("own.test", Some(&bob)));
 }

@@ -52,6 +52,7 @@ impl Gateway {
             egress_deny: Vec::new(),
             own_ports: false,
             installation: "test".into(),
+            cache_memory: 64 << 20,
             limits: Limits::default(),
         };
         change(&mut settings);

@@ -1,0 +1,51 @@
+//! The response cache: what RFC 9111 says about an answer, where answers are kept, and how one fetch serves many. It
+//! knows nothing of routes and backends: `proxy/cached` runs the action and asks here.
+//!
+//! | file | owns |
+//! | --- | --- |
+//! | `directives` | `Cache-Control` and its like, parsed once |
+//! | `judge` | whether an answer is kept, and on what terms |
+//! | `key` | what it is kept under |
+//! | `conditions` | 304 and ranges |
+//! | `stored` | an answer that is kept, and what is made of it for a client |
+//! | `fill` | an answer on its way, for all that wait for it |
+//! | `memory`, `partition` | the budget of all, and what one route keeps of it |
+//! | `marks` | what was purged or changed since |
+//! | `status` | `Cache-Status` |
+
+mod conditions;
+mod directives;
+mod fill;
+mod judge;
+pub mod key;
+mod marks;
+mod memory;
+#[cfg(test)]
+mod oracle_tests;
+mod partition;
+mod status;
+mod stored;
+#[cfg(test)]
+pub mod tests;
+
+use std::hash::BuildHasher as _;
+use std::sync::LazyLock;
+
+pub use conditions::opaque;
+pub use directives::Wish;
+pub use fill::{Fill, Heard, Opening, Pump, Pumped, Reader};
+pub use judge::{Asked, Head, Refusal, Terms, judge};
+pub use key::{Forwarders, Keying};
+pub use marks::Purge;
+pub use memory::Memory;
+pub use partition::{Join, Lead, Partition, vary};
+pub use status::{CACHE_STATUS, Forwarded, Told};
+pub use stored::{Segments, Stored, Use, is_for_sites, kept_headers, tags};
+
+type Hasher = foldhash::fast::RandomState;
+
+/// One seed for the life of the process: what is hashed here never leaves it.
+fn hash(bytes: &[u8]) -> u64 {
+    static SEED: LazyLock<Hasher> = LazyLock::new(Hasher::default);
+    SEED.hash_one(bytes)
+}

@@ -1,0 +1,287 @@
+//! What becomes of one answer: who is told what, and what is kept.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, StatusCode};
+use http_body::Frame;
+use http_body_util::StreamBody;
+use tokio::time::Instant;
+
+use super::fetch::{Fetch, Readers, Settled};
+use super::{LiveCache, Meanings};
+use crate::cache::tests::exchange;
+use crate::cache::{Forwarders, Heard, Join, Keying, Lead, Memory, Reader, Stored, Wish, key};
+use crate::filters::{CachePlan, Collapse, REGISTRY};
+use crate::message::{
+    Body, BodyError, ErrorKind, Exchange, Labels, LocalFuture, Outbound, ProxyError, Request, Response,
+};
+use crate::route_map::{Action, Rule, Unserved};
+use crate::values::BackendId;
+
+/// Work of its own runs where the test runs it, or finds no room.
+struct Worker {
+    room: bool,
+    work: RefCell<Vec<LocalFuture<'static, ()>>>,
+}
+
+impl Outbound for Worker {
+    fn call<'a>(&'a self, _: &'a BackendId, _: Request) -> LocalFuture<'a, Result<Response, ProxyError>> {
+        Box::pin(async { Err(ErrorKind::BackendNotFound.into()) })
+    }
+
+    fn detach(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>> {
+        if !self.room {
+            return Err(work);
+        }
+        self.work.borrow_mut().push(work);
+        Ok(())
+    }
+}
+
+/// One key of one rule's cache.
+struct Case {
+    cache: Arc<LiveCache>,
+    worker: Rc<Worker>,
+}
+
+impl Case {
+    fn new(plan: CachePlan, room: bool) -> Self {
+        let labels = Arc::new(Labels { namespace: "shop".into(), route: "web".into(), rule: "r".into() });
+        let action = Action::Unserved(Unserved { kind: ErrorKind::PolicyInvalid });
+        let rule = Rule { labels, filters: Vec::new(), action, policy: Vec::new() };
+        let cache = LiveCache {
+            plan,
+            partition: Memory::new(16 << 20).partition("shop", "web"),
+            keying: Keying::new("r", Default::default(), Forwarders::Nobody),
+            meaning: Meanings::default().of(&rule, REGISTRY, Forwarders::Nobody),
+            backends: Box::default(),
+            rewritten: [HeaderName::from_static("x-rewritten")].into(),
+            idle: None,
+            has_cors: false,
+        };
+        Self { cache: Arc::new(cache), worker: Rc::new(Worker { room, work: RefCell::default() }) }
+    }
+
+    fn fetch(&self, exchange: &Exchange) -> (Fetch, Vec<u8>) {
+        let mut key = Vec::new();
+        let meaning = std::iter::once(self.cache.meaning.number);
+        key::write(&mut key, &self.cache.keying, meaning, &self.cache.plan.key, exchange);
+        let primary = key.len();
+        let stored = self.cache.partition.look(&mut key, exchange.request.headers());
+        assert!(stored.is_none() || !key.is_empty());
+        let wish = Wish::of(exchange.request.headers());
+        (Fetch::new(&self.cache, exchange, &key, primary, wish), key)
+    }
+
+    /// What the answer comes to, and what one who waits for it hears.
+    async fn settle(
+        &self,
+        exchange: &Exchange,
+        response: Response,
+        stale: Option<&Arc<Stored>>,
+    ) -> (Settled, Heard) {
+        let (fetch, _) = self.fetch(exchange);
+        let (lead, waiting) = both(&fetch);
+        let started = Instant::now();
+        let settled = fetch.settle(&*self.worker, lead, response, stale, started, |_| Readers::Needed);
+        (settled, waiting.heard().await)
+    }
+
+    fn kept(&self, exchange: &Exchange) -> Option<Arc<Stored>> {
+        let (_, mut key) = self.fetch(exchange);
+        self.cache.partition.look(&mut key, exchange.request.headers())
+    }
+}
+
+/// Who fetches, and who waits for it.
+fn both(fetch: &Fetch) -> (Lead, Reader) {
+    let Join::Lead(lead) = fetch.join(None, false) else { panic!("nobody fetches") };
+    let Join::Wait(waiting) = fetch.join(None, false) else { panic!("somebody fetches") };
+    (lead, waiting)
+}
+
+fn response(status: u16, fields: &[(&'static str, &'static str)], body: Body) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(status).expect("a status");
+    for (name, value) in fields {
+        response.headers_mut().append(*name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+fn failure(kind: ErrorKind) -> Response {
+    let mut response = response(502, &[], Body::Empty);
+    response.extensions_mut().insert(kind);
+    response
+}
+
+fn streamed(text: &'static str) -> Body {
+    let frames =
+        futures_util::stream::iter([Ok::<_, BodyError>(Frame::data(Bytes::from_static(text.as_bytes())))]);
+    Body::stream(StreamBody::new(frames))
+}
+
+async fn text(body: Body) -> String {
+    use http_body_util::BodyExt as _;
+    let bytes = body.collect().await.expect("whole").to_bytes();
+    String::from_utf8(bytes.to_vec()).expect("text")
+}
+
+const URL: &str = "http://a.example/x";
+const FRESH: (&str, &str) = ("cache-control", "max-age=60");
+
+#[tokio::test(start_paused = true)]
+async fn only_a_backend_that_nobody_reaches_fails_for_all() {
+    for (kind, is_shared) in [
+        (ErrorKind::ConnectFailure, true),
+        (ErrorKind::NoHealthyEndpoints, true),
+        (ErrorKind::BackendTimeout, false),
+        (ErrorKind::InvalidResponse, false),
+        (ErrorKind::ExpressionFailed, false),
+    ] {
+        let case = Case::new(CachePlan::default(), true);
+        let (settled, heard) = case.settle(&exchange(URL, &[]), failure(kind), None).await;
+        assert!(matches!(settled, Settled::Passed(..)));
+        assert_eq!(
+            matches!(heard, Heard::Failed(shared) if shared == kind),
+            is_shared,
+            "{kind:?}: {heard:?}"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_status_of_failure_frees_those_who_wait_and_is_not_remembered() {
+    let case = Case::new(CachePlan::default(), true);
+    let (_, heard) = case.settle(&exchange(URL, &[]), response(503, &[], Body::Empty), None).await;
+    assert!(matches!(heard, Heard::Abandoned), "{heard:?}");
+    // The next ones share a fetch again.
+    let (fetch, _) = case.fetch(&exchange(URL, &[]));
+    drop(both(&fetch));
+    // The control: what is for one only is remembered.
+    let (_, heard) = case
+        .settle(&exchange(URL, &[]), response(200, &[("cache-control", "private")], Body::Empty), None)
+        .await;
+    assert!(matches!(heard, Heard::Alone), "{heard:?}");
+    let Join::Lead(_first) = fetch.join(None, false) else { panic!("alone") };
+    assert!(matches!(fetch.join(None, false), Join::Lead(_)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_room_for_work_of_its_own_an_answer_is_for_one() {
+    let case = Case::new(CachePlan::default(), false);
+    let asked = exchange(URL, &[]);
+    let (settled, heard) = case.settle(&asked, response(200, &[FRESH], streamed("all of it")), None).await;
+    let Settled::Passed(response, Some("busy")) = settled else { panic!("passed on") };
+    assert_eq!(response.headers()["cache-control"], "max-age=60");
+    assert_eq!(text(response.into_body()).await, "all of it");
+    assert!(matches!(heard, Heard::Alone), "{heard:?}");
+    assert!(case.kept(&asked).is_none());
+    // The control: with room it is shared, and kept.
+    let case = Case::new(CachePlan::default(), true);
+    let (settled, heard) =
+        case.settle(&asked, self::response(200, &[FRESH], streamed("all of it")), None).await;
+    assert!(matches!((&settled, &heard), (Settled::Open(..), Heard::Open(_))), "{heard:?}");
+    let Settled::Open(_, body) = settled else { panic!("open") };
+    let work = case.worker.work.borrow_mut().pop().expect("work");
+    let ((), text) = tokio::join!(work, text(body));
+    assert_eq!(text, "all of it");
+    assert!(case.kept(&asked).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_varies_by_what_the_gateway_tells_is_not_kept() {
+    for (vary, is_kept) in [
+        ("X-Forwarded-For", false),
+        ("Accept, X-Real-IP", false),
+        ("Forwarded", false),
+        ("X-Request-Id", false),
+        ("X-Forwarded-Client-Cert", false),
+        ("Connection", false),
+        ("X-Rewritten", false),
+        ("X-Forwarded-Proto", true),
+        ("X-Forwarded-Host, Host", true),
+        ("Accept", true),
+    ] {
+        let case = Case::new(CachePlan::default(), true);
+        let asked = exchange(URL, &[("x-forwarded-proto", "https")]);
+        let answer = response(200, &[FRESH, ("vary", vary)], Body::Empty);
+        let (settled, _) = case.settle(&asked, answer, None).await;
+        assert_eq!(matches!(settled, Settled::Kept(..)), is_kept, "{vary}");
+        // What the client says where the gateway says it chooses nothing.
+        assert_eq!(case.kept(&exchange(URL, &[])).is_some(), is_kept, "{vary}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_confirmation_for_others_is_none() {
+    let stale = async |case: &Case, fields: &[(&'static str, &'static str)]| {
+        let fields: Vec<_> =
+            [("etag", "\"a\""), ("cache-control", "max-age=0")].iter().chain(fields).copied().collect();
+        let (settled, _) = case.settle(&exchange(URL, &[]), response(200, &fields, Body::Empty), None).await;
+        let Settled::Kept(stored, _) = settled else { panic!("kept") };
+        stored
+    };
+    for (kept, said, is_confirmed) in [
+        (&[][..], ("access-control-allow-origin", "https://evil.example"), false),
+        (
+            &[("access-control-allow-origin", "*")],
+            ("access-control-allow-origin", "https://evil.example"),
+            false,
+        ),
+        (&[], ("access-control-allow-credentials", "true"), false),
+        (&[], ("vary", "Origin"), false),
+        (&[], ("vary", "*"), false),
+        (&[("access-control-allow-origin", "*")], ("access-control-allow-origin", "*"), true),
+        (&[("vary", "Accept")], ("vary", "accept"), true),
+        (&[], ("x-new", "said"), true),
+    ] {
+        let case = Case::new(CachePlan::default(), true);
+        let stored = stale(&case, kept).await;
+        let answer = response(304, &[said, FRESH], Body::Empty);
+        let (settled, heard) = case.settle(&exchange(URL, &[]), answer, Some(&stored)).await;
+        match settled {
+            Settled::Kept(confirmed, 304) => {
+                assert!(is_confirmed, "{kept:?} {said:?}");
+                assert_eq!(confirmed.headers.get("vary"), stored.headers.get("vary"));
+            }
+            Settled::Again => {
+                assert!(!is_confirmed && matches!(heard, Heard::Abandoned), "{kept:?} {said:?}")
+            }
+            _ => panic!("{kept:?} {said:?}"),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_wants_it_new_waits_for_nobody_who_asked_before() {
+    let case = Case::new(CachePlan::default(), true);
+    let fetch = |fields: &[(&'static str, &'static str)]| case.fetch(&exchange(URL, fields)).0;
+    let Join::Lead(_first) = fetch(&[]).join(None, false) else { panic!("nobody fetches") };
+    for wish in ["no-cache", "max-age=0", "no-store"] {
+        assert!(matches!(fetch(&[("cache-control", wish)]).join(None, false), Join::Lead(_)), "{wish}");
+    }
+    for wish in ["max-age=1", "min-fresh=1", "max-stale"] {
+        assert!(matches!(fetch(&[("cache-control", wish)]).join(None, false), Join::Wait(_)), "{wish}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn where_answers_are_shared_only_nothing_is_kept() {
+    let plan = CachePlan {
+        collapse: Collapse::Only,
+        default_ttl: Some(Duration::from_secs(60)),
+        ..CachePlan::default()
+    };
+    let case = Case::new(plan, true);
+    let asked = exchange(URL, &[]);
+    let (settled, heard) = case.settle(&asked, response(200, &[], Body::Full("all".into())), None).await;
+    assert!(matches!((settled, heard), (Settled::Open(..), Heard::Open(_))));
+    let work = case.worker.work.borrow_mut().pop();
+    work.expect("work").await;
+    assert!(case.kept(&asked).is_none());
+}
