@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::{HeaderMap, StatusCode};
@@ -20,8 +21,10 @@ const OWN: usize = 16 << 10;
 const MOST_IN_ALL: usize = 64 << 20;
 /// What is larger is read elsewhere, so that it holds up no other request.
 const LARGE: usize = 64 << 10;
-/// Of a failure's body so much is read, that its connection can be used again.
+/// Of a failure's body so much is read, that its connection can be used again,
 const WORTH_READING: u64 = 4 << 10;
+/// if it is here by then: nobody waits for it.
+const WORTH_WAITING: Duration = Duration::from_millis(20);
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 
@@ -103,7 +106,8 @@ async fn drain(mut body: Body) {
     if hint.upper().is_none_or(|most| most > WORTH_READING) {
         return;
     }
-    while let Some(Ok(_)) = body.frame().await {}
+    let reading = async { while let Some(Ok(_)) = body.frame().await {} };
+    let _ = tokio::time::timeout(WORTH_WAITING, reading).await;
 }
 
 async fn read(mut body: Body, room: &Room<'_>) -> Result<Bytes, ProxyError> {
@@ -175,5 +179,42 @@ impl<'k> Room<'k> {
 impl Drop for Room<'_> {
     fn drop(&mut self) {
         HELD.fetch_sub(self.held.get(), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use http_body::{Frame, SizeHint};
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Of ten bytes none comes.
+    struct Silent;
+
+    impl http_body::Body for Silent {
+        type Data = Bytes;
+        type Error = BodyError;
+
+        fn poll_frame(
+            self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+        ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+            Poll::Pending
+        }
+
+        fn size_hint(&self) -> SizeHint {
+            SizeHint::with_exact(10)
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nobody_waits_for_the_body_of_a_failure() {
+        let started = Instant::now();
+        let drained = tokio::time::timeout(Duration::from_secs(5), drain(Body::stream(Silent))).await;
+        assert!(drained.is_ok() && started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     }
 }
