@@ -228,6 +228,14 @@ pub(super) struct RuleTotals {
     pub cached: Option<([u64; CACHED.len()], u64)>,
 }
 
+impl RuleTotals {
+    /// What the cache did, and how often.
+    pub fn cache_outcomes(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let outcomes = self.cached.iter().flat_map(|(outcomes, _)| outcomes);
+        CACHED.into_iter().zip(outcomes.copied()).filter(|(_, count)| *count > 0)
+    }
+}
+
 impl RuleStats {
     pub(super) fn new(namespace: Arc<str>, route: Arc<str>, rule: Arc<str>, workers: usize) -> Self {
         Self { namespace, route, rule, cells: PerWorker::new(workers) }

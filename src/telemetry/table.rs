@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::backend::{BackendTotals, Connect, Retry};
 use super::cells::{Count, Total};
 use super::control::{ControlTotals, STEPS};
-use super::rule::{CACHED, CODINGS, DURATIONS, RuleTotals, SIZES};
+use super::rule::{CODINGS, DURATIONS, RuleTotals, SIZES};
 use super::worker::{FAILURES, LISTENERS, PROTOCOLS, REFUSALS, VERSIONS};
 use super::{BackendStats, RuleStats, WorkerStats};
 
@@ -130,10 +130,9 @@ pub(super) const METRICS: &[Metric] = &[
         help: "Finished requests of rules with `cache`: `hit`, `stale`, `revalidated`, `collapsed`, `miss` or `bypass`",
         read: |scrape, emit| {
             for (totals, rule) in &scrape.rules {
-                let outcomes = totals.cached.iter().flat_map(|(outcomes, _)| outcomes.iter().zip(CACHED));
-                for (count, outcome) in outcomes.filter(|(count, _)| **count > 0) {
-                    let [namespace, route, name] = rule.name();
-                    emit(&[namespace, route, name, outcome], number(*count));
+                let [namespace, route, name] = rule.name();
+                for (outcome, count) in totals.cache_outcomes() {
+                    emit(&[namespace, route, name, outcome], number(count));
                 }
             }
         },
@@ -145,9 +144,7 @@ pub(super) const METRICS: &[Metric] = &[
         help: "Bytes of answers' bodies that no backend sent, because they were kept or fetched for another",
         read: |scrape, emit| {
             for (totals, rule) in &scrape.rules {
-                if let Some((_, saved)) = totals.cached {
-                    emit(&rule.name(), number(saved));
-                }
+                totals.cached.iter().for_each(|(_, saved)| emit(&rule.name(), number(*saved)));
             }
         },
     },
