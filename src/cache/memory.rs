@@ -145,3 +145,27 @@ impl Memory {
         self.coming.fetch_sub(bytes, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderMap;
+
+    use super::*;
+    use crate::cache::tests::stored;
+
+    #[test]
+    fn who_finds_another_one_making_room_goes_on() {
+        let memory = Memory::new((4 << 20) / 3);
+        let (one, two) = (memory.partition("shop", "one"), memory.partition("shop", "two"));
+        let key = |index: usize| format!("key {index}").into_bytes();
+        (0..16).for_each(|index| one.keep(key(index).into(), stored(&one, 60 << 10)));
+        let before = one.weight();
+        let alone = memory.shrinking.try_lock().expect("nobody makes room");
+        two.keep(key(0).into(), stored(&two, 60 << 10));
+        assert!(two.look(&mut key(0), &HeaderMap::new()).is_some() && one.weight() == before);
+        drop(alone);
+        // The next one makes it.
+        two.keep(key(1).into(), stored(&two, 60 << 10));
+        assert!(one.weight() < before && memory.kept() <= memory.budget(), "{} of {}", one.weight(), before);
+    }
+}

@@ -102,7 +102,7 @@ fn terms(lifetime: u64) -> Terms {
     }
 }
 
-fn stored(partition: &Partition, body: usize) -> Arc<Stored> {
+pub fn stored(partition: &Partition, body: usize) -> Arc<Stored> {
     let mut segments = Segments::default();
     segments.push(Bytes::from(vec![b'x'; body]));
     let mut headers = HeaderMap::new();

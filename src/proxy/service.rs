@@ -218,6 +218,8 @@ async fn serve(
             };
         let action = async |exchange: &mut Exchange| {
             let Some(cache) = &rule.cache else { return act(exchange).await };
+            // Also where no backend is asked by this request: another one fetches for it.
+            watch.set_answer_idle(cache.idle);
             let action =
                 async |exchange: &mut Exchange| filters::run(&rule.inner, exchange, refuse, &act).await;
             let again = || Rerun {

@@ -127,6 +127,17 @@ fn what_is_kept_takes_no_place_at_the_backend() {
 }
 
 #[test]
+fn what_a_transform_behind_the_cache_writes_stands_once() {
+    let origin = Origin::new(fresh);
+    let set = "request: {headers: {set: [{name: X-Real-IP, value: 192.0.2.9}, {name: X-Mode, value: one}]}}";
+    let gateway = origin.under(&format!("{{cache: {{}}, {set}}}"));
+    gateway.get("shop.example", PATH);
+    let asked = origin.last();
+    assert_eq!(asked.field("x-mode"), Some("one"), "the control");
+    assert_eq!(asked.fields("x-real-ip"), ["127.0.0.1"], "what the gateway knows, and nothing else");
+}
+
+#[test]
 fn what_is_kept_is_packed_for_each_who_asks() {
     let origin = Origin::new(|_| {
         let fields = "Content-Type: text/plain\r\nCache-Control: max-age=600\r\nConnection: close";

@@ -20,10 +20,15 @@ impl Asked {
     }
 
     pub fn field(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| {
-            let (known, value) = line.split_once(':')?;
-            known.eq_ignore_ascii_case(name).then_some(value.trim())
-        })
+        self.fields(name).first().copied()
+    }
+
+    pub fn fields(&self, name: &str) -> Vec<&str> {
+        let named = |line: &'_ str| {
+            line.split_once(':').filter(|(known, _)| known.eq_ignore_ascii_case(name)).is_some()
+        };
+        let lines = self.head.lines().filter(|line| named(line));
+        lines.filter_map(|line| Some(line.split_once(':')?.1.trim())).collect()
     }
 }
 
