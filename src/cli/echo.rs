@@ -9,6 +9,10 @@
 //! | `…/bytes/1048576` | that many bytes |
 //! | `…/trailers` | a body in two chunks and trailers |
 //! | anything with `Upgrade: websocket` | a WebSocket that sends back what it gets |
+//! | anything of `Content-Type: application/grpc` | each message as it comes, then `grpc-status: 0` |
+//! | the same at `…/grpc-status/5` | that status at once |
+//!
+//! HTTP/1.1, and HTTP/2 to those who begin with it (h2c).
 //!
 //! The last two segments of the path decide, so that these work below any prefix of a route.
 
@@ -23,7 +27,7 @@ use std::task::{Context, Poll};
 use anyhow::Context as _;
 use bytes::Bytes;
 use clap::Args;
-use http::{HeaderMap, Request, Response, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -43,6 +47,9 @@ const MAX_BODY: usize = 4 << 20;
 /// The largest answer of `/bytes/N`.
 const MAX_BYTES: u64 = 16 << 30;
 const CHUNK: usize = 64 << 10;
+/// What a connection of HTTP/2 begins with (RFC 9113, 3.4), as far as no method does.
+const PREFACE: &[u8] = b"PRI ";
+const TRAILER: &str = "x-echo-trailer";
 /// So many paths below `fails` are counted.
 const MAX_PATHS: usize = 10_000;
 
@@ -119,6 +126,21 @@ async fn connection(stream: TcpStream, server: Rc<Server>, closing: Cancellation
         let server = Rc::clone(&server);
         async move { Ok::<_, Infallible>(server.answer(request).await) }
     });
+    if begins_with_http2(&stream).await {
+        let serving = hyper::server::conn::http2::Builder::new(OnThisThread)
+            .timer(TokioTimer::new())
+            .max_header_list_size(64 << 10)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(serving);
+        tokio::select! {
+            _ = serving.as_mut() => {}
+            () = closing.cancelled() => {
+                serving.as_mut().graceful_shutdown();
+                let _ = serving.await;
+            }
+        }
+        return;
+    }
     let serving = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(std::time::Duration::from_secs(120))
@@ -134,11 +156,38 @@ async fn connection(stream: TcpStream, server: Rc<Server>, closing: Cancellation
     }
 }
 
+/// Looks at the first bytes, which stay where they are.
+async fn begins_with_http2(stream: &TcpStream) -> bool {
+    let mut first = [0; PREFACE.len()];
+    loop {
+        match stream.peek(&mut first).await {
+            Ok(0) | Err(_) => return false,
+            Ok(length) if first[..length] != PREFACE[..length] => return false,
+            Ok(length) if length == PREFACE.len() => return true,
+            // A part of it: there is nothing to wait on but time.
+            Ok(_) => tokio::time::sleep(std::time::Duration::from_millis(1)).await,
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+struct OnThisThread;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread {
+    fn execute(&self, work: F) {
+        tokio::task::spawn_local(async move {
+            work.await;
+        });
+    }
+}
+
 impl Server {
     async fn answer(&self, request: Request<Incoming>) -> Response<Answer> {
+        let version = request.version();
         let mut response = self.respond(request).await;
-        if self.leaving.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            response.headers_mut().insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+        let may_say_so = version < Version::HTTP_2 && response.status() != StatusCode::SWITCHING_PROTOCOLS;
+        if self.leaving.is_cancelled() && may_say_so {
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
@@ -156,6 +205,9 @@ impl Server {
                 Ok(answer) => answer.map(|()| Answer::default()),
                 Err(why) => text(StatusCode::BAD_REQUEST, why),
             };
+        }
+        if is_grpc(request.headers()) {
+            return grpc(request);
         }
         let mut status = StatusCode::OK;
         let path = request.uri().path().to_owned();
@@ -180,7 +232,12 @@ impl Server {
                     _ => text(StatusCode::BAD_REQUEST, "the number of bytes is at most 16 GiB\n"),
                 };
             }
-            ("trailers", _) => return Response::new(Answer::with_trailers()),
+            ("trailers", _) => {
+                let mut response = Response::new(Answer::with_trailers());
+                // HTTP/1.1 sends no others.
+                response.headers_mut().insert(header::TRAILER, HeaderValue::from_static(TRAILER));
+                return response;
+            }
             _ => {}
         }
         let described = match self.describe(request).await {
@@ -189,9 +246,7 @@ impl Server {
         };
         let mut response = Response::new(Answer::from(described + "\n"));
         *response.status_mut() = status;
-        response
-            .headers_mut()
-            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+        response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         response
     }
 
@@ -219,7 +274,7 @@ impl Server {
             "method": head.method.as_str(),
             "path": head.uri.path(),
             "query": head.uri.query(),
-            "host": head.headers.get(header::HOST).map(|value| String::from_utf8_lossy(value.as_bytes())),
+            "host": host(&head),
             "protocol": format!("{:?}", head.version),
             "headers": fields(&head.headers),
             "body": String::from_utf8_lossy(&body),
@@ -230,6 +285,38 @@ impl Server {
         }
         serde_json::to_string_pretty(&answer).map_err(|_| "the request cannot be described\n")
     }
+}
+
+fn host(head: &http::request::Parts) -> Option<String> {
+    let field = head.headers.get(header::HOST).map(|value| String::from_utf8_lossy(value.as_bytes()).into());
+    field.or_else(|| head.uri.authority().map(|authority| authority.to_string()))
+}
+
+fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    kind.strip_prefix(b"application/grpc")
+        .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
+}
+
+/// Messages go back as they come; each is whole in its own prefix, so nothing needs to be known of them.
+fn grpc(request: Request<Incoming>) -> Response<Answer> {
+    let mut segments = request.uri().path().rsplit('/');
+    let status = match (segments.next(), segments.next()) {
+        (Some(status), Some("grpc-status")) => HeaderValue::from_str(status).ok(),
+        _ => None,
+    };
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let body = match &status {
+        Some(_) => Answer::default(),
+        None => Answer { incoming: Some(request.into_body()), trailers: Some(trailers), ..Answer::default() },
+    };
+    let mut response = Response::new(body);
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    if let Some(status) = status {
+        response.headers_mut().insert("grpc-status", status);
+    }
+    response
 }
 
 /// One string a field; a list of strings where a field stands more than once.
@@ -253,11 +340,12 @@ fn text(status: StatusCode, text: impl Into<String>) -> Response<Answer> {
     response
 }
 
-/// The body of an answer: some bytes, then zeros, then trailers.
+/// The body of an answer: some bytes, then zeros, then what is sent back as it comes, then trailers.
 #[derive(Default)]
 struct Answer {
     chunks: Vec<Bytes>,
     zeros: u64,
+    incoming: Option<Incoming>,
     trailers: Option<HeaderMap>,
 }
 
@@ -268,9 +356,9 @@ impl Answer {
 
     fn with_trailers() -> Self {
         let mut trailers = HeaderMap::new();
-        trailers.insert("x-echo-trailer", header::HeaderValue::from_static("at the end"));
+        trailers.insert(TRAILER, HeaderValue::from_static("at the end"));
         // Taken from the end.
-        Self { chunks: vec!["two\n".into(), "one\n".into()], zeros: 0, trailers: Some(trailers) }
+        Self { chunks: vec!["two\n".into(), "one\n".into()], trailers: Some(trailers), ..Self::default() }
     }
 }
 
@@ -283,12 +371,12 @@ impl From<String> for Answer {
 
 impl http_body::Body for Answer {
     type Data = Bytes;
-    type Error = Infallible;
+    type Error = hyper::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         static ZEROS: [u8; CHUNK] = [b'0'; CHUNK];
         if let Some(chunk) = self.chunks.pop() {
             return Poll::Ready(Some(Ok(Frame::data(chunk))));
@@ -299,11 +387,17 @@ impl http_body::Body for Answer {
             let length = usize::try_from(length).unwrap_or(CHUNK);
             return Poll::Ready(Some(Ok(Frame::data(Bytes::from_static(&ZEROS[..length])))));
         }
+        if let Some(incoming) = &mut self.incoming {
+            match std::task::ready!(Pin::new(incoming).poll_frame(context)).transpose()? {
+                Some(frame) if frame.is_data() => return Poll::Ready(Some(Ok(frame))),
+                _ => self.incoming = None,
+            }
+        }
         Poll::Ready(self.trailers.take().map(|trailers| Ok(Frame::trailers(trailers))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.chunks.is_empty() && self.zeros == 0 && self.trailers.is_none()
+        self.chunks.is_empty() && self.zeros == 0 && self.incoming.is_none() && self.trailers.is_none()
     }
 
     fn size_hint(&self) -> SizeHint {
