@@ -44,6 +44,10 @@ use crate::values::{CaCertificateRef, Duration, SecretKeyRef, SecretRef};
 #[x_kube(
     validation = ("has(self.hosts) != has(self.service)", "a backend has either hosts or a service"),
     validation = (
+        "!has(self.protocol) || self.protocol == 'Auto' || self.protocol == 'HTTP1' || (self.protocol == 'HTTP2') == has(self.tls)",
+        "HTTP2 needs tls, and H2C is without it"
+    ),
+    validation = (
         "!has(self.tls) || has(self.hosts) || has(self.tls.serverName)",
         "a Service has no name of its own; set tls.serverName"
     )
@@ -67,6 +71,9 @@ pub struct GatewayBackendSpec {
     /// What it knows us by, in place of what the client sent there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<BackendCredentials>,
+    /// Auto: what TLS agrees on; h2c where the port's appProtocol says so; HTTP/1.1.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<Protocol>,
     /// How requests are spread over its endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancer>,
@@ -76,6 +83,18 @@ pub struct GatewayBackendSpec {
     /// What it has to bear from each replica of the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<BackendLimits>,
+}
+
+/// What is spoken to a backend.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Auto,
+    #[serde(rename = "HTTP1")]
+    Http1,
+    #[serde(rename = "HTTP2")]
+    Http2,
+    #[serde(rename = "H2C")]
+    H2c,
 }
 
 /// How requests are spread.

@@ -14,7 +14,8 @@ use super::layers_rule;
 use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
 use super::{
     AggregateSpec, AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendCredentials, BackendRef,
-    GatewayBackendSpec, HealthCheck, PolicyRef, RedirectSpec, RespondSpec, RouteMatch, RouteTls, crd,
+    GatewayBackendSpec, HealthCheck, PolicyRef, Protocol, RedirectSpec, RespondSpec, RouteMatch, RouteTls,
+    crd,
 };
 use crate::values::{Duration, FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef, TlsVersion};
 
@@ -160,6 +161,14 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
     };
     if spec.hosts.is_some() == spec.service.is_some() {
         refuse(at.clone(), "a backend has either hosts or a service".into());
+    }
+    let fits = match spec.protocol {
+        Some(Protocol::Http2) => spec.tls.is_some(),
+        Some(Protocol::H2c) => spec.tls.is_none(),
+        Some(Protocol::Auto | Protocol::Http1) | None => true,
+    };
+    if !fits {
+        refuse(at.field("protocol"), "HTTP2 needs tls, and H2C is without it".into());
     }
     if let Some(check) = &spec.health_check {
         refuse_times(check, &at.field("healthCheck"), &mut refuse);

@@ -29,7 +29,8 @@ pub use aggregate::{AggregateResponseSpec, AggregateSpec, CallHeadersSpec, CallS
 pub use crd::crds;
 pub use gateway_backend::{
     ActiveCheck, BackendCredentials, BackendHost, BackendService, BackendTls, BalancePolicy,
-    BasicCredentials, GatewayBackend, GatewayBackendSpec, HealthCheck, PassiveCheck, SubjectAltName,
+    BasicCredentials, GatewayBackend, GatewayBackendSpec, HealthCheck, PassiveCheck, Protocol,
+    SubjectAltName,
 };
 pub use gateway_policy::{GatewayPolicy, GatewayPolicySpec, PolicyTarget, Precedence, TargetKind};
 pub use gateway_route::{

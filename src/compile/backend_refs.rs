@@ -42,10 +42,10 @@ pub(super) fn resolve(
                 let message = "a Service needs a port; add it";
                 return Err(not_found(Problem::error(at.field("port"), Reason::Invalid, message)));
             };
-            services::check(&name, port, asker)
+            let protocol = services::check(&name, port, asker)
                 .map_err(|unusable| not_found(unusable.problem(at.clone())))?;
             let id = BackendId::Service { service: name.clone(), port };
-            Ok(Arc::new(services::plan(&id, name, port)))
+            Ok(Arc::new(services::plan(&id, name, port, protocol)))
         }
         BackendKind::GatewayBackend => gateway_backend(&name, asker, at),
     }
@@ -80,6 +80,7 @@ pub(super) fn of_origin(origin: &Origin) -> Arc<BackendPlan> {
         tls: matches!(origin.scheme, OriginScheme::Https).then(|| Arc::new(by_its_own_name())),
         traffic: Default::default(),
         credential: None,
+        protocol: Default::default(),
     })
 }
 

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::question::Asker;
 use super::services::{self, Unusable};
 use super::{Certificates, LoopbackHosts, Options, backend_credentials, backend_tls, backend_traffic};
-use crate::api::{self, BackendHost, GatewayBackendSpec};
+use crate::api::{self, BackendHost, GatewayBackendSpec, Protocol};
 use crate::message::ErrorKind;
-use crate::route_map::{Address, BackendPlan, BackendTarget, HostHeader};
+use crate::route_map::{Address, BackendPlan, BackendProtocol, BackendTarget, HostHeader};
 use crate::snapshot::Manifest;
 use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem, Reason, Severity};
 
@@ -38,6 +38,13 @@ pub(super) fn lower(
             plan.credential =
                 Some(backend_credentials::plan(&spec, credentials, from, asker, &mut problems)?);
         }
+        plan.protocol = match spec.protocol {
+            // A port that says h2c says what is spoken without TLS.
+            None | Some(Protocol::Auto) if spec.tls.is_some() => BackendProtocol::Negotiated,
+            None | Some(Protocol::Auto) => plan.protocol,
+            Some(Protocol::Http1) => BackendProtocol::Http1,
+            Some(Protocol::Http2 | Protocol::H2c) => BackendProtocol::Http2,
+        };
         plan.traffic = backend_traffic::plan(&spec);
         Some(plan)
     });
@@ -69,10 +76,13 @@ fn plan(
     let fixed_host = spec.host.as_deref().map(Arc::<str>::from);
     if let Some(service) = &spec.service {
         let name = ObjectName::new(manifest.name.namespace.clone(), service.name.as_str());
-        if let Err(unusable) = services::check(&name, service.port, asker) {
-            problems.push(unusable.problem(path.field("service")));
-            return None;
-        }
+        let protocol = match services::check(&name, service.port, asker) {
+            Ok(protocol) => protocol,
+            Err(unusable) => {
+                problems.push(unusable.problem(path.field("service")));
+                return None;
+            }
+        };
         let target = BackendTarget::Service { service: name, port: service.port };
         return Some(BackendPlan {
             id,
@@ -81,6 +91,7 @@ fn plan(
             tls: None,
             traffic: Default::default(),
             credential: None,
+            protocol,
         });
     }
     let hosts = spec.hosts.as_deref().unwrap_or_default();
@@ -113,6 +124,7 @@ fn plan(
         tls: None,
         traffic: Default::default(),
         credential: None,
+        protocol: Default::default(),
     })
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 
 use super::question::Asker;
-use crate::route_map::{BackendPlan, BackendTarget, Endpoint, EndpointSet, HostHeader};
+use crate::route_map::{BackendPlan, BackendProtocol, BackendTarget, Endpoint, EndpointSet, HostHeader};
 use crate::snapshot::{EndpointSliceData, Snapshot};
 use crate::values::{BackendId, ObjectName, Reason};
 
@@ -39,16 +39,24 @@ impl Unusable {
     }
 }
 
-pub(super) fn check(name: &ObjectName, port: u16, asker: &mut Asker<'_>) -> Result<(), Unusable> {
+/// What the port says that is spoken there.
+pub(super) fn check(
+    name: &ObjectName,
+    port: u16,
+    asker: &mut Asker<'_>,
+) -> Result<BackendProtocol, Unusable> {
     let Some(service) = asker.service(name) else { return Err(Unusable::NoService(name.clone())) };
     if service.external_name.is_some() {
         return Err(Unusable::ExternalName(name.clone()));
     }
-    if !service.ports.iter().any(|known| known.port == port) {
+    let Some(known) = service.ports.iter().find(|known| known.port == port) else {
         let ports = service.ports.iter().map(|known| known.port).collect();
         return Err(Unusable::NoPort(name.clone(), port, ports));
-    }
-    Ok(())
+    };
+    Ok(match known.app_protocol.as_deref() {
+        Some("kubernetes.io/h2c" | "h2c" | "grpc") => BackendProtocol::Http2,
+        _ => BackendProtocol::Http1,
+    })
 }
 
 /// The addresses that take new requests for a Service's port: ready ones that are not terminating; when there is none,
@@ -96,7 +104,7 @@ fn by_family<'w>(world: &'w Snapshot, service: &ObjectName) -> Vec<&'w EndpointS
 }
 
 /// The plan of a Service's port that passed `check`.
-pub(super) fn plan(id: &BackendId, service: ObjectName, port: u16) -> BackendPlan {
+pub(super) fn plan(id: &BackendId, service: ObjectName, port: u16, protocol: BackendProtocol) -> BackendPlan {
     BackendPlan {
         id: id.clone(),
         target: BackendTarget::Service { service, port },
@@ -104,5 +112,6 @@ pub(super) fn plan(id: &BackendId, service: ObjectName, port: u16) -> BackendPla
         tls: None,
         traffic: Default::default(),
         credential: None,
+        protocol,
     }
 }

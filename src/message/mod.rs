@@ -11,6 +11,7 @@ mod decoding;
 mod error;
 mod exchange;
 mod failure;
+mod frames;
 mod identity;
 mod outbound;
 mod raw_json;
@@ -27,6 +28,7 @@ pub use exchange::{
     Answered, Asker, Captures, ChargedLimits, Exchange, Failed, Labels, Place, Quota, Quotas, RequestId,
 };
 pub use failure::{FailureCause, FailureDocument, FailureForm, escape_html};
+pub use frames::FrameBudget;
 pub use identity::{Identity, IdentityKind, KnownIdentity};
 pub use outbound::{AnswerBy, FixedHost, LocalFuture, Outbound};
 pub use raw_json::{NotJson, Piece, PieceKind, RawJson, TooMuch};

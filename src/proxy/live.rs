@@ -446,6 +446,7 @@ mod tests {
             tls: None,
             traffic: Default::default(),
             credential: None,
+            protocol: Default::default(),
         })
     }
 

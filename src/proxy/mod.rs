@@ -4,7 +4,7 @@
 //! plane      start, install, drain          worker     a thread with its runtime      live    route map ⇄ state
 //!   listener ─► connection ─► (tls | sniff) ─► transport ─► hyper ─► service ─► filters ─► action ─► answer
 //!                    │                            │           │                              │
-//!                    └── watch: all deadlines     └── frames  │      forward · aggregate · redirect · respond_with · tunnel
+//!                    └── watch: all deadlines                │      forward · aggregate · redirect · respond_with · tunnel
 //!                                                             └── request_head · forwarded · observed · account
 //! ```
 //!
@@ -18,7 +18,7 @@
 //! | `proxy_header` | what a load balancer says at the start of a connection |
 //! | `tls`, `certificates` | handshakes and certificates by server name |
 //! | `client_certificates` | certificates that clients show: who vouches, for how long |
-//! | `transport`, `frames` | a connection's bytes; the budget of HTTP/2 control frames |
+//! | `transport` | a connection's bytes, and its budget of HTTP/2 control frames |
 //! | `gather` | what an HTTP/2 connection says, sent once a poll |
 //! | `watch` | deadlines without timers: one sweep a worker |
 //! | `live`, `keep`, `spread` | the linked route map, state that outlives it, shares by weight |
@@ -43,7 +43,6 @@ mod connection;
 mod crowd;
 mod forward;
 mod forwarded;
-mod frames;
 mod gather;
 mod keep;
 mod listener;

@@ -12,9 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
-use super::frames::FrameBudget;
 use super::refusal;
 use super::watch::{Wait, Watch};
+use crate::message::FrameBudget;
 
 /// How a head ends.
 const END: &[u8; 4] = b"\r\n\r\n";
@@ -59,7 +59,7 @@ impl Transport {
     }
 
     pub fn counting_frames(mut self) -> Self {
-        self.frames = Some(FrameBudget::default());
+        self.frames = Some(FrameBudget::of_client());
         self
     }
 

@@ -19,6 +19,18 @@ pub struct BackendPlan {
     pub traffic: TrafficPlan,
     /// What of ours it is shown.
     pub credential: Option<Arc<Credential>>,
+    pub protocol: BackendProtocol,
+}
+
+/// What is spoken to a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum BackendProtocol {
+    #[default]
+    Http1,
+    /// With TLS agreed on by ALPN, without from the first byte (h2c).
+    Http2,
+    /// With TLS: whichever the endpoint prefers.
+    Negotiated,
 }
 
 /// How a backend proves who it is, and we to it. There is no plan that takes any certificate.

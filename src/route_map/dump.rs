@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 use std::fmt::{self, Display, Formatter};
 
 use super::action::{Action, ForwardPlan, RedirectPlan, RespondPlan, WeightedTarget};
-use super::backend::{Address, BackendPlan, BackendTarget, BackendTlsPlan, HostHeader, PinnedName};
+use super::backend::{
+    Address, BackendPlan, BackendProtocol, BackendTarget, BackendTlsPlan, HostHeader, PinnedName,
+};
 use super::hosts::{Host, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};
 use super::matching::{MatchEntry, MatchPlan, PathPredicate};
 use super::predicates::{Comparison, Miss, NamedPredicate};
@@ -283,7 +285,12 @@ impl Display for BackendPlan {
         }
         self.tls.iter().try_for_each(|tls| write!(f, ", {tls}"))?;
         self.traffic.fmt(f)?;
-        self.credential.iter().try_for_each(|credential| write!(f, ", {credential}"))
+        self.credential.iter().try_for_each(|credential| write!(f, ", {credential}"))?;
+        f.write_str(match self.protocol {
+            BackendProtocol::Http1 => "",
+            BackendProtocol::Http2 => ", HTTP/2",
+            BackendProtocol::Negotiated => ", HTTP/2 or HTTP/1.1",
+        })
     }
 }
 
@@ -416,6 +423,7 @@ mod tests {
             tls: None,
             traffic: Default::default(),
             credential: None,
+            protocol: Default::default(),
         };
         RouteMap {
             hosts: [(hostname.clone(), Arc::new(Host::new(Some(hostname), Some(tls), table)))].into(),

@@ -21,7 +21,9 @@ mod traffic;
 
 pub use action::{Action, ForwardPlan, RedirectPlan, RespondPlan, Unserved, WeightedBackend, WeightedTarget};
 pub use aggregate::{AggregatePlan, AnswerPlan, BodyPlan, CallPlan, OnError};
-pub use backend::{Address, Authorities, BackendPlan, BackendTarget, BackendTlsPlan, HostHeader, PinnedName};
+pub use backend::{
+    Address, Authorities, BackendPlan, BackendProtocol, BackendTarget, BackendTlsPlan, HostHeader, PinnedName,
+};
 pub use credential::Credential;
 pub use endpoints::{Endpoint, EndpointSet};
 pub use hosts::{Host, HostIndex, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};

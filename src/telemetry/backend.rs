@@ -44,6 +44,7 @@ struct BackendCells {
     requests: Count,
     active: Count,
     idle: Count,
+    shared: Count,
     connects: [Count; 5],
     retries: [Count; 2],
     errors: Errors,
@@ -66,6 +67,7 @@ pub(crate) struct BackendTotals {
     pub requests: u64,
     pub active: u64,
     pub idle: u64,
+    pub shared: u64,
     pub connects: [u64; 5],
     pub retries: [u64; 2],
     pub ejections: u64,
@@ -149,7 +151,7 @@ impl BackendStats {
         self.cells(worker).tls_failures.add(reason);
     }
 
-    /// A connection began to carry a request (`by` 1), or ended doing so (-1).
+    /// A connection began to carry a request (`by` 1), or ended doing so (-1); a shared one carries many.
     pub fn active(&self, worker: usize, by: i64) {
         self.cells(worker).active.add(by as u64);
     }
@@ -159,6 +161,11 @@ impl BackendStats {
         self.cells(worker).idle.add(by as u64);
     }
 
+    /// A connection that many requests share (HTTP/2) was opened (1), or closed (-1).
+    pub fn shared(&self, worker: usize, by: i64) {
+        self.cells(worker).shared.add(by as u64);
+    }
+
     pub(crate) fn totals(&self) -> Option<BackendTotals> {
         let mut totals = None::<BackendTotals>;
         for cells in self.cells.iter() {
@@ -166,6 +173,7 @@ impl BackendStats {
             totals.requests += cells.requests.value();
             totals.active = totals.active.wrapping_add(cells.active.value());
             totals.idle = totals.idle.wrapping_add(cells.idle.value());
+            totals.shared = totals.shared.wrapping_add(cells.shared.value());
             for (sum, cell) in totals.connects.iter_mut().zip(&cells.connects) {
                 *sum += cell.value();
             }

@@ -330,11 +330,12 @@ pub(super) const METRICS: &[Metric] = &[
         name: "portcullis_upstream_connections",
         kind: Kind::Gauge,
         labels: &["backend", "state"],
-        help: "Open connections to a backend: active ones carry a request, idle ones wait for the next",
+        help: "Open connections to a backend: active ones carry a request (or are one of the streams of HTTP/2), idle ones wait for the next, shared ones are of HTTP/2",
         read: |scrape, emit| {
             for (totals, backend) in &scrape.backends {
                 emit(&[&backend.name, "active"], number(totals.active));
                 emit(&[&backend.name, "idle"], number(totals.idle));
+                emit(&[&backend.name, "shared"], number(totals.shared));
             }
         },
     },

@@ -33,6 +33,10 @@ pub(super) fn stream(head: http::Response<Incoming>, lease: Lease) -> Response {
 }
 
 impl Streaming {
+    fn is_shared(&self) -> bool {
+        self.lease.as_ref().is_some_and(Lease::is_shared)
+    }
+
     fn end(&mut self) {
         if let Some(lease) = self.lease.take() {
             lease.give_back();
@@ -55,6 +59,11 @@ impl http_body::Body for Streaming {
             Some(Ok(_)) if self.incoming.is_end_stream() => self.end(),
             Some(Ok(_)) => {}
             Some(Err(_)) => self.lease = None,
+            // hyper takes a stream that was reset without an error for one that ended.
+            None if self.is_shared() && !self.incoming.is_end_stream() => {
+                self.lease = None;
+                return Poll::Ready(Some(Err(BodyError::Other("the stream was reset before its end"))));
+            }
             None => self.end(),
         }
         Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))

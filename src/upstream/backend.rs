@@ -12,7 +12,7 @@ use tokio::time::Instant;
 
 use super::budget::RetryBudget;
 use super::health::{Health, Standing};
-use super::tls::Security;
+use super::tls::{Offer, Security};
 use super::{Guard, connect};
 use crate::route_map::{BackendPlan, Balance, CheckPlan, Endpoint, EndpointSet};
 use crate::telemetry::BackendStats;
@@ -60,7 +60,7 @@ pub struct Checked {
 
 impl Backend {
     pub fn new(plan: Arc<BackendPlan>, slot: usize, stats: Arc<BackendStats>) -> Self {
-        let security = Security::new(plan.tls.as_deref(), &plan.id);
+        let security = Security::new(plan.tls.as_deref(), plan.protocol, &plan.id);
         let budget = RetryBudget::new(stats.requests());
         stats.set_ejected(0);
         Self {
@@ -259,7 +259,7 @@ impl Backend {
             Security::Tls(client) => Some((client, client.name_of(endpoint))),
             Security::Unusable => return Err("TLS to it cannot be set up".into()),
         };
-        connect::reach(endpoint.address, guard, tls, until).await.map_err(|error| {
+        connect::reach(endpoint.address, guard, tls, Offer::Http1, until).await.map_err(|error| {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
             format!("{error}{}", cause.unwrap_or_default())
         })

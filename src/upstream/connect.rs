@@ -12,15 +12,16 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::connect_http2::Lost;
 use super::socket::Socket;
-use super::tls::{Failed, TlsClient};
+use super::tls::{Failed, Offer, TlsClient};
 use super::wire::{Exchanged, Wire};
 use super::{Guard, HeadLines};
 use crate::message::{Body, ErrorKind, ProxyError, Request};
 
 /// Response heads over this, or of more than hyper's 100 fields, answer 502. Another number of fields would cost an
 /// allocation of 32 bytes a possible field for each answer.
-const MAX_HEAD: usize = 64 << 10;
+pub(super) const MAX_HEAD: usize = 64 << 10;
 /// After so long without an acknowledgement of what we wrote, a connection is dead.
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -36,7 +37,7 @@ pub(super) struct Connection {
 
 /// Ends the connection's task when dropped.
 #[derive(Debug)]
-struct Driver(Option<AbortHandle>);
+pub(super) struct Driver(Option<AbortHandle>);
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -47,6 +48,9 @@ pub(super) enum ConnectError {
     TimedOut(SocketAddr, Duration),
     #[error("cannot connect to {0}")]
     Failed(SocketAddr, #[source] std::io::Error),
+    /// Somebody else tried at the same time.
+    #[error("a connection to {0} could not be had a moment ago")]
+    JustFailed(SocketAddr),
     #[error("no TLS connection to {0}")]
     Tls(SocketAddr, Failed, #[source] std::io::Error),
     #[error("no socket can be made")]
@@ -58,6 +62,8 @@ pub(super) struct Unanswered {
     pub error: hyper::Error,
     /// The request as it was: not a byte of it was sent.
     pub unsent: Option<Request>,
+    /// On a shared connection: what became of it.
+    pub lost: Option<Lost>,
     /// Whether the endpoint sent anything before it failed.
     pub heard: bool,
     /// The endpoint ended the TLS connection, and why.
@@ -72,7 +78,11 @@ impl Connection {
         tls: Option<(&TlsClient, ServerName<'static>)>,
         until: Instant,
     ) -> Result<Self, ConnectError> {
-        let stream = reach(address, guard, tls, until).await?;
+        Self::over(reach(address, guard, tls, Offer::Http1, until).await?, address).await
+    }
+
+    /// HTTP/1.1 over what is there.
+    pub async fn over(stream: Socket, address: SocketAddr) -> Result<Self, ConnectError> {
         let exchanged = Exchanged::default();
         let (sender, connection) = http1::Builder::new()
             .max_header_size(MAX_HEAD)
@@ -85,7 +95,7 @@ impl Connection {
                 tracing::debug!(%address, error = &error as &dyn std::error::Error, "idle connection ended");
             }
         });
-        Ok(Self { sender, exchanged, driver: Driver(Some(task.abort_handle())) })
+        Ok(Self { sender, exchanged, driver: Driver::of(task.abort_handle()) })
     }
 
     /// Whether a request can be sent now: the last one is over in both directions and nobody closed.
@@ -118,6 +128,7 @@ impl Connection {
                 Err(Box::new(Unanswered {
                     error: failed.into_error(),
                     unsent,
+                    lost: None,
                     heard: self.exchanged.heard(),
                     refused: self.exchanged.refused().cloned(),
                 }))
@@ -133,6 +144,12 @@ impl Connection {
     /// Lets the connection live on as the tunnel that it has become.
     pub fn release(mut self) {
         self.driver.0 = None;
+    }
+}
+
+impl Driver {
+    pub fn of(task: AbortHandle) -> Self {
+        Self(Some(task))
     }
 }
 
@@ -156,18 +173,21 @@ impl From<ConnectError> for ProxyError {
         let kind = match error {
             ConnectError::Refused(_) => ErrorKind::AddressNotPermitted,
             ConnectError::TimedOut(..) => ErrorKind::ConnectTimeout,
-            ConnectError::Failed(..) | ConnectError::OutOfSockets(_) => ErrorKind::ConnectFailure,
+            ConnectError::Failed(..) | ConnectError::JustFailed(_) | ConnectError::OutOfSockets(_) => {
+                ErrorKind::ConnectFailure
+            }
             ConnectError::Tls(..) => ErrorKind::TlsFailure,
         };
         Self::caused(kind, error)
     }
 }
 
-/// A connection on which nothing is said yet.
+/// The bytes to an endpoint: the guard asked, a socket, TLS where it is due.
 pub(super) async fn reach(
     address: SocketAddr,
     guard: &Guard,
     tls: Option<(&TlsClient, ServerName<'static>)>,
+    offer: Offer,
     until: Instant,
 ) -> Result<Socket, ConnectError> {
     if !guard.permits(address) {
@@ -178,7 +198,7 @@ pub(super) async fn reach(
     let stream = tokio::time::timeout_at(until, dial(address)).await.map_err(|_| late())??;
     let Some((client, name)) = tls else { return Ok(Socket::Plain(stream)) };
     // Boxed: its state is large, and every request would carry the room for it.
-    let handshake = Box::pin(client.shake_hands(name, stream));
+    let handshake = Box::pin(client.shake_hands(name, stream, offer));
     let shaken = tokio::time::timeout_at(until, handshake).await.map_err(|_| late())?;
     let stream = shaken.map_err(|error| ConnectError::Tls(address, Failed::of(&error), error))?;
     Ok(Socket::Tls(Box::new(stream)))

@@ -14,12 +14,14 @@ use http::HeaderValue;
 use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
-use super::connect::Connection;
+use super::carrier::Carrier;
+use super::connect::{ConnectError, Connection, reach};
+use super::connect_http2::{Multiplexed, Stream};
 use super::health::Health;
-use super::tls::{Security, TlsClient};
-use crate::route_map::Endpoint;
+use super::tls::{Failed, Offer, Security, TlsClient};
+use crate::route_map::{BackendProtocol, Endpoint};
 use crate::telemetry::{BackendStats, Connect};
-use crate::upstream::Backend;
+use crate::upstream::{Backend, Guard};
 
 const MAX_IDLE: usize = 1024;
 const MAX_IDLE_TIME: Duration = Duration::from_secs(55);
@@ -44,8 +46,15 @@ pub(super) struct EndpointPool {
     /// Whether the requests under way here matter to other workers.
     counts: bool,
     stats: Arc<BackendStats>,
+    protocol: BackendProtocol,
+    /// None: not known yet.
+    spoken: Cell<Option<Spoken>>,
     /// Longest idle first.
     idle: RefCell<Vec<Idle>>,
+    /// HTTP/2: those that requests share.
+    shared: RefCell<Vec<Rc<Multiplexed>>>,
+    /// Held by whoever opens one of those.
+    opening: tokio::sync::Mutex<()>,
     in_use: Cell<usize>,
     /// The most that were in use at once in each of the last seconds.
     peaks: [Cell<usize>; LOOK_BACK],
@@ -62,11 +71,18 @@ struct Idle {
     since: Instant,
 }
 
-/// A place in use at an endpoint. The connection in it is closed with the lease unless it is given back.
+/// What an endpoint speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spoken {
+    Http1,
+    Http2,
+}
+
+/// A place in use at an endpoint. What carries the request is closed with the lease unless it is given back.
 #[derive(Debug)]
 pub(super) struct Lease {
     pub endpoint: Rc<EndpointPool>,
-    pub connection: Option<Connection>,
+    pub carrier: Option<Carrier>,
     /// It counts no longer here, but in a [`Place`].
     moved: bool,
 }
@@ -97,7 +113,15 @@ impl EndpointPool {
             health: health.clone(),
             counts: backend.plan.traffic.counts_requests(),
             stats: backend.stats.clone(),
+            protocol: backend.plan.protocol,
+            spoken: Cell::new(match backend.plan.protocol {
+                BackendProtocol::Http1 => Some(Spoken::Http1),
+                BackendProtocol::Http2 => Some(Spoken::Http2),
+                BackendProtocol::Negotiated => None,
+            }),
             idle: RefCell::default(),
+            shared: RefCell::default(),
+            opening: tokio::sync::Mutex::default(),
             in_use: Cell::new(0),
             peaks: Default::default(),
             now: Cell::new(0),
@@ -116,11 +140,11 @@ impl EndpointPool {
         if self.counts {
             self.health.begins();
         }
-        Lease { endpoint: self.clone(), connection: None, moved: false }
+        Lease { endpoint: self.clone(), carrier: None, moved: false }
     }
 
     /// The connection that was used last, so that those too many grow old.
-    pub fn take_idle(&self) -> Option<Connection> {
+    fn take_idle(&self) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
         loop {
             let at =
@@ -138,6 +162,87 @@ impl EndpointPool {
         if self.failures.get() > 0 {
             self.rests_until.set(Some(until));
         }
+    }
+
+    /// What is there already to carry a request: a place on a shared connection, or an idle one.
+    pub fn take(&self, offer: Offer) -> Option<Carrier> {
+        match self.spoken.get() {
+            Some(Spoken::Http1) => self.take_idle().map(Carrier::Own),
+            Some(Spoken::Http2) if self.takes_http1(offer) => self.take_idle().map(Carrier::Own),
+            Some(Spoken::Http2) => self.take_stream().map(Carrier::Shared),
+            None => None,
+        }
+    }
+
+    /// The same of a connection that is new, or that another request opened meanwhile: those that come together wait
+    /// for one that they may share.
+    pub async fn open(
+        &self,
+        guard: &Guard,
+        tls: Option<(&TlsClient, ServerName<'static>)>,
+        offer: Offer,
+        until: Instant,
+    ) -> Result<Carrier, ConnectError> {
+        let is_alone = || self.spoken.get() == Some(Spoken::Http1) || self.takes_http1(offer);
+        if is_alone() {
+            return self.connect(guard, tls, offer, until).await;
+        }
+        let (failures, started) = (self.failures.get(), Instant::now());
+        let late = |_| ConnectError::TimedOut(self.address, started.elapsed());
+        let opening = tokio::time::timeout_at(until, self.opening.lock()).await.map_err(late)?;
+        if let Some(stream) = self.take_stream() {
+            return Ok(Carrier::Shared(stream));
+        }
+        if self.failures.get() > failures {
+            return Err(ConnectError::JustFailed(self.address));
+        }
+        if is_alone() {
+            drop(opening);
+        }
+        self.connect(guard, tls, offer, until).await
+    }
+
+    async fn connect(
+        &self,
+        guard: &Guard,
+        tls: Option<(&TlsClient, ServerName<'static>)>,
+        offer: Offer,
+        until: Instant,
+    ) -> Result<Carrier, ConnectError> {
+        let socket = reach(self.address, guard, tls, offer, until).await?;
+        let is_http2 = match (self.protocol, socket.protocol()) {
+            (BackendProtocol::Http1, _) => false,
+            (BackendProtocol::Http2, None) if !socket.is_tls() => true,
+            (BackendProtocol::Http2, agreed) if agreed != Some(b"h2") => {
+                let error = std::io::Error::other("the endpoint does not speak HTTP/2 over TLS (ALPN)");
+                return Err(ConnectError::Tls(self.address, Failed::NothingInCommon, error));
+            }
+            (_, agreed) => agreed == Some(b"h2"),
+        };
+        if !self.takes_http1(offer) {
+            self.spoken.set(Some(if is_http2 { Spoken::Http2 } else { Spoken::Http1 }));
+        }
+        if !is_http2 {
+            let connection = Connection::over(socket, self.address).await?;
+            self.connected();
+            return Ok(Carrier::Own(connection));
+        }
+        let connection = Multiplexed::over(socket, self.address, &self.stats, self.worker, until).await?;
+        let stream = connection.stream().ok_or(ConnectError::JustFailed(self.address))?;
+        self.connected();
+        if !self.gone.get() {
+            self.shared.borrow_mut().push(connection);
+        }
+        Ok(Carrier::Shared(stream))
+    }
+
+    /// Whether a connection of HTTP/1.1 can be had for what needs one.
+    fn takes_http1(&self, offer: Offer) -> bool {
+        offer == Offer::Http1 && self.protocol == BackendProtocol::Negotiated
+    }
+
+    fn take_stream(&self) -> Option<Stream> {
+        self.shared.borrow().iter().find_map(Multiplexed::stream)
     }
 
     /// Whether the last attempts to connect failed and it is not time yet for another.
@@ -162,6 +267,8 @@ impl EndpointPool {
     pub fn retire(&self) {
         self.gone.set(true);
         self.keep_last(0);
+        // Each ends with its last request.
+        self.shared.borrow_mut().clear();
     }
 
     /// Once a second: keeps the law above.
@@ -172,6 +279,10 @@ impl EndpointPool {
                 || waited >= MAX_IDLE_TIME
                 || (waited >= LEFTOVERS && !idle.connection.is_ready())
         });
+        let is_wanted = |one: &Rc<Multiplexed>| {
+            !one.is_leaving() && one.idle_since().is_none_or(|since| now - since < MAX_IDLE_TIME)
+        };
+        self.shared.borrow_mut().retain(is_wanted);
         self.keep_last(self.peak().min(MAX_IDLE));
         self.now.set((self.now.get() + 1) % LOOK_BACK);
         self.peaks[self.now.get()].set(self.in_use.get());
@@ -179,7 +290,11 @@ impl EndpointPool {
 
     /// Nothing is open here and nothing was of late.
     pub fn is_unused(&self) -> bool {
-        self.in_use.get() == 0 && self.idle.borrow().is_empty() && self.peak() == 0 && !self.rests()
+        self.in_use.get() == 0
+            && self.idle.borrow().is_empty()
+            && self.shared.borrow().is_empty()
+            && self.peak() == 0
+            && !self.rests()
     }
 
     fn peak(&self) -> usize {
@@ -228,14 +343,18 @@ impl Drop for EndpointPool {
 impl Lease {
     /// The answer is over: the connection waits for the next request.
     pub fn give_back(mut self) {
-        if let Some(connection) = self.connection.take() {
+        if let Some(Carrier::Own(connection)) = self.carrier.take() {
             self.endpoint.keep(connection);
         }
     }
 
+    pub fn is_shared(&self) -> bool {
+        self.carrier.as_ref().is_some_and(Carrier::is_shared)
+    }
+
     /// The connection became a tunnel and is no longer ours.
     pub fn release(mut self) -> Place {
-        if let Some(connection) = self.connection.take() {
+        if let Some(Carrier::Own(connection)) = self.carrier.take() {
             connection.release();
         }
         self.moved = true;

@@ -5,7 +5,7 @@
 use std::io::IoSlice;
 
 use bytes::{BufMut, Bytes, BytesMut};
-use http::{HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue};
 
 /// Room for one field of a request's own.
 const OWN: usize = 64;
@@ -54,6 +54,22 @@ impl HeadLines {
         self.shared.len() + self.own_len
     }
 
+    /// As fields of a head that is not written by lines.
+    pub(super) fn add_to(&self, headers: &mut HeaderMap) {
+        let lines = self
+            .shared
+            .split(|byte| *byte == b'\n')
+            .chain(self.own[..self.own_len].split(|byte| *byte == b'\n'));
+        for line in lines {
+            let line = line.strip_suffix(b"\r").unwrap_or(line);
+            let Some(colon) = line.windows(2).position(|pair| pair == b": ") else { continue };
+            let name = HeaderName::from_bytes(&line[..colon]);
+            if let (Ok(name), Ok(value)) = (name, HeaderValue::from_bytes(&line[colon + 2..])) {
+                headers.append(name, value);
+            }
+        }
+    }
+
     /// What is left of both after the first `done` bytes.
     pub fn left(&self, done: usize) -> [IoSlice<'_>; 2] {
         let shared = self.shared.get(done..).unwrap_or_default();
@@ -76,6 +92,10 @@ mod tests {
         shared.add(&HeaderName::from_static("a"), &HeaderValue::from_static("1"));
         let lines = HeadLines::new(shared.freeze(), "id", b"xyz");
         assert_eq!(text(&lines, 0), "a: 1\r\nid: xyz\r\n");
+        let mut fields = HeaderMap::new();
+        lines.add_to(&mut fields);
+        let fields: Vec<_> = fields.iter().map(|(n, v)| (n.as_str(), v.as_bytes())).collect();
+        assert_eq!(fields, [("a", &b"1"[..]), ("id", b"xyz")]);
         let all = text(&lines, 0);
         for done in 0..=lines.len() {
             assert_eq!(text(&lines, done), all[done..], "after {done}");

@@ -4,7 +4,9 @@ mod answer;
 mod backend;
 mod balance;
 mod budget;
+mod carrier;
 mod connect;
+mod connect_http2;
 mod credentials;
 mod endpoint;
 mod guard;
@@ -20,6 +22,7 @@ mod tests;
 mod tls;
 mod trust;
 mod wire;
+mod wire_http2;
 
 pub use backend::{Backend, Checked};
 pub use endpoint::Place;

@@ -14,14 +14,17 @@ use tokio::time::Instant;
 
 use super::answer;
 use super::balance::{self, BackendPool};
+use super::carrier::Carrier;
 use super::connect::{ConnectError, Connection, Unanswered};
+use super::connect_http2::Lost;
 use super::credentials;
 use super::endpoint::{Lease, SWEEP};
 use super::health::Health;
+use super::repeatable::Repeatable;
 use super::replay;
-use super::tls::Security;
+use super::tls::{Offer, Security};
 use crate::message::{BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side};
-use crate::route_map::HostHeader;
+use crate::route_map::{BackendProtocol, HostHeader};
 use crate::telemetry::Connect;
 use crate::upstream::{Backend, Guard, HeadLines};
 
@@ -32,6 +35,8 @@ const FOREVER: Duration = Duration::from_secs(24 * 3600);
 const FAIR: Duration = Duration::from_secs(2);
 /// So many endpoints are tried until one can be connected to.
 const MAX_ENDPOINTS: usize = 3;
+/// An answer with more fields is none.
+const MAX_FIELDS: usize = 200;
 /// So often a request of which nothing was sent is sent again; after the first time on a new connection.
 const MAX_UNSENT: usize = 3;
 
@@ -229,8 +234,9 @@ impl Pools {
     ) -> Result<Answer, ProxyError> {
         let Outgoing { mut request, lines, asked_as } = outgoing;
         let (mut from, mut unsent, mut connect) = (From::Kept, 0, None);
+        let offer = offer(backend, &request);
         loop {
-            let mut lease = self.lease(backend, pool, from, &limits, &mut connect).await?;
+            let mut lease = self.lease(backend, pool, (from, offer), &limits, &mut connect).await?;
             if let Some(client) = &asked_as {
                 let host = lease.0.endpoint.host.as_ref().unwrap_or(client);
                 request.headers_mut().insert(header::HOST, host.clone());
@@ -242,10 +248,16 @@ impl Pools {
             let health = (backend.cares() || backend.measures()).then(|| lease.0.endpoint.health.clone());
             let asked = health.is_some().then(Instant::now);
             asking.replace(health.clone().zip(asked));
-            let connection = lease.0.connection.as_mut().expect("`lease` gives none without");
-            let failed = match connection.send(request, spare.is_some(), lines.clone()).await {
+            let carrier = lease.0.carrier.as_mut().expect("`lease` gives none without");
+            // Of what goes over a shared connection no bytes of its own are left to be looked at.
+            let shared;
+            (request, shared) = Sharing::of(request, carrier);
+            let failed = match carrier.send(request, spare.is_some(), lines.clone()).await {
                 Ok(head) => {
                     asking.take();
+                    if head.headers().len() > MAX_FIELDS {
+                        return Err(ErrorKind::InvalidResponse.into());
+                    }
                     if let Some((health, asked)) = health.zip(asked) {
                         backend.answered(&health, head.status(), limits.answerable_since(asked));
                     }
@@ -254,7 +266,7 @@ impl Pools {
                 Err(failed) => failed,
             };
             asking.take();
-            let Unanswered { error, unsent: whole, heard, refused } = *failed;
+            let Unanswered { error, unsent: whole, lost, heard, refused } = *failed;
             if let (Some((cause, alert)), Security::Tls(client)) = (refused, &backend.security) {
                 backend.stats.tls_failure(self.worker, cause.as_str());
                 let late = Refusal { endpoint, alert };
@@ -263,11 +275,19 @@ impl Pools {
             }
             let again = match (whole, spare) {
                 (Some(whole), _) if unsent < MAX_UNSENT => Some(whole),
-                (None, Some(body)) if !heard && is_of_the_connection(&error) => {
+                (None, Some(body)) if lost.is_none() && !heard && is_of_the_connection(&error) => {
                     unsent = MAX_UNSENT;
-                    connection.sent().and_then(|head| replay::rebuild(head, body))
+                    carrier.sent().and_then(|head| replay::rebuild(head, body))
                 }
-                _ => None,
+                _ if unsent >= MAX_UNSENT => None,
+                _ => match (lost, shared) {
+                    (Some(Lost::Unprocessed), Some(shared)) => shared.request.again(),
+                    (Some(Lost::WithItsConnection), Some(shared)) if kept && shared.is_idempotent => {
+                        unsent = MAX_UNSENT;
+                        shared.request.again()
+                    }
+                    _ => None,
+                },
             };
             let Some(again) = again else {
                 let error = classify(endpoint, error, heard);
@@ -290,7 +310,7 @@ impl Pools {
         &self,
         backend: &Backend,
         pool: &BackendPool,
-        from: From,
+        (from, offer): (From, Offer),
         limits: &SendLimits<'_>,
         budget: &mut Option<Instant>,
     ) -> Result<(Lease, From), ProxyError> {
@@ -303,9 +323,9 @@ impl Pools {
             let endpoint = endpoint.ok_or_else(|| pool.nowhere(backend))?;
             let mut lease = endpoint.lease();
             if from == From::Kept
-                && let Some(connection) = endpoint.take_idle()
+                && let Some(carrier) = endpoint.take(offer)
             {
-                lease.connection = Some(connection);
+                lease.carrier = Some(carrier);
                 return Ok((lease, From::Kept));
             }
             let now = Instant::now();
@@ -318,10 +338,21 @@ impl Pools {
             let until = now + end.saturating_duration_since(now) / left;
             endpoint.probes(until);
             let tls = backend.security.towards(endpoint.server_name.as_ref())?;
-            let error = match Connection::open(endpoint.address, &self.guard, tls, until).await {
-                Ok(connection) => {
-                    endpoint.connected();
-                    lease.connection = Some(connection);
+            let opened = match backend.plan.protocol {
+                BackendProtocol::Http1 => {
+                    Connection::open(endpoint.address, &self.guard, tls, until).await.map(|connection| {
+                        endpoint.connected();
+                        Carrier::Own(connection)
+                    })
+                }
+                // Boxed: it is large, and requests over HTTP/1.1 would carry the room for it.
+                BackendProtocol::Http2 | BackendProtocol::Negotiated => {
+                    Box::pin(endpoint.open(&self.guard, tls, offer, until)).await
+                }
+            };
+            let error = match opened {
+                Ok(carrier) => {
+                    lease.carrier = Some(carrier);
                     return Ok((lease, From::New));
                 }
                 Err(error) => error,
@@ -330,7 +361,7 @@ impl Pools {
                 backend.stats.tls_failure(self.worker, cause.as_str());
                 client.tell(&backend.plan.id, endpoint.address, *cause, error);
             }
-            if error.is_of_the_endpoint() {
+            if error.is_of_the_endpoint() && !matches!(error, ConnectError::JustFailed(_)) {
                 endpoint.not_connected(result(&error));
                 backend.not_connected(&endpoint.health);
             }
@@ -395,6 +426,31 @@ async fn upkeep(pools: Weak<Pools>) {
     }
 }
 
+/// What is kept of a request that goes over a shared connection.
+struct Sharing {
+    request: Repeatable,
+    is_idempotent: bool,
+}
+
+impl Sharing {
+    fn of(request: Request, carrier: &Carrier) -> (Request, Option<Self>) {
+        if !carrier.is_shared() {
+            return (request, None);
+        }
+        let is_idempotent = replay::is_idempotent(request.method());
+        let (request, repeatable) = Repeatable::of(request, true);
+        (request, repeatable.map(|repeatable| Self { request: repeatable, is_idempotent }))
+    }
+}
+
+/// An upgrade is something that only HTTP/1.1 has.
+fn offer(backend: &Backend, request: &Request) -> Offer {
+    match backend.plan.protocol {
+        BackendProtocol::Negotiated if request.headers().contains_key(header::UPGRADE) => Offer::Http1,
+        _ => Offer::Planned,
+    }
+}
+
 /// The client's host, where each endpoint may have another.
 fn own_names(backend: &Backend, request: &Request) -> Option<HeaderValue> {
     let own = matches!(backend.plan.host_header, HostHeader::Own);
@@ -442,7 +498,9 @@ fn result(error: &ConnectError) -> Connect {
     match error {
         ConnectError::Refused(_) => Connect::Refused,
         ConnectError::TimedOut(..) => Connect::TimedOut,
-        ConnectError::Failed(..) | ConnectError::OutOfSockets(_) => Connect::Failed,
+        ConnectError::Failed(..) | ConnectError::JustFailed(_) | ConnectError::OutOfSockets(_) => {
+            Connect::Failed
+        }
         ConnectError::Tls(..) => Connect::Tls,
     }
 }

@@ -31,7 +31,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::trust::system_authorities;
 use crate::message::{ErrorKind, ProxyError};
-use crate::route_map::{BackendTlsPlan, CertificatePlan, Endpoint, PinnedName, PrivateKey};
+use crate::route_map::{BackendProtocol, BackendTlsPlan, CertificatePlan, Endpoint, PinnedName, PrivateKey};
 
 /// Names with sessions that can be resumed, of one backend.
 const SESSIONS: usize = 256;
@@ -50,9 +50,20 @@ pub(super) enum Security {
 #[derive(Debug)]
 pub(super) struct TlsClient {
     config: Arc<ClientConfig>,
+    /// Where another protocol may be agreed on.
+    http1: Option<Arc<ClientConfig>>,
     /// `None`: each endpoint's own name or address.
     server_name: Option<ServerName<'static>>,
     told: Told,
+}
+
+/// Which protocols an endpoint may choose from (ALPN).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Offer {
+    /// What the backend's plan says.
+    Planned,
+    /// What only HTTP/1.1 can do is asked for.
+    Http1,
 }
 
 /// What went wrong between us and an endpoint, as metrics and the log have it.
@@ -87,8 +98,8 @@ struct Told {
 
 impl Security {
     /// `who` names the backend in the log.
-    pub fn new(plan: Option<&BackendTlsPlan>, who: &dyn fmt::Display) -> Self {
-        match plan.map(TlsClient::new) {
+    pub fn new(plan: Option<&BackendTlsPlan>, protocol: BackendProtocol, who: &dyn fmt::Display) -> Self {
+        match plan.map(|plan| TlsClient::new(plan, protocol)) {
             None => Self::Plain,
             Some(Ok(client)) => Self::Tls(client),
             Some(Err(error)) => {
@@ -117,7 +128,7 @@ impl Security {
 }
 
 impl TlsClient {
-    fn new(plan: &BackendTlsPlan) -> Result<Self, String> {
+    fn new(plan: &BackendTlsPlan, protocol: BackendProtocol) -> Result<Self, String> {
         let roots = match &plan.authorities {
             None => system_authorities(),
             Some(authorities) => {
@@ -148,13 +159,22 @@ impl TlsClient {
                 config.with_client_cert_resolver(Arc::new(SingleCertAndKey::from(key)))
             }
         };
-        config.alpn_protocols = vec![b"http/1.1".to_vec()];
         config.resumption = Resumption::in_memory_sessions(SESSIONS);
+        let offering = |protocols: &[&[u8]]| {
+            let mut config = config.clone();
+            config.alpn_protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
+            Arc::new(config)
+        };
+        let (config, http1) = match protocol {
+            BackendProtocol::Http1 => (offering(&[b"http/1.1"]), None),
+            BackendProtocol::Http2 => (offering(&[b"h2"]), Some(offering(&[b"http/1.1"]))),
+            BackendProtocol::Negotiated => (offering(&[b"h2", b"http/1.1"]), Some(offering(&[b"http/1.1"]))),
+        };
         let server_name = match &plan.server_name {
             None => None,
             Some(name) => Some(server_name(name)?),
         };
-        Ok(Self { config: Arc::new(config), server_name, told: Told::new() })
+        Ok(Self { config, http1, server_name, told: Told::new() })
     }
 
     /// The name that an endpoint is asked for and has to prove; an address is proven, not asked for.
@@ -171,8 +191,13 @@ impl TlsClient {
         &self,
         name: ServerName<'static>,
         socket: TcpStream,
+        offer: Offer,
     ) -> std::io::Result<TlsStream<TcpStream>> {
-        TlsConnector::from(self.config.clone()).connect(name, socket).await
+        let config = match (offer, &self.http1) {
+            (Offer::Http1, Some(http1)) => http1,
+            _ => &self.config,
+        };
+        TlsConnector::from(config.clone()).connect(name, socket).await
     }
 
     /// Tells why there is no connection, unless that was told a moment ago.
@@ -389,12 +414,13 @@ mod tests {
     fn without_an_authority_there_is_no_connection() {
         let pinned = || vec![PinnedName::Hostname("a.example".into())];
         for names in [Vec::new(), pinned()] {
-            let security = Security::new(Some(&plan(Some(Vec::new()), names)), &"a backend");
+            let security =
+                Security::new(Some(&plan(Some(Vec::new()), names)), BackendProtocol::Http1, &"a backend");
             assert!(matches!(security, Security::Unusable), "{security:?}");
             let name = ServerName::try_from("a.example").expect("a name");
             assert_eq!(security.towards(Some(&name)).expect_err("no way").kind, ErrorKind::TlsFailure);
         }
-        let plain = Security::new(None, &"a backend");
+        let plain = Security::new(None, BackendProtocol::Http1, &"a backend");
         assert!(plain.towards(None).expect("no TLS is asked for").is_none());
     }
 
@@ -405,15 +431,15 @@ mod tests {
         let authority = || webpki_root_certs::TLS_SERVER_ROOT_CERTS[0].to_vec();
         let trust = crate::route_map::Authorities { source: "".into(), certificates: vec![authority()] };
         let mut plan = plan(Some(vec![trust]), Vec::new());
-        let client = TlsClient::new(&plan).expect("a client");
+        let client = TlsClient::new(&plan, BackendProtocol::Http1).expect("a client");
         assert_eq!(client.name_of(&named), ServerName::try_from("own.example").expect("a name"));
         assert_eq!(client.name_of(&Endpoint::from(address)), ServerName::from(address.ip()));
-        let security = Security::Tls(TlsClient::new(&plan).expect("a client"));
+        let security = Security::Tls(TlsClient::new(&plan, BackendProtocol::Http1).expect("a client"));
         let unnamed = security.towards(None).expect_err("nothing could be proven");
         assert_eq!(unnamed.kind, ErrorKind::TlsFailure);
         assert!(security.towards(Some(&client.name_of(&named))).expect("a name").is_some());
         plan.server_name = Some("other.example".into());
-        let client = TlsClient::new(&plan).expect("a client");
+        let client = TlsClient::new(&plan, BackendProtocol::Http1).expect("a client");
         for endpoint in [named, Endpoint::from(address)] {
             assert_eq!(client.name_of(&endpoint), ServerName::try_from("other.example").expect("a name"));
         }

@@ -17,19 +17,19 @@ use rustls::version::{TLS12, TLS13};
 
 use crate::harness::{Answer, Gateway, PATIENCE, connect, program, responds, route, until};
 
-struct Authority {
+pub struct Authority {
     pem: String,
     issuer: Issuer<'static, KeyPair>,
 }
 
 /// A certificate with its key.
-struct Leaf {
+pub struct Leaf {
     chain: String,
     key: KeyPair,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
         params.distinguished_name.push(rcgen::DnType::CommonName, name);
@@ -38,7 +38,7 @@ impl Authority {
         Self { pem, issuer: Issuer::new(params, key) }
     }
 
-    fn certify(&self, names: &[&str]) -> Arc<Leaf> {
+    pub fn certify(&self, names: &[&str]) -> Arc<Leaf> {
         self.certify_with(names, |_| {})
     }
 
@@ -51,7 +51,7 @@ impl Authority {
         Arc::new(Leaf { chain, key })
     }
 
-    fn config_map(&self, name: &str) -> String {
+    pub fn config_map(&self, name: &str) -> String {
         config_map(name, &self.pem)
     }
 }
@@ -63,7 +63,7 @@ fn config_map(name: &str, pem: &str) -> String {
 }
 
 impl Leaf {
-    fn certified(&self) -> Arc<CertifiedKey> {
+    pub fn certified(&self) -> Arc<CertifiedKey> {
         use rustls::pki_types::CertificateDer;
         use rustls::pki_types::pem::PemObject as _;
         let chain = CertificateDer::pem_slice_iter(self.chain.as_bytes()).collect::<Result<_, _>>();

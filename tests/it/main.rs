@@ -30,6 +30,7 @@ mod hardening;
 mod harness;
 mod health_checks;
 mod hints;
+mod http2_backends;
 mod introspection;
 mod json_schema_suite;
 mod limits;

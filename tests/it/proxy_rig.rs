@@ -128,6 +128,7 @@ pub fn plan(name: &str) -> BackendPlan {
         tls: None,
         traffic: Default::default(),
         credential: None,
+        protocol: Default::default(),
     }
 }
 

@@ -2,7 +2,9 @@
 
 mod answers;
 mod balancing;
+mod http2;
 mod keeping;
+mod multiplexing;
 mod retrying;
 mod scripted;
 mod sending;

@@ -14,7 +14,9 @@ use tokio::task::LocalSet;
 use tokio::time::timeout;
 
 use crate::message::{Body, ErrorKind, ProxyError, Request};
-use crate::route_map::{BackendPlan, BackendTarget, Endpoint, EndpointSet, HostHeader, TrafficPlan};
+use crate::route_map::{
+    BackendPlan, BackendProtocol, BackendTarget, Endpoint, EndpointSet, HostHeader, TrafficPlan,
+};
 use crate::telemetry::Telemetry;
 use crate::upstream::{Answer, Backend, Guard, Loopback, Pools, SendLimits};
 use crate::values::{BackendId, ObjectName};
@@ -118,6 +120,15 @@ pub(super) fn backend(addresses: &[SocketAddr], host: HostHeader) -> Arc<Backend
 }
 
 pub(super) fn backend_with(addresses: &[SocketAddr], host: HostHeader, traffic: TrafficPlan) -> Arc<Backend> {
+    speaking(addresses, host, traffic, BackendProtocol::Http1)
+}
+
+pub(super) fn speaking(
+    addresses: &[SocketAddr],
+    host: HostHeader,
+    traffic: TrafficPlan,
+    protocol: BackendProtocol,
+) -> Arc<Backend> {
     let service = ObjectName::new("shop", "orders");
     let plan = BackendPlan {
         id: BackendId::Service { service: service.clone(), port: 80 },
@@ -126,6 +137,7 @@ pub(super) fn backend_with(addresses: &[SocketAddr], host: HostHeader, traffic: 
         tls: None,
         traffic,
         credential: None,
+        protocol,
     };
     let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend("orders"));
     backend.set_endpoints(set(addresses));

@@ -1,0 +1,43 @@
+//! What carries a request to an endpoint: a connection of its own for the time (HTTP/1.1), or a place on a shared one
+//! (HTTP/2).
+
+use hyper::body::Incoming;
+
+use super::HeadLines;
+use super::connect::{Connection, Unanswered};
+use super::connect_http2::Stream;
+use crate::message::Request;
+
+#[derive(Debug)]
+pub(super) enum Carrier {
+    Own(Connection),
+    Shared(Stream),
+}
+
+impl Carrier {
+    pub fn is_shared(&self) -> bool {
+        matches!(self, Self::Shared(_))
+    }
+
+    /// See [`Connection::send`].
+    pub async fn send(
+        &mut self,
+        request: Request,
+        keep: bool,
+        lines: Option<HeadLines>,
+    ) -> Result<http::Response<Incoming>, Box<Unanswered>> {
+        match self {
+            Self::Own(connection) => connection.send(request, keep, lines).await,
+            // Boxed: it is large, and requests over HTTP/1.1 would carry the room for it.
+            Self::Shared(stream) => Box::pin(stream.send(request, lines)).await,
+        }
+    }
+
+    /// The head of the request that failed, as it went out.
+    pub fn sent(&self) -> Option<&[u8]> {
+        match self {
+            Self::Own(connection) => connection.sent(),
+            Self::Shared(_) => None,
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! An HTTP/2 connection to an endpoint, shared by the requests of one worker (RFC 9113). With TLS it has to be agreed on
+//! by ALPN, without it is spoken from the first byte (prior knowledge, h2c).
+
+use std::cell::Cell;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::uri::{Authority, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Uri, Version, header};
+use hyper::body::Incoming;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::time::Instant;
+
+use super::HeadLines;
+use super::balance::mix;
+use super::connect::{ConnectError, Driver, MAX_HEAD, Unanswered};
+use super::socket::Socket;
+use super::tls::Failed;
+use super::wire_http2::{Heard, Wire};
+use crate::message::{Body, Request};
+use crate::telemetry::BackendStats;
+
+/// Requests under way at once on a connection, and fewer where the endpoint says so; more open another.
+const MAX_STREAMS: usize = 100;
+/// What an endpoint may send of one answer, and of all, before the client has taken it.
+const STREAM_WINDOW: u32 = 256 << 10;
+const CONNECTION_WINDOW: u32 = 1 << 20;
+/// What is kept of a request's body on its way.
+const SEND_BUFFER: usize = 64 << 10;
+/// An endpoint that is silent for so long while requests are under way is asked whether it lives. Servers of gRPC take
+/// more than one such question in 5 min for abuse and end the connection; that nothing is acknowledged any more, TCP
+/// finds after 30 s (see `connect`).
+const PING_AFTER: Duration = Duration::from_secs(310);
+const PING_WAIT: Duration = Duration::from_secs(20);
+/// No new requests on a connection that is older (a tenth more or less, by chance), or had so many: a balancer in front
+/// of the endpoints gets to choose anew.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+const MAX_REQUESTS: u32 = 1_000_000;
+/// A request that was given up after at least this time, in which nothing at all came: the connection may be dead.
+const SILENCE: Duration = Duration::from_secs(1);
+
+/// A connection that many requests share. It is closed when the pool and the last request let go of it.
+#[derive(Debug)]
+pub(super) struct Multiplexed {
+    sender: http2::SendRequest<Body>,
+    scheme: Scheme,
+    streams: Cell<usize>,
+    /// How many requests it may still take.
+    left: Cell<u32>,
+    /// As many as the endpoint lets be open at once.
+    permitted: Rc<Cell<usize>>,
+    until: Instant,
+    idle_since: Cell<Instant>,
+    /// It takes no new requests.
+    leaving: Cell<bool>,
+    heard: Rc<Heard>,
+    stats: Arc<BackendStats>,
+    worker: usize,
+    _driver: Driver,
+}
+
+/// A request's place on a shared connection.
+#[derive(Debug)]
+pub(super) struct Stream {
+    connection: Rc<Multiplexed>,
+    /// When the request that waits for its answer was sent, and how often anything had come by then.
+    waits: Option<(Instant, u64)>,
+}
+
+/// What became of a request without an answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// The endpoint did nothing with it, though some of it may have been sent.
+    Unprocessed,
+    /// The connection ended; nobody knows.
+    WithItsConnection,
+    /// The endpoint gave it up.
+    GivenUp,
+    /// What came is not HTTP/2, or more than we take.
+    Nonsense,
+}
+
+impl Multiplexed {
+    /// # Errors
+    /// What is at the other end does not speak HTTP/2, or not in time.
+    pub async fn over(
+        socket: Socket,
+        address: SocketAddr,
+        stats: &Arc<BackendStats>,
+        worker: usize,
+        until: Instant,
+    ) -> Result<Rc<Self>, ConnectError> {
+        let started = Instant::now();
+        let is_tls = socket.is_tls();
+        let heard = Heard::new();
+        let permitted = Rc::new(Cell::new(MAX_STREAMS));
+        let opening = async {
+            let (sender, mut connection) = http2::Builder::new(OnThisThread)
+                .timer(TokioTimer::new())
+                .initial_stream_window_size(STREAM_WINDOW)
+                .initial_connection_window_size(CONNECTION_WINDOW)
+                .max_send_buf_size(SEND_BUFFER)
+                .max_header_list_size(MAX_HEAD as u32)
+                .keep_alive_interval(PING_AFTER)
+                .keep_alive_timeout(PING_WAIT)
+                .handshake(TokioIo::new(Wire::new(socket, &heard)))
+                .await
+                .map_err(|error| ConnectError::Failed(address, std::io::Error::other(error)))?;
+            let (told, looked) = (Rc::clone(&permitted), Rc::clone(&heard));
+            let task = tokio::task::spawn_local(async move {
+                let ended = std::future::poll_fn(|context| {
+                    told.set(connection.current_max_send_streams());
+                    looked.looks(context);
+                    Pin::new(&mut connection).poll(context)
+                });
+                // What goes wrong with a request is told to the request; what goes wrong while idle concerns nobody.
+                if let Err(error) = ended.await {
+                    tracing::debug!(%address, error = &error as &dyn std::error::Error, "HTTP/2 connection ended");
+                }
+            });
+            let driver = Driver::of(task.abort_handle());
+            heard.hello().await.map_err(|error| match Failed::late(&error) {
+                Some(cause) if is_tls => ConnectError::Tls(address, cause, error),
+                _ => ConnectError::Failed(address, error),
+            })?;
+            Ok((sender, driver))
+        };
+        let (sender, driver) = tokio::time::timeout_at(until, opening)
+            .await
+            .map_err(|_| ConnectError::TimedOut(address, started.elapsed()))??;
+        stats.shared(worker, 1);
+        let now = Instant::now();
+        Ok(Rc::new(Self {
+            sender,
+            scheme: if is_tls { Scheme::HTTPS } else { Scheme::HTTP },
+            streams: Cell::new(0),
+            left: Cell::new(MAX_REQUESTS),
+            permitted,
+            until: now + age(&heard),
+            idle_since: Cell::new(now),
+            leaving: Cell::new(false),
+            heard,
+            stats: Arc::clone(stats),
+            worker,
+            _driver: driver,
+        }))
+    }
+
+    /// A place, if there is one. None: it is leaving, or as many requests are under way as may be.
+    pub fn stream(self: &Rc<Self>) -> Option<Stream> {
+        let most = self.permitted.get().clamp(1, MAX_STREAMS);
+        if self.is_leaving() || self.streams.get() >= most {
+            return None;
+        }
+        let left = self.left.get() - 1;
+        self.left.set(left);
+        if left == 0 || Instant::now() >= self.until {
+            self.leaving.set(true);
+        }
+        self.streams.set(self.streams.get() + 1);
+        Some(Stream { connection: Rc::clone(self), waits: None })
+    }
+
+    /// Whether it takes no new requests.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.get() || self.sender.is_closed() || self.heard.is_going_away()
+    }
+
+    /// Since when nothing was under way. None: something is.
+    pub fn idle_since(&self) -> Option<Instant> {
+        (self.streams.get() == 0).then(|| self.idle_since.get())
+    }
+}
+
+impl Drop for Multiplexed {
+    fn drop(&mut self) {
+        self.stats.shared(self.worker, -1);
+    }
+}
+
+/// How old a connection may become. By chance, or all of them would be opened anew at once, again and again.
+fn age(heard: &Rc<Heard>) -> Duration {
+    let chance = mix(Rc::as_ptr(heard) as usize as u64) % 201;
+    MAX_AGE / 1000 * (900 + chance as u32)
+}
+
+impl Stream {
+    /// `lines` become fields of the head.
+    ///
+    /// # Errors
+    /// What became of it. The request itself is gone: whoever wants to send it again has kept it.
+    pub async fn send(
+        &mut self,
+        mut request: Request,
+        lines: Option<HeadLines>,
+    ) -> Result<http::Response<Incoming>, Box<Unanswered>> {
+        lines.iter().for_each(|lines| lines.add_to(request.headers_mut()));
+        to_http2(&mut request, &self.connection.scheme);
+        self.waits = Some((Instant::now(), self.connection.heard.reads()));
+        self.connection.heard.asks();
+        let outcome = self.connection.sender.clone().try_send_request(request).await;
+        self.waits = None;
+        outcome.map_err(|mut failed| {
+            let never_sent = failed.take_message().is_some();
+            let error = failed.into_error();
+            let lost = if never_sent { Lost::Unprocessed } else { what_became(&error) };
+            if never_sent || lost == Lost::WithItsConnection {
+                // It may not know yet that it ended.
+                self.connection.leaving.set(true);
+            }
+            let heard = lost == Lost::Nonsense;
+            Box::new(Unanswered { error, unsent: None, lost: Some(lost), heard, refused: None })
+        })
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        let connection = &self.connection;
+        connection.streams.set(connection.streams.get() - 1);
+        connection.idle_since.set(Instant::now());
+        // Given up before its answer.
+        if let Some((since, reads)) = self.waits
+            && since.elapsed() >= SILENCE
+            && reads == connection.heard.reads()
+        {
+            connection.leaving.set(true);
+        }
+    }
+}
+
+fn what_became(error: &hyper::Error) -> Lost {
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        let Some(h2) = cause.downcast_ref::<h2::Error>() else {
+            source = cause.source();
+            continue;
+        };
+        return match (h2.is_remote(), h2.is_reset(), h2.is_go_away()) {
+            // RFC 9113, 8.7: it refused the stream, or was about to leave; only those behind the last it takes get this.
+            (true, true, _) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) => Lost::Unprocessed,
+            (true, _, true) => Lost::Unprocessed,
+            (true, true, _) => Lost::GivenUp,
+            (_, reset, away) if h2.is_library() && (reset || away) => Lost::Nonsense,
+            _ => Lost::WithItsConnection,
+        };
+    }
+    Lost::WithItsConnection
+}
+
+/// The form of RFC 9113, 8.2.2 and 8.3.1: no fields that concern a connection, the host in the place of its own.
+fn to_http2(request: &mut Request, scheme: &Scheme) {
+    *request.version_mut() = Version::HTTP_2;
+    let headers = request.headers_mut();
+    let host = headers.remove(header::HOST);
+    let takes_trailers = is_trailers(headers);
+    for name in [header::CONNECTION, header::TRANSFER_ENCODING, header::UPGRADE, header::TE] {
+        headers.remove(name);
+    }
+    headers.remove("keep-alive");
+    headers.remove("proxy-connection");
+    if takes_trailers {
+        headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    }
+    let path = request.uri().path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    let mut parts = http::uri::Parts::default();
+    parts.path_and_query = Some(path);
+    // A request without a host has none here, either; hyper wants both or none.
+    if let Some(authority) = authority {
+        parts.scheme = Some(scheme.clone());
+        parts.authority = Some(authority);
+    }
+    if let Ok(uri) = Uri::from_parts(parts) {
+        *request.uri_mut() = uri;
+    }
+}
+
+fn is_trailers(headers: &HeaderMap) -> bool {
+    headers.get_all(header::TE).iter().any(|value| {
+        value
+            .as_bytes()
+            .split(|byte| *byte == b',')
+            .any(|one| one.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    })
+}
+
+/// What hyper needs tasks for (request bodies) stays on the worker.
+#[derive(Clone, Copy, Debug)]
+struct OnThisThread;
+
+impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread {
+    fn execute(&self, future: F) {
+        tokio::task::spawn_local(async move {
+            future.await;
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+
+    use super::*;
+
+    #[test]
+    fn what_concerns_a_connection_stays_behind() {
+        let mut request = Request::new(Body::Empty);
+        *request.method_mut() = Method::GET;
+        *request.uri_mut() = "/a?b".parse().expect("a path");
+        for (name, value) in [
+            ("host", "shop.test:8080"),
+            ("connection", "te, upgrade"),
+            ("upgrade", "websocket"),
+            ("te", "gzip, trailers"),
+            ("transfer-encoding", "chunked"),
+            ("keep-alive", "timeout=5"),
+            ("x-own", "1"),
+        ] {
+            request.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        to_http2(&mut request, &Scheme::HTTPS);
+        assert_eq!(request.uri(), "https://shop.test:8080/a?b");
+        let left: Vec<_> =
+            request.headers().iter().map(|(n, v)| (n.as_str(), v.to_str().expect("text"))).collect();
+        assert_eq!(left, [("x-own", "1"), ("te", "trailers")]);
+    }
+}
