@@ -1,4 +1,4 @@
-//! How a failure is told: a problem document (RFC 9457), a page, or plain text, as the client likes. Everything in it is
+//! How a failure is told: a problem document (RFC 9457), a page, or plain text, as the client likes, or as gRPC wants it. Everything in it is
 //! the gateway's own words and is escaped for the form that it stands in.
 
 use std::sync::Arc;
@@ -15,6 +15,8 @@ pub enum FailureForm {
     Problem,
     Page,
     Text,
+    /// A status of gRPC: the words stand in a field.
+    Grpc,
 }
 
 /// What is told.
@@ -53,6 +55,7 @@ impl FailureForm {
             Self::Problem => "application/problem+json",
             Self::Page => "text/html; charset=utf-8",
             Self::Text => "text/plain; charset=utf-8",
+            Self::Grpc => "application/grpc",
         }
     }
 }
@@ -63,7 +66,14 @@ impl FailureDocument<'_> {
             FailureForm::Problem => self.problem(),
             FailureForm::Page => self.page(),
             FailureForm::Text => self.text(),
+            FailureForm::Grpc => self.line(),
         }
+    }
+
+    fn line(&self) -> String {
+        let detail = self.detail.map(|detail| format!(": {detail}")).unwrap_or_default();
+        let reason = self.reason.map(|reason| format!("{reason}, ")).unwrap_or_default();
+        format!("{}{detail} ({reason}request id {})", self.title, self.id)
     }
 
     fn problem(&self) -> String {

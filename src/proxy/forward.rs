@@ -3,21 +3,26 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, Version};
 use http_body::Body as _;
+use tokio::time::Instant;
 
 use super::account::Hop;
 use super::connection::Connection;
 use super::forwarded::Seen;
+use super::grpc;
 use super::live::{Live, LiveRule, Target};
 use super::observed::Upload;
 use super::request_head::{Intake, lists, strip_hop_by_hop};
 use super::tunnel::Pending;
+use super::watch::Watch;
+use crate::filters::TimeoutsPlan;
 use crate::message::{ErrorKind, Exchange, FixedHost, ProxyError, Request, Response};
-use crate::route_map::{ForwardPlan, RetryPlan};
-use crate::upstream::{Answer, Backend, HeadLines, Place, SendLimits, Tries};
+use crate::route_map::{BackendProtocol, ForwardPlan, RetryPlan};
+use crate::upstream::{Answer, Backend, HeadLines, Place, SendLimits, Stream, Tries};
 
 /// What the way to a backend needs beside the exchange.
 pub struct Way<'a> {
@@ -28,6 +33,16 @@ pub struct Way<'a> {
     pub seen: &'a Seen,
     pub hop: Option<&'a Hop>,
     pub upload: Option<&'a Upload>,
+    pub watch: &'a Watch,
+    /// A call of gRPC.
+    pub called: Option<Called>,
+}
+
+/// What only calls of gRPC have.
+#[derive(Clone, Copy)]
+pub struct Called {
+    /// When the client's time is over, if it said so.
+    pub until: Option<Instant>,
 }
 
 /// Sends the exchange's request to one of the rule's backends and gives its answer.
@@ -39,7 +54,7 @@ pub async fn answer(
     plan: &ForwardPlan,
     exchange: &mut Exchange,
 ) -> Result<Response, ProxyError> {
-    let Way { connection, live, rule, intake, seen, hop, upload } = way;
+    let Way { connection, live, rule, intake, seen, hop, upload, .. } = way;
     let worker = &connection.worker;
     let backend = match rule.targets.choose() {
         Some(Target::Backend(slot)) => live.backend(slot).ok_or(ErrorKind::BackendNotFound)?,
@@ -58,14 +73,24 @@ pub async fn answer(
     }
     for_next_hop(&mut request, intake);
 
-    let limits = SendLimits {
+    let mut limits = SendLimits {
         connect: plan.timeouts.connect,
         deadline: exchange.deadline,
         whole: plan.timeouts.request,
         one_try: plan.timeouts.backend_request,
         uploaded: upload.map(|upload| &upload.ended),
-        tries: None,
+        ..SendLimits::default()
     };
+    if let Some(called) = &way.called {
+        pass_on_deadline(request.headers_mut(), &plan.timeouts, called);
+        if backend.plan.protocol != BackendProtocol::Http1 {
+            // It may be a stream: no limit of a request's time or size ends it, silence does.
+            way.watch.set_answer_idle(plan.timeouts.tunnel_idle);
+            way.watch.streams();
+            upload.iter().for_each(|upload| upload.streams.set(true));
+            limits.stream = Some(Stream { until: called.until, patience: plan.timeouts.request });
+        }
+    }
     if let Some(hop) = hop {
         hop.asked(backend);
     }
@@ -101,6 +126,16 @@ async fn again(
     let tries = Tries::counted_in(way.hop.map_or(&own, |hop| &hop.retries));
     // Boxed: it is large, and rules without retries would carry the room for it.
     Box::pin(pools.send_retrying(backend, request, Some(lines), limits, plan, &tries)).await
+}
+
+/// Of a call with a deadline the backend hears what is left of it, or less where the rule has a shorter limit of its own.
+/// A call without one may be a stream, which must not be given one.
+fn pass_on_deadline(headers: &mut HeaderMap, timeouts: &TimeoutsPlan, called: &Called) {
+    let Some(until) = called.until.filter(|_| grpc::timeout(headers).is_some()) else { return };
+    let own = timeouts.request.filter(|limit| Some(*limit) != TimeoutsPlan::default().request);
+    let left = until.saturating_duration_since(Instant::now());
+    let shortest = [own, timeouts.backend_request].into_iter().flatten().fold(left, Duration::min);
+    grpc::set_timeout(headers, shortest);
 }
 
 /// What concerns this hop only: framing, an upgrade that we pass on, trailers.

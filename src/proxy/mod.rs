@@ -29,6 +29,7 @@
 //! | `forward`, `aggregate`, `redirect`, `respond_with`, `tunnel` | the actions |
 //! | `observed`, `account` | bodies on their way; what a request leaves in metrics and log |
 //! | `cached/` | the cache around the action, which it can run again without a client |
+//! | `grpc` | failures, deadlines and streams of gRPC |
 //! | `outbound` | sub-requests |
 //! | `offload` | threads for what would hold a worker |
 //! | `respond` | what each failure answers: the only place with status codes |
@@ -44,6 +45,7 @@ mod crowd;
 mod forward;
 mod forwarded;
 mod gather;
+mod grpc;
 mod keep;
 mod listener;
 mod live;

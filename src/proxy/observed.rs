@@ -28,6 +28,8 @@ pub struct Upload {
     pub failure: Cell<Option<ErrorKind>>,
     /// When it was read to its end.
     pub ended: Cell<Option<Instant>>,
+    /// Its messages go on for as long as both sides like: all of them together have no bound.
+    pub streams: Cell<bool>,
 }
 
 /// A request's body as the backend's connection reads it.
@@ -96,11 +98,11 @@ impl HttpBody for RequestBody {
                 if let Some(data) = frame.data_ref() {
                     let bytes = self.upload.bytes.get() + data.len() as u64;
                     self.upload.bytes.set(bytes);
-                    if bytes > self.limit {
+                    if bytes > self.limit && !self.upload.streams.get() {
                         let too_large = BodyError::TooLarge { limit: self.limit };
                         return self.fail(ErrorKind::BodyTooLarge, too_large);
                     }
-                    let progress = bytes - self.credited >= PROGRESS;
+                    let progress = bytes - self.credited >= PROGRESS || self.upload.streams.get();
                     if progress {
                         self.credited = bytes;
                     }

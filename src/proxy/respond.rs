@@ -5,6 +5,7 @@ use bytes::Bytes;
 use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, StatusCode};
 
+use super::grpc;
 use crate::message::{
     Body, ErrorKind, FailureCause, FailureDocument, FailureForm, ProxyError, RequestId, Response,
 };
@@ -94,14 +95,33 @@ pub fn row_of(kind: ErrorKind) -> &'static Row {
     TABLE.iter().find(|row| row.kind == kind).expect("a test holds that every kind has a row")
 }
 
+/// In which form a client is told of a failure. `accept`: the field of this name.
+pub fn form_of(accept: Option<&HeaderValue>, call: Call) -> FailureForm {
+    match call {
+        Call::Grpc => FailureForm::Grpc,
+        Call::Http => FailureForm::of(accept),
+    }
+}
+
+/// What a request is, for whoever answers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Call {
+    Http,
+    Grpc,
+}
+
 /// The table as docs/errors.md shows it.
 pub fn table() -> String {
-    let mut text = String::from("| status | reason | says | Retry-After |\n| --- | --- | --- | --- |\n");
+    let mut text =
+        String::from("| status | reason | says | Retry-After | gRPC |\n| --- | --- | --- | --- | --- |\n");
     let mut rows: Vec<_> = TABLE.iter().collect();
     rows.sort_by_key(|row| (row.status, row.kind.as_str()));
     for row in rows {
         let retry = if row.retry { "1" } else { "" };
-        text += &format!("| {} | `{}` | {} | {retry} |\n", row.status, row.kind.as_str(), row.title);
+        let code = grpc::status(row.kind, StatusCode::from_u16(row.status).expect("a status"));
+        let code = format!("{code} {}", grpc::name(code));
+        let (reason, title) = (row.kind.as_str(), row.title);
+        text += &format!("| {} | `{reason}` | {title} | {retry} | {code} |\n", row.status);
     }
     text
 }
@@ -126,8 +146,14 @@ pub fn failure(error: &ProxyError, form: FailureForm, id: RequestId) -> Response
         violations: &error.violations,
         id,
     };
-    let mut response = Response::new(Body::Full(Bytes::from(document.told(form))));
-    *response.status_mut() = status(row, error);
+    let mut response = match form {
+        FailureForm::Grpc => grpc::status_only(error.kind, status(row, error), &document.told(form)),
+        _ => {
+            let mut response = Response::new(Body::Full(Bytes::from(document.told(form))));
+            *response.status_mut() = status(row, error);
+            response
+        }
+    };
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(form.content_type()));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
@@ -229,6 +255,21 @@ mod tests {
         let cause = response.extensions().get::<FailureCause>().expect("kept").as_str().to_owned();
         assert_eq!(cause, "10.0.0.7 said no");
         assert!(!body(response).contains("10.0.0.7"));
+    }
+
+    #[test]
+    fn a_call_of_grpc_gets_a_status_and_nothing_else() {
+        let form = form_of(Some(&HeaderValue::from_static("text/plain")), Call::Grpc);
+        let error = ProxyError::with_detail(ErrorKind::BadRequest, "100 %");
+        let response = failure(&error, form, RequestId([7; 16]));
+        assert!(response.status() == 200 && response.headers()[CONTENT_TYPE] == "application/grpc");
+        assert_eq!(response.headers()["grpc-status"], "3");
+        assert_eq!(
+            response.headers()["grpc-message"],
+            "The request is malformed: 100 %25 (BadRequest, request id 07070707070707070707070707070707)"
+        );
+        assert_eq!(response.extensions().get(), Some(&ErrorKind::BadRequest));
+        assert!(matches!(response.body(), Body::Empty));
     }
 
     #[test]

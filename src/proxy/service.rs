@@ -19,17 +19,18 @@ use hyper::body::Incoming;
 use super::account::Account;
 use super::cached::{self, Rerun};
 use super::connection::Connection;
-use super::forward::Way;
+use super::forward::{Called, Way};
 use super::live::{Live, LiveHost};
 use super::observed::{AnswerBody, RequestBody, Upload};
 use super::request_head::take_in;
+use super::respond::{Call, form_of};
 use super::watch::Watch;
-use super::{admission, aggregate, forward, forwarded, redirect, respond, respond_with};
+use super::{admission, aggregate, forward, forwarded, grpc, redirect, respond, respond_with};
 use crate::filters;
 use crate::lifecycle::Phase;
 use crate::message::{
-    Body, Client, ErrorKind, Exchange, FailureCause, FailureForm, Labels, Outbound, Protocol, ProxyError,
-    Request, RequestId, Response, Scheme,
+    Body, Client, ErrorKind, Exchange, FailureCause, Labels, Outbound, Protocol, ProxyError, Request,
+    RequestId, Response, Scheme,
 };
 use crate::route_map::{Action, AggregatePlan, Found, RequestView};
 
@@ -48,7 +49,8 @@ pub async fn answer(
     let worker = connection.worker.clone();
     let mut account = Box::new(Account::new(worker, request.method().clone(), protocol, connection.scheme));
     let accept = request.headers().get(http::header::ACCEPT).cloned();
-    let mut told = Told { trailers: false, accept };
+    let call = if grpc::is_call(request.method(), request.headers()) { Call::Grpc } else { Call::Http };
+    let mut told = Told { trailers: false, accept, call };
     let outcome = {
         // Pinned where it is made: its state is large to move.
         let serving = pin!(serve(&connection, &watch, request, protocol, &mut account, &mut told));
@@ -60,7 +62,7 @@ pub async fn answer(
     });
     let response = outcome.unwrap_or_else(|error| {
         let error = blame(error, &account);
-        respond::failure(&error, FailureForm::of(told.accept.as_ref()), account.request_id)
+        respond::failure(&error, form_of(told.accept.as_ref(), told.call), account.request_id)
     });
     Ok(finish(&connection, watch, response, account, told.trailers))
 }
@@ -74,6 +76,7 @@ async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
 struct Told {
     trailers: bool,
     accept: Option<HeaderValue>,
+    call: Call,
 }
 
 async fn serve(
@@ -94,7 +97,9 @@ async fn serve(
         account.upload = Some(upload.clone());
         *connection.reading.borrow_mut() = Some(upload);
     }
-    let intake = take_in(&mut parts, protocol, has_body, limits)?;
+    let mut intake = take_in(&mut parts, protocol, has_body, limits)?;
+    // What a call came to stands in its trailers.
+    intake.trailers |= told.call == Call::Grpc && protocol == Protocol::Http2;
     told.trailers = intake.trailers;
     if incoming.size_hint().lower() > limits.max_body {
         return Err(ErrorKind::BodyTooLarge.into());
@@ -114,7 +119,7 @@ async fn serve(
     }
 
     let live = worker.live();
-    let refusing = Refusing { accept: told.accept.as_ref(), id: account.request_id };
+    let refusing = Refusing { accept: told.accept.as_ref(), call: told.call, id: account.request_id };
     let client = |certificate| Client {
         peer: connection.peer,
         ip: seen.ip,
@@ -171,10 +176,14 @@ async fn serve(
             Body::stream(body.without_own_trailers(host))
         }
     };
+    let called_until = match told.call {
+        Call::Grpc => grpc::until(&parts.headers, account.started),
+        Call::Http => None,
+    };
     let mut exchange = Exchange {
         captures,
         matched_prefix,
-        deadline: deadline(&rule.rule.action, account.started),
+        deadline: deadline(&rule.rule.action, account.started).into_iter().chain(called_until).min(),
         ..Exchange::new(
             Request::from_parts(parts, body),
             client(admitted.certificate),
@@ -194,6 +203,8 @@ async fn serve(
         seen: &seen,
         hop: hop.as_deref(),
         upload: upload.as_deref(),
+        watch,
+        called: (told.call == Call::Grpc).then_some(Called { until: called_until }),
     };
     let threatened = cached::threatened(host, rule, &exchange);
     let memory = worker.shared.keep.memory();
@@ -246,12 +257,13 @@ async fn serve(
 /// How failures are told to this client.
 struct Refusing<'a> {
     accept: Option<&'a HeaderValue>,
+    call: Call,
     id: RequestId,
 }
 
 impl Refusing<'_> {
     fn answer(&self, error: &ProxyError) -> Response {
-        respond::failure(error, FailureForm::of(self.accept), self.id)
+        respond::failure(error, form_of(self.accept, self.call), self.id)
     }
 }
 

@@ -28,6 +28,6 @@ pub use backend::{Backend, Checked};
 pub use endpoint::Place;
 pub use guard::{Guard, Loopback, Own};
 pub use head_lines::{HeadLines, SharedLines};
-pub use pool::{Answer, Pools, SendLimits, Tries};
+pub use pool::{Answer, Pools, SendLimits, Stream, Tries};
 pub use tls::certified_key;
 pub use trust::system_authorities;

@@ -4,7 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -35,6 +35,8 @@ const FOREVER: Duration = Duration::from_secs(24 * 3600);
 const FAIR: Duration = Duration::from_secs(2);
 /// So many endpoints are tried until one can be connected to.
 const MAX_ENDPOINTS: usize = 3;
+/// How often to look whether a client has sent all.
+const LOOK: Duration = Duration::from_secs(1);
 /// An answer with more fields is none.
 const MAX_FIELDS: usize = 200;
 /// So often a request of which nothing was sent is sent again; after the first time on a new connection.
@@ -65,6 +67,17 @@ pub struct SendLimits<'a> {
     /// When the client has sent its body to the end. `None`: it was at hand from the start.
     pub uploaded: Option<&'a Cell<Option<Instant>>>,
     pub tries: Option<&'a Tries<'a>>,
+    /// It may be a stream: while the client sends, no time passes of the limits above but that of `connect`.
+    pub stream: Option<Stream>,
+}
+
+/// Limits of a request that may be a stream.
+#[derive(Clone, Copy, Debug)]
+pub struct Stream {
+    /// The client's own deadline, which always counts.
+    pub until: Option<Instant>,
+    /// How long the answer's head may take once the client has sent all.
+    pub patience: Option<Duration>,
 }
 
 /// What is known of a request that may be tried more than once.
@@ -91,6 +104,7 @@ impl Default for SendLimits<'_> {
             one_try: None,
             uploaded: None,
             tries: None,
+            stream: None,
         }
     }
 }
@@ -106,6 +120,34 @@ impl SendLimits<'_> {
         match self.uploaded {
             None => Some(asked),
             Some(ended) => ended.get().map(|ended| ended.max(asked)),
+        }
+    }
+
+    /// A stream that the client still sends, and whose time is not over.
+    fn still_sent(&self) -> Option<Stream> {
+        let goes_on = |stream: &Stream| stream.until.is_none_or(|until| Instant::now() < until);
+        self.stream.filter(|stream| !self.is_uploaded() && goes_on(stream))
+    }
+
+    /// Waits on while the client sends, and for the answer once it has sent all.
+    async fn within<T>(
+        &self,
+        stream: Stream,
+        own: Option<Duration>,
+        mut work: Pin<&mut impl Future<Output = Result<T, ProxyError>>>,
+    ) -> Result<T, ProxyError> {
+        let mut last = false;
+        loop {
+            let patience = if last { own.into_iter().chain(stream.patience).min() } else { Some(LOOK) };
+            let next = patience.map(|patience| Instant::now() + patience);
+            let Some(next) = next.into_iter().chain(stream.until).min() else { return work.await };
+            if let Ok(outcome) = tokio::time::timeout_at(next, work.as_mut()).await {
+                return outcome;
+            }
+            if last || stream.until.is_some_and(|until| Instant::now() >= until) {
+                return Err(ErrorKind::BackendTimeout.into());
+            }
+            last = self.is_uploaded();
         }
     }
 
@@ -201,21 +243,30 @@ impl Pools {
         let (end, own) = (limits.end(), limits.one_try);
         let limits = SendLimits { deadline: end, one_try: None, ..limits };
         // Pinned where it is made: moving it into the time-out would copy all of its state.
-        let attempts =
+        let mut attempts =
             pin!(self.attempts(backend, &pool, Outgoing { request, lines, asked_as }, limits, &asking));
         let outcome = match end {
             None => attempts.await,
-            Some(deadline) => tokio::time::timeout_at(deadline, attempts).await.unwrap_or_else(|_| {
-                let patience = own.into_iter().chain(limits.whole).fold(FAIR, Duration::min);
-                let silent = asking.take().filter(|(_, asked)| {
-                    limits.answerable_since(*asked).is_some_and(|since| since.elapsed() >= patience / 2)
-                });
-                if let Some((silent, _)) = silent {
-                    backend.failed(&silent);
-                }
-                Err(ErrorKind::BackendTimeout.into())
-            }),
+            Some(deadline) => match tokio::time::timeout_at(deadline, attempts.as_mut()).await {
+                Ok(outcome) => outcome,
+                Err(_) => match limits.still_sent() {
+                    // Boxed: rare, and requests would carry the room for it.
+                    Some(stream) => Box::pin(limits.within(stream, own, attempts)).await,
+                    None => Err(ErrorKind::BackendTimeout.into()),
+                },
+            },
         };
+        if let Err(error) = &outcome
+            && error.kind == ErrorKind::BackendTimeout
+        {
+            let patience = own.into_iter().chain(limits.whole).fold(FAIR, Duration::min);
+            let silent = asking.take().filter(|(_, asked)| {
+                limits.answerable_since(*asked).is_some_and(|since| since.elapsed() >= patience / 2)
+            });
+            if let Some((silent, _)) = silent {
+                backend.failed(&silent);
+            }
+        }
         if let Err(error) = &outcome
             && error.kind.side() == Side::Upstream
         {

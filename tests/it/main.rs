@@ -26,6 +26,7 @@ mod examples;
 mod external_authorization;
 mod fail_closed;
 mod file_mode;
+mod grpc;
 mod hardening;
 mod harness;
 mod health_checks;

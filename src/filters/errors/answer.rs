@@ -110,7 +110,7 @@ pub fn replaced(
             Ok(text) => match (content.media(), form) {
                 (Some(media), _) => (media.clone(), text),
                 (None, FailureForm::Text) => (HeaderValue::from_static(form.content_type()), text),
-                (None, FailureForm::Problem | FailureForm::Page) => document(&text),
+                (None, FailureForm::Problem | FailureForm::Page | FailureForm::Grpc) => document(&text),
             },
         },
     };

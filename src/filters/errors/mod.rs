@@ -10,6 +10,7 @@ mod tests;
 
 use std::sync::Arc;
 
+use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, StatusCode};
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
@@ -232,7 +233,9 @@ impl Filter for Plan {
 
     fn response<'a>(&'a self, exchange: &'a mut Exchange, response: Response) -> Outcome<'a> {
         let (kind, status) = (response.extensions().get::<ErrorKind>().copied(), response.status().as_u16());
-        if kind.is_none() && (status < 400 || exchange.fixed_answer) {
+        // A call of gRPC is told in gRPC's own way: its clients read nothing else.
+        let is_grpc = response.headers().get(CONTENT_TYPE).is_some_and(|kind| kind == "application/grpc");
+        if is_grpc || kind.is_none() && (status < 400 || exchange.fixed_answer) {
             return Outcome::Ready(response);
         }
         let Some(entry) = self.0.iter().find(|entry| entry.fits(kind, status)) else {
