@@ -6,7 +6,7 @@ TARGET ?= $(shell uname -m)-unknown-linux-musl
 BIN ?= target/$(TARGET)/dist/portcullis
 IMAGE ?= portcullis:dev
 
-.PHONY: help run program check test test-long conformance-json-schema conformance-http e2e bench fuzz lint audit crds static image cluster
+.PHONY: help run program check test test-long conformance-json-schema conformance-http conformance-grpc e2e bench fuzz lint audit crds static image cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -27,14 +27,17 @@ check: ## the quick inner loop: format, compile, unit tests
 test: ## everything that this machine can carry; ends with a table
 	@tests/run
 
-test-long: ## what takes long: h2spec, JSON Schema's own cases, caches, mixed load, broken inputs, restarts of the API server, ten rollouts
-	@tests/run h2spec json-schema http-cache soak mutations faults rollouts
+test-long: ## what takes long: h2spec, gRPC's and JSON Schema's own cases, caches, mixed load, broken inputs, restarts of the API server, ten rollouts
+	@tests/run h2spec grpc json-schema http-cache soak mutations faults rollouts
 
 conformance-json-schema: ## the JSON-Schema-Test-Suite's required cases, asked of the running gateway
 	@tests/run json-schema
 
 conformance-http: ## the published suite for HTTP caches (npm)
 	@tests/run http-cache
+
+conformance-grpc: ## gRPC's interoperability cases, grpc-go on both sides of the gateway (Go)
+	@tests/run grpc
 
 e2e: ## only the parts with a real Kubernetes
 	@tests/run control-plane pods
