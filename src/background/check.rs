@@ -56,9 +56,9 @@ async fn check(backend: Weak<Backend>, guard: Guard) {
 /// # Errors
 /// Why it is not well, for the log.
 async fn ask(backend: &Backend, one: &Checked, plan: &CheckPlan, guard: &Guard) -> Result<(), String> {
-    let stream = backend.dial(&one.endpoint, guard, Instant::now() + plan.timeout).await?;
+    let (stream, spoken) = backend.dial(&one.endpoint, guard, Instant::now() + plan.timeout).await?;
     let Some(target) = &plan.target else { return Ok(()) };
-    let mut connection = Connection::on(stream, &authority(&backend.plan, &one.endpoint)).await?;
+    let mut connection = Connection::on(stream, &authority(&backend.plan, &one.endpoint), spoken).await?;
     let request = Request::get(&**target)
         .header(HOST, &connection.authority)
         .header(USER_AGENT, "portcullis-health-check")

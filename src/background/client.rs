@@ -1,5 +1,5 @@
 //! The way to servers that policies name: the name looked up, the egress guard asked about each address that is dialled,
-//! TLS with the system's roots, one HTTP/1.1 connection. Redirects are not followed, and sizes are bounded.
+//! TLS with the system's roots, one connection, of HTTP/2 to backends that speak nothing else. Redirects are not followed, and sizes are bounded.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,10 +7,12 @@ use std::time::Duration;
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::header::HOST;
+use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
@@ -20,7 +22,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::filters::{Place, Transport, Url};
 use crate::route_map::{BackendPlan, BackendTarget, Endpoint, HostHeader};
-use crate::upstream::{Backend, Guard, system_authorities};
+use crate::upstream::{Backend, Guard, Spoken, system_authorities};
 use crate::values::BackendId;
 
 /// So many endpoints of a backend are tried, each for so long.
@@ -47,10 +49,16 @@ pub(super) struct Client {
 
 /// A connection; dropping it closes it at once.
 pub(super) struct Connection {
-    sender: http1::SendRequest<Full<Bytes>>,
+    sender: Sender,
     driver: AbortHandle,
     /// As `Host` names who is asked.
     pub authority: HeaderValue,
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    /// And how its targets begin.
+    Http2(http2::SendRequest<Full<Bytes>>, &'static str),
 }
 
 /// Why there is no answer.
@@ -80,12 +88,12 @@ impl Client {
         let stream = self.dial(url).await?;
         let authority = url.authority();
         match url.transport {
-            Transport::Plain => Connection::on(stream, &authority).await,
+            Transport::Plain => Connection::on(stream, &authority, Spoken::Http1).await,
             Transport::Tls => {
                 let name =
                     ServerName::try_from(url.host.to_string()).map_err(|_| "it has no name for TLS")?;
                 let stream = self.tls.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))?;
-                Connection::on(stream, &authority).await
+                Connection::on(stream, &authority, Spoken::Http1).await
             }
         }
     }
@@ -99,7 +107,9 @@ impl Client {
         for endpoint in endpoints.iter().cycle().skip(first).take(endpoints.len().min(MOST_ENDPOINTS)) {
             let until = Instant::now() + CONNECT;
             match backend.dial(endpoint, &self.ways.guard, until).await {
-                Ok(stream) => return Connection::on(stream, &authority(&backend.plan, endpoint)).await,
+                Ok((stream, spoken)) => {
+                    return Connection::on(stream, &authority(&backend.plan, endpoint), spoken).await;
+                }
                 Err(error) => why = error,
             }
         }
@@ -128,8 +138,18 @@ impl Connection {
     pub async fn on(
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         authority: &str,
+        spoken: Spoken,
     ) -> Result<Self, String> {
         let authority = authority.parse().map_err(|_| "its name cannot stand in Host".to_owned())?;
+        if let Spoken::Http2 { scheme } = spoken {
+            let connected = http2::Builder::new(TokioExecutor::new())
+                .max_header_list_size(MAX_HEAD as u32)
+                .handshake(TokioIo::new(stream))
+                .await;
+            let (sender, connection) = connected.map_err(|error| error.to_string())?;
+            let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
+            return Ok(Self { sender: Sender::Http2(sender, scheme), driver, authority });
+        }
         let connected = http1::Builder::new()
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_HEAD)
@@ -138,7 +158,7 @@ impl Connection {
         let (sender, connection) = connected.map_err(|error| error.to_string())?;
         // What goes wrong is told to the request.
         let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-        Ok(Self { sender, driver, authority })
+        Ok(Self { sender: Sender::Http1(sender), driver, authority })
     }
 
     /// Sends a request and gathers its answer, of whatever status. The caller bounds the time.
@@ -151,8 +171,7 @@ impl Connection {
         max_body: usize,
     ) -> Result<Response<Bytes>, Unanswered> {
         let silent = |error: hyper::Error| Unanswered::Silent(error.to_string());
-        self.sender.ready().await.map_err(silent)?;
-        let (head, body) = self.sender.send_request(request).await.map_err(silent)?.into_parts();
+        let (head, body) = self.sender.ask(request).await.map_err(silent)?.into_parts();
         let body = Limited::new(body, max_body).collect().await;
         let body = body.map_err(|error| Unanswered::Broken(error.to_string()))?.to_bytes();
         Ok(Response::from_parts(head, body))
@@ -163,13 +182,36 @@ impl Connection {
     /// # Errors
     /// Why there is none, for the log.
     pub async fn status(&mut self, request: Request<Full<Bytes>>) -> Result<StatusCode, String> {
-        self.sender.ready().await.map_err(|error| error.to_string())?;
-        let answer = self.sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let answer = self.sender.ask(request).await.map_err(|error| error.to_string())?;
         Ok(answer.status())
     }
 
     pub fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        match &self.sender {
+            Sender::Http1(sender) => sender.is_closed(),
+            Sender::Http2(sender, _) => sender.is_closed(),
+        }
+    }
+}
+
+impl Sender {
+    async fn ask(&mut self, mut request: Request<Full<Bytes>>) -> hyper::Result<Response<Incoming>> {
+        match self {
+            Self::Http1(sender) => {
+                sender.ready().await?;
+                sender.send_request(request).await
+            }
+            Self::Http2(sender, scheme) => {
+                sender.ready().await?;
+                let host = request.headers_mut().remove(HOST);
+                let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or_default();
+                if let Ok(target) = format!("{scheme}://{host}{}", request.uri()).parse::<Uri>() {
+                    *request.uri_mut() = target;
+                }
+                *request.version_mut() = Version::HTTP_2;
+                sender.send_request(request).await
+            }
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use super::budget::RetryBudget;
 use super::health::{Health, Standing};
 use super::tls::{Offer, Security};
 use super::{Guard, connect};
-use crate::route_map::{BackendPlan, Balance, CheckPlan, Endpoint, EndpointSet};
+use crate::route_map::{BackendPlan, BackendProtocol, Balance, CheckPlan, Endpoint, EndpointSet};
 use crate::telemetry::BackendStats;
 
 /// What an endpoint that gives no answer, or a server's error, is taken to need for one at least.
@@ -56,6 +56,16 @@ pub(super) struct Endpoints {
 pub struct Checked {
     pub endpoint: Endpoint,
     health: Arc<Health>,
+}
+
+/// What is to be spoken on a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spoken {
+    Http1,
+    /// From the first byte, or as it was agreed on.
+    Http2 {
+        scheme: &'static str,
+    },
 }
 
 impl Backend {
@@ -253,13 +263,19 @@ impl Backend {
         endpoint: &Endpoint,
         guard: &Guard,
         until: Instant,
-    ) -> Result<impl AsyncRead + AsyncWrite + Unpin + Send + use<>, String> {
+    ) -> Result<(impl AsyncRead + AsyncWrite + Unpin + Send + use<>, Spoken), String> {
         let tls = match &self.security {
             Security::Plain => None,
             Security::Tls(client) => Some((client, client.name_of(endpoint))),
             Security::Unusable => return Err("TLS to it cannot be set up".into()),
         };
-        connect::reach(endpoint.address, guard, tls, Offer::Http1, until).await.map_err(|error| {
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let (offer, spoken) = match self.plan.protocol {
+            BackendProtocol::Http2 => (Offer::Planned, Spoken::Http2 { scheme }),
+            BackendProtocol::Http1 | BackendProtocol::Negotiated => (Offer::Http1, Spoken::Http1),
+        };
+        let reached = connect::reach(endpoint.address, guard, tls, offer, until).await;
+        reached.map(|stream| (stream, spoken)).map_err(|error| {
             let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
             format!("{error}{}", cause.unwrap_or_default())
         })

@@ -24,7 +24,7 @@ mod trust;
 mod wire;
 mod wire_http2;
 
-pub use backend::{Backend, Checked};
+pub use backend::{Backend, Checked, Spoken};
 pub use endpoint::Place;
 pub use guard::{Guard, Loopback, Own};
 pub use head_lines::{HeadLines, SharedLines};

@@ -400,3 +400,29 @@ async fn a_client_that_cancels_cancels_the_backend_s_call() {
     stream.upload.send_reset(Reason::CANCEL);
     until("the backend to be told", || !peer.reset.lock().expect("not poisoned").is_empty()).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_endpoint_is_checked_in_the_protocol_that_it_speaks() {
+    let peer = Peer::start().await;
+    let spec = format!(
+        "{{hosts: [{{address: {}, port: {}}}], protocol: H2C, healthCheck: {{active: {{path: /healthz, interval: 100ms}}}}}}",
+        peer.address.ip(),
+        peer.address.port()
+    );
+    let manifests = [
+        format!(
+            "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{name: peer, namespace: test}}\nspec: {spec}\n---\n"
+        ),
+        to("a", "peer", "{}"),
+    ];
+    let gateway = Gateway::start(&[("all.yaml", &manifests.concat())]);
+    let is_check =
+        |head: &HeaderMap| head.get("user-agent").is_some_and(|by| by == "portcullis-health-check");
+    until("some checks", || {
+        peer.heads.lock().expect("not poisoned").iter().filter(|head| is_check(head)).count() > 4
+    })
+    .await;
+    let mut client = client(gateway.http).await;
+    assert_eq!(Call::unary(&mut client, call("a.test", "/late", &[])).whole().await.2["grpc-status"], "0");
+    assert!(!gateway.process.log().contains("unhealthy"), "{}", gateway.process.log());
+}
