@@ -275,6 +275,7 @@ async fn serve_http2(connection: &Rc<Connection>, transport: Transport) {
             .max_send_buf_size(64 << 10)
             .max_pending_accept_reset_streams(20)
             .max_local_error_reset_streams(1024)
+            .enable_connect_protocol()
             .keep_alive_interval(limits.ping)
             .keep_alive_timeout(limits.pong)
             .serve_connection(TokioIo::new(transport), handler)
@@ -320,6 +321,21 @@ impl Connection {
         watch
     }
 
+    /// Something goes on here that hyper does not know of as a stream.
+    pub fn hold(self: &Rc<Self>) -> Held {
+        self.streams.set(self.streams.get() + 1);
+        self.watch.read_waits(Wait::Nothing);
+        Held(Rc::clone(self))
+    }
+
+    fn ends(&self) {
+        let left = self.streams.get() - 1;
+        self.streams.set(left);
+        if left == 0 {
+            self.watch.read_waits(Wait::Idle);
+        }
+    }
+
     /// A client that opens streams and gives most of them up at once makes work for nothing: it is told to leave.
     fn note_end(&self, stream: &Watch) {
         if !stream.was_given_up_within(SOON) {
@@ -345,11 +361,16 @@ impl Connection {
 impl Drop for Stream {
     fn drop(&mut self) {
         self.connection.note_end(&self.watched);
-        let left = self.connection.streams.get() - 1;
-        self.connection.streams.set(left);
-        if left == 0 {
-            self.connection.watch.read_waits(Wait::Idle);
-        }
+        self.connection.ends();
+    }
+}
+
+/// As long as this is there, the connection is in use.
+pub struct Held(Rc<Connection>);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.ends();
     }
 }
 

@@ -33,7 +33,10 @@ pub struct Way<'a> {
     pub seen: &'a Seen,
     pub hop: Option<&'a Hop>,
     pub upload: Option<&'a Upload>,
-    pub watch: &'a Watch,
+    /// None: nobody waits for the answer.
+    pub watch: Option<&'a Watch>,
+    /// For what an answer 101 leaves.
+    pub tunnel: &'a Cell<Option<Pending>>,
     /// A call of gRPC.
     pub called: Option<Called>,
 }
@@ -85,8 +88,10 @@ pub async fn answer(
         pass_on_deadline(request.headers_mut(), &plan.timeouts, called);
         if backend.plan.protocol != BackendProtocol::Http1 {
             // It may be a stream: no limit of a request's time or size ends it, silence does.
-            way.watch.set_answer_idle(plan.timeouts.tunnel_idle);
-            way.watch.streams();
+            if let Some(watch) = way.watch {
+                watch.set_answer_idle(plan.timeouts.tunnel_idle);
+                watch.streams();
+            }
             upload.iter().for_each(|upload| upload.streams.set(true));
             limits.stream = Some(Stream { until: called.until, patience: plan.timeouts.request });
         }
@@ -103,7 +108,7 @@ pub async fn answer(
     }
     let mut response = answer.response;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return switch(connection, plan, intake, response);
+        return switch(way.tunnel, plan, intake, response);
     }
     if response.status().is_informational() {
         return Err(ErrorKind::InvalidResponse.into());
@@ -163,7 +168,7 @@ fn for_next_hop(request: &mut Request, intake: &Intake) {
 
 /// A 101 is an answer only to an upgrade that we passed on, to the same protocol (RFC 9110 section 7.8).
 fn switch(
-    connection: &Connection,
+    tunnel: &Cell<Option<Pending>>,
     plan: &ForwardPlan,
     intake: &Intake,
     mut response: Response,
@@ -184,7 +189,7 @@ fn switch(
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
     headers.insert(header::UPGRADE, protocol);
-    connection.tunnel.set(Some(Pending::new(upstream, place, plan.timeouts.tunnel_idle)));
+    tunnel.set(Some(Pending::new(upstream, place, plan.timeouts.tunnel_idle)));
     Ok(response)
 }
 

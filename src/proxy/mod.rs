@@ -27,6 +27,7 @@
 //! | `request_head`, `refusal` | hardening and normal form of a head; the answer to one that cannot be read |
 //! | `forwarded` | what backends are told about the client; loops |
 //! | `forward`, `aggregate`, `redirect`, `respond_with`, `tunnel` | the actions |
+//! | `websocket` | WebSockets over a stream of HTTP/2 |
 //! | `observed`, `account` | bodies on their way; what a request leaves in metrics and log |
 //! | `cached/` | the cache around the action, which it can run again without a client |
 //! | `grpc` | failures, deadlines and streams of gRPC |
@@ -67,6 +68,7 @@ mod trailers;
 mod transport;
 mod tunnel;
 mod watch;
+mod websocket;
 mod worker;
 
 pub use plane::DataPlane;

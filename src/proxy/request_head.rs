@@ -71,7 +71,8 @@ pub fn take_in(
         ..Intake::default()
     };
     settle_target(parts, &mut intake)?;
-    if survey.upgrade && protocol == Protocol::Http11 && !has_body {
+    // Over HTTP/2 the parser refuses the field: it is a WebSocket's CONNECT (see `websocket`).
+    if survey.upgrade && protocol != Protocol::Http10 && !has_body {
         intake.upgrade = wanted_upgrade(&parts.headers);
     }
     if survey.te {

@@ -4,6 +4,7 @@
 //! uses `?`: normal form → host → rule → redirect to HTTPS → filters around the action.
 
 use std::borrow::Cow;
+use std::cell::Cell;
 use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::pin::pin;
@@ -24,7 +25,9 @@ use super::live::{Live, LiveHost};
 use super::observed::{AnswerBody, RequestBody, Upload};
 use super::request_head::take_in;
 use super::respond::{Call, form_of};
+use super::tunnel::Pending;
 use super::watch::Watch;
+use super::websocket::Wanted;
 use super::{admission, aggregate, forward, forwarded, grpc, redirect, respond, respond_with};
 use crate::filters;
 use crate::lifecycle::Phase;
@@ -38,7 +41,7 @@ use crate::route_map::{Action, AggregatePlan, Found, RequestView};
 pub async fn answer(
     connection: Rc<Connection>,
     watch: Rc<Watch>,
-    request: http::Request<Incoming>,
+    mut request: http::Request<Incoming>,
 ) -> Result<http::Response<AnswerBody>, Infallible> {
     let protocol = match request.version() {
         http::Version::HTTP_2 => Protocol::Http2,
@@ -47,10 +50,16 @@ pub async fn answer(
     };
     watch.request_begins();
     let worker = connection.worker.clone();
+    let wanted = match protocol {
+        Protocol::Http2 if *request.method() == Method::CONNECT => {
+            Wanted::of(&mut request, worker.next_request_id().0)
+        }
+        _ => None,
+    };
     let mut account = Box::new(Account::new(worker, request.method().clone(), protocol, connection.scheme));
     let accept = request.headers().get(http::header::ACCEPT).cloned();
     let call = if grpc::is_call(request.method(), request.headers()) { Call::Grpc } else { Call::Http };
-    let mut told = Told { trailers: false, accept, call };
+    let mut told = Told { trailers: false, accept, call, tunnel: Cell::new(None) };
     let outcome = {
         // Pinned where it is made: its state is large to move.
         let serving = pin!(serve(&connection, &watch, request, protocol, &mut account, &mut told));
@@ -60,11 +69,16 @@ pub async fn answer(
         connection.worker.count_panic();
         Err(ErrorKind::Internal.into())
     });
-    let response = outcome.unwrap_or_else(|error| {
-        let error = blame(error, &account);
-        respond::failure(&error, form_of(told.accept.as_ref(), told.call), account.request_id)
-    });
-    Ok(finish(&connection, watch, response, account, told.trailers))
+    let failure = |error: &ProxyError| {
+        respond::failure(error, form_of(told.accept.as_ref(), told.call), account.request_id)
+    };
+    let mut response = outcome.unwrap_or_else(|error| failure(&blame(error, &account)));
+    let pending = told.tunnel.take();
+    if let Some(Err(kind)) = wanted.as_ref().map(|wanted| wanted.judge(&response, pending.is_some())) {
+        response = failure(&kind.into());
+    }
+    let follows = pending.map(|pending| Follows { pending, wanted });
+    Ok(finish(&connection, watch, response, account, told.trailers, follows))
 }
 
 /// A panic is the end of one request, not of all that this thread serves.
@@ -72,11 +86,19 @@ async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(work).catch_unwind().await.ok()
 }
 
+/// What follows an answer 101.
+struct Follows {
+    pending: Pending,
+    /// Over HTTP/2.
+    wanted: Option<Wanted>,
+}
+
 /// What [`finish`] must know of the request's head.
 struct Told {
     trailers: bool,
     accept: Option<HeaderValue>,
     call: Call,
+    tunnel: Cell<Option<Pending>>,
 }
 
 async fn serve(
@@ -203,7 +225,8 @@ async fn serve(
         seen: &seen,
         hop: hop.as_deref(),
         upload: upload.as_deref(),
-        watch,
+        watch: Some(watch),
+        tunnel: &told.tunnel,
         called: (told.call == Call::Grpc).then_some(Called { until: called_until }),
     };
     let threatened = cached::threatened(host, rule, &exchange);
@@ -372,11 +395,12 @@ fn blame(error: ProxyError, account: &Account) -> ProxyError {
 
 /// Puts the last touch to an answer: what its method, its status and this connection want.
 fn finish(
-    connection: &Connection,
+    connection: &Rc<Connection>,
     watch: Rc<Watch>,
     response: Response,
     mut account: Box<Account>,
     trailers: bool,
+    follows: Option<Follows>,
 ) -> http::Response<AnswerBody> {
     let (mut parts, mut body) = response.into_parts();
     if account.method == Method::HEAD {
@@ -401,9 +425,13 @@ fn finish(
         parts.headers.remove(http::header::TRAILER);
     }
     if parts.status == StatusCode::SWITCHING_PROTOCOLS
-        && let Some(pending) = connection.tunnel.take()
+        && let Some(Follows { pending, wanted }) = follows
     {
-        connection.tunnel.set(Some(pending.accounted(account)));
+        let pending = pending.accounted(account);
+        match wanted {
+            Some(wanted) => wanted.begin(connection, &mut parts, pending),
+            None => connection.tunnel.set(Some(pending)),
+        }
         return http::Response::from_parts(parts, AnswerBody::tunnel(watch));
     }
     http::Response::from_parts(parts, AnswerBody::new(body, trailers, watch, account))

@@ -220,11 +220,7 @@ pub(super) const METRICS: &[Metric] = &[
         kind: Kind::Counter,
         labels: &["backend"],
         help: "Requests sent to a backend",
-        read: |scrape, emit| {
-            for (totals, backend) in &scrape.backends {
-                emit(&[&backend.name], number(totals.requests));
-            }
-        },
+        read: |scrape, emit| of_backends(scrape, emit, |totals| totals.requests),
     },
     Metric {
         name: "portcullis_upstream_errors_total",
@@ -272,22 +268,14 @@ pub(super) const METRICS: &[Metric] = &[
         kind: Kind::Counter,
         labels: &["backend"],
         help: "Endpoints that were left alone for a while because they answered badly",
-        read: |scrape, emit| {
-            for (totals, backend) in &scrape.backends {
-                emit(&[&backend.name], number(totals.ejections));
-            }
-        },
+        read: |scrape, emit| of_backends(scrape, emit, |totals| totals.ejections),
     },
     Metric {
         name: "portcullis_upstream_endpoints_ejected",
         kind: Kind::Gauge,
         labels: &["backend"],
         help: "Endpoints that are left alone now",
-        read: |scrape, emit| {
-            for (totals, backend) in &scrape.backends {
-                emit(&[&backend.name], number(totals.ejected));
-            }
-        },
+        read: |scrape, emit| of_backends(scrape, emit, |totals| totals.ejected),
     },
     Metric {
         name: "portcullis_upstream_health_checks_total",
@@ -307,11 +295,7 @@ pub(super) const METRICS: &[Metric] = &[
         kind: Kind::Gauge,
         labels: &["backend"],
         help: "Endpoints that active health checks found unfit",
-        read: |scrape, emit| {
-            for (totals, backend) in &scrape.backends {
-                emit(&[&backend.name], number(totals.unhealthy));
-            }
-        },
+        read: |scrape, emit| of_backends(scrape, emit, |totals| totals.unhealthy),
     },
     Metric {
         name: "portcullis_upstream_tls_failures_total",
@@ -573,6 +557,12 @@ fn packed(scrape: &Scrape, emit: &mut EmitPacked) {
         for (coding, packed) in CODINGS.iter().zip(totals.packed).filter(|(_, [answers, ..])| *answers > 0) {
             emit(rule.name(), coding, packed);
         }
+    }
+}
+
+fn of_backends(scrape: &Scrape, emit: &mut Emit, what: fn(&BackendTotals) -> u64) {
+    for (totals, backend) in &scrape.backends {
+        emit(&[&backend.name], number(what(totals)));
     }
 }
 

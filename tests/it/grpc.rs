@@ -405,7 +405,7 @@ async fn a_client_that_cancels_cancels_the_backend_s_call() {
 async fn an_endpoint_is_checked_in_the_protocol_that_it_speaks() {
     let peer = Peer::start().await;
     let spec = format!(
-        "{{hosts: [{{address: {}, port: {}}}], protocol: H2C, healthCheck: {{active: {{path: /healthz, interval: 100ms}}}}}}",
+        "{{hosts: [{{address: {}, port: {}}}], protocol: H2C, healthCheck: {{active: {{path: /healthz, interval: 100ms, timeout: 100ms}}}}}}",
         peer.address.ip(),
         peer.address.port()
     );

@@ -57,3 +57,4 @@ mod retries;
 mod tokens;
 mod trailers;
 mod transforms;
+mod websockets;

@@ -1,5 +1,6 @@
 //! The action once more, without a client: what is used past its time is asked for again beside.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -82,6 +83,9 @@ impl Rerun {
             seen: &self.seen,
             hop: None,
             upload: None,
+            watch: None,
+            tunnel: &Cell::new(None),
+            called: None,
         };
         let id = exchange.request_id;
         let refuse = |error: &crate::message::ProxyError| respond::failure(error, FailureForm::default(), id);
