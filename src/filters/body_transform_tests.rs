@@ -277,9 +277,48 @@ async fn an_answer_without_a_body_stays_without() {
     let with = [JSON, ("content-length", "2")];
     let (response, body) = answered(json!({"status": 204}), 200, &with, "{}".into()).await.expect("empty");
     assert_eq!((response.status().as_u16(), lines(response.headers()), &*body), (204, vec![], ""));
-    let spec = json!({"when": "response.status == 304", "status": 200});
-    let (response, _) = answered(spec, 304, &[("content-length", "77")], Body::Empty).await.expect("empty");
-    assert_eq!((response.status().as_u16(), lines(response.headers())), (200, vec![]));
+}
+
+#[tokio::test]
+async fn what_is_confirmed_is_changed_as_the_answer_itself_but_for_status_and_body() {
+    let set = json!([{"name": "x-type", "value": "${response.headers['content-type']}"}, {"name": "x-set", "value": "1"}]);
+    let fields = json!({"remove": ["x-inside"], "set": set});
+    let came = [("etag", "\"a\""), ("x-inside", "7"), ("x-type", "raw")];
+    for (spec, left) in [
+        (json!({"headers": fields}), vec!["etag: \"a\"", "x-set: 1"]),
+        (json!({"when": "response.status == 200", "headers": fields}), vec!["etag: \"a\"", "x-set: 1"]),
+        (
+            json!({"when": "response.status < 400", "status": 201}),
+            vec!["etag: \"a\"", "x-inside: 7", "x-type: raw"],
+        ),
+        (
+            json!({"when": "response.status >= 400", "headers": fields}),
+            vec!["etag: \"a\"", "x-inside: 7", "x-type: raw"],
+        ),
+        (json!({"when": "has(response.body.a)", "headers": fields}), vec!["etag: \"a\"", "x-set: 1"]),
+        (json!({"bodyPatch": {"remove": ["/a"]}}), vec!["x-inside: 7", "x-type: raw"]),
+    ] {
+        let (response, body) = answered(spec.clone(), 304, &came, Body::Empty).await.expect("confirmed");
+        let mut told = lines(response.headers());
+        told.sort();
+        assert_eq!(
+            (response.status().as_u16(), told, &*body),
+            (304, left.into_iter().map(str::to_owned).collect(), ""),
+            "{spec}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn an_empty_answer_is_none_however_it_is_framed() {
+    for spec in
+        [json!({"bodyPatch": {"remove": ["/a"]}}), json!({"when": "!has(response.body.ok)", "status": 502})]
+    {
+        for body in [stream(""), Body::Empty] {
+            let (response, body) = answered(spec.clone(), 200, &[JSON], body).await.expect("as it is");
+            assert_eq!((response.status().as_u16(), &*body), (200, ""), "{spec}");
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -118,7 +118,7 @@ impl Bodies {
         Self { held: Held::kept(keep), offload: keep.offload() }
     }
 
-    /// Reads a body that [`takes`] or [`takes_answer`] has judged by these fields.
+    /// Reads a body that [`takes`] or [`takes_answer`] has judged by these fields, until the deadline, or for 30 s.
     ///
     /// # Errors
     /// It does not come whole in time, is too large, or is not in the coding that it is said to be in.
@@ -128,11 +128,9 @@ impl Bodies {
         headers: &HeaderMap,
         deadline: Option<Instant>,
     ) -> Result<Whole, Trouble> {
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + held::PATIENCE);
         let reading = held::read(body, MOST as u64, &self.held);
-        let read = match deadline {
-            Some(deadline) => tokio::time::timeout_at(deadline, reading).await.map_err(|_| Trouble::Late)?,
-            None => reading.await,
-        };
+        let read = tokio::time::timeout_at(deadline, reading).await.map_err(|_| Trouble::Late)?;
         let (came, trailers) = read.map_err(Trouble::Unread)?;
         let Packing::One(coding) = packing(headers) else {
             return Ok(Whole { plain: came.clone(), came, trailers });
@@ -230,7 +228,10 @@ impl Trouble {
     /// With the body of an answer.
     pub fn of_answer(self) -> ProxyError {
         match self {
-            Self::Unread(Unread::Overloaded) => ErrorKind::Overloaded.into(),
+            // The backend has done its work: nobody is told to come again for it.
+            Self::Unread(Unread::Overloaded) => {
+                ProxyError::caused(ErrorKind::TransformFailed, "too many bodies are held already")
+            }
             Self::Unread(Unread::TooLarge) => too_large(),
             Self::Unread(Unread::Broken(error)) => {
                 let kind = match error {
@@ -242,7 +243,7 @@ impl Trouble {
             }
             Self::Unpacked(error) => ProxyError::caused(ErrorKind::TransformFailed, error),
             Self::Unusable(error) => ProxyError::caused(ErrorKind::TransformFailed, error),
-            Self::Ours(kind) => kind.into(),
+            Self::Ours(kind) => ProxyError::caused(ErrorKind::TransformFailed, ProxyError::from(kind)),
             Self::Late => ErrorKind::BackendTimeout.into(),
         }
     }

@@ -42,6 +42,7 @@ pub enum Ring {
     Validation,
     Cache,
     Transform,
+    FaultInjection,
 }
 
 impl Ring {
@@ -58,6 +59,7 @@ impl Ring {
             Self::Validation => 10,
             Self::Cache => 11,
             Self::Transform => 12,
+            Self::FaultInjection => 13,
         }
     }
 }

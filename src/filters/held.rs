@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -12,6 +13,8 @@ use crate::message::{Body, BodyError, ErrorKind, ProxyError};
 
 /// Of the process: clients that send slowly hold what they have sent.
 const MOST: u64 = 64 << 20;
+/// Nobody is waited for longer where nothing else says how long: who drips would hold what is everybody's.
+pub const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Bytes that are held.
 #[derive(Debug, Default)]

@@ -25,6 +25,7 @@ mod compression;
 mod cors;
 mod errors;
 mod ext_auth;
+mod fault_injection;
 mod ip_access;
 mod limits;
 mod media;

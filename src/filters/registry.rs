@@ -2,8 +2,8 @@
 
 use super::contract::{Row, filter, room, setting};
 use super::{
-    authentication, authorization, cache, compression, cors, errors, ext_auth, ip_access, limits,
-    rate_limits, request, response, retry, security_headers, timeouts, validation,
+    authentication, authorization, cache, compression, cors, errors, ext_auth, fault_injection, ip_access,
+    limits, rate_limits, request, response, retry, security_headers, timeouts, validation,
 };
 
 /// Rows of one ring work in the order in which they stand here.
@@ -15,6 +15,7 @@ pub static REGISTRY: &[Row] = &[
     filter::<cors::Cors>(),
     filter::<ext_auth::ExtAuth>(),
     filter::<errors::Errors>(),
+    filter::<fault_injection::FaultInjection>(),
     filter::<ip_access::IpAccess>(),
     filter::<limits::Limits>(),
     filter::<rate_limits::RateLimits>(),

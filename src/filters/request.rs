@@ -176,7 +176,7 @@ impl Filter for Linked {
 impl Linked {
     async fn with_its_body(&self, exchange: &mut Exchange) -> Result<(), ProxyError> {
         let body = std::mem::take(exchange.request.body_mut());
-        let read = self.bodies.read(body, exchange.request.headers(), None).await;
+        let read = self.bodies.read(body, exchange.request.headers(), exchange.deadline).await;
         let whole = read.map_err(Trouble::of_request)?;
         let document = match self.plan.looks_inside {
             true => Some(self.bodies.document(&whole).await.map_err(Trouble::of_request)?),

@@ -142,6 +142,9 @@ impl Filter for Linked {
         }
         let (mut parts, body) = response.into_parts();
         let plan = &self.plan;
+        if parts.status == StatusCode::NOT_MODIFIED {
+            return Outcome::Ready(plan.confirmed(exchange, parts, body));
+        }
         if plan.looks_inside && body.is_end_stream() {
             return Outcome::Ready(plan.without_a_look(parts, body));
         }
@@ -191,6 +194,12 @@ impl Linked {
         Outcome::Wait(Box::pin(async move {
             let read = self.bodies.read(body, &parts.headers, exchange.deadline).await;
             let changed = match read.map_err(Trouble::of_answer) {
+                // As one that was announced to be empty.
+                Ok(whole) if whole.is_empty() => {
+                    changed_body::replaced(&mut parts.headers, 0);
+                    parts.headers.remove(CONTENT_LENGTH);
+                    Ok(plan.finished(parts, whole.again(), judged))
+                }
                 Ok(whole) => self.rewritten(exchange, parts, &whole, None, change, judged).await,
                 Err(error) => Err(error),
             };
@@ -209,6 +218,9 @@ impl Linked {
         let (plan, bodies) = (&self.plan, &self.bodies);
         let read = bodies.read(body, &parts.headers, exchange.deadline).await;
         let whole = read.map_err(Trouble::of_answer)?;
+        if whole.is_empty() {
+            return Ok(plan.without_a_look(parts, whole.again()));
+        }
         let document = bodies.document(&whole).await.map_err(Trouble::of_answer)?;
         let Some(judged) = plan.judge(exchange, &mut parts, Some(&document))? else {
             return Ok(message::Response::from_parts(parts, whole.again()));
@@ -321,6 +333,24 @@ impl Plan {
         message::Response::from_parts(parts, body)
     }
 
+    /// Fields of an answer that is known already, to the client or to the cache: they are changed as those of the answer
+    /// itself, as far as that is written and not asked; its status and that it has no body stay.
+    fn confirmed(&self, exchange: &mut Exchange, mut parts: Parts, body: Body) -> message::Response {
+        parts.status = StatusCode::OK;
+        let asked = |when: &Expression| lent(exchange, &mut parts, None, |subject| when.holds(subject));
+        // What depends on the body is not known; to take a field away is never wrong.
+        let is_meant = self.when.as_ref().map(asked).is_none_or(|holds| holds.unwrap_or(true));
+        parts.status = StatusCode::NOT_MODIFIED;
+        if is_meant {
+            if self.body.is_some() {
+                changed_body::replaced(&mut parts.headers, 0);
+                parts.headers.remove(CONTENT_LENGTH);
+            }
+            self.headers.apply(&mut parts.headers, Filled::default());
+        }
+        message::Response::from_parts(parts, body)
+    }
+
     fn asked(&self, subject: &Subject<'_>, succeeded: bool) -> Result<Option<Judged>, Fault> {
         let is_meant = match &self.when {
             Some(when) => when.holds(subject)?,
@@ -334,10 +364,6 @@ impl Plan {
 
     fn finished(&self, mut parts: Parts, mut body: Body, judged: Judged) -> message::Response {
         if let Some(status) = self.status.filter(|_| judged.is_meant) {
-            if parts.status == StatusCode::NOT_MODIFIED {
-                // It was the length of a body that did not come.
-                parts.headers.remove(CONTENT_LENGTH);
-            }
             if status == StatusCode::NO_CONTENT {
                 body = Body::Empty;
                 changed_body::replaced(&mut parts.headers, 0);

@@ -21,6 +21,9 @@ pub enum BodyError {
     Other(&'static str),
 }
 
+/// So much of a body that is at hand is given at once: whoever takes it slowly is seen to, and holds no more.
+const PIECE: usize = 16 << 10;
+
 /// A body in any of the forms it can have on its way. `Empty` and `Full` need no allocation of their own.
 #[derive(Default)]
 pub enum Body {
@@ -78,7 +81,10 @@ impl http_body::Body for Body {
         match self.get_mut() {
             Self::Empty => Poll::Ready(None),
             Self::Full(bytes) if bytes.is_empty() => Poll::Ready(None),
-            Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes))))),
+            Self::Full(bytes) if bytes.len() <= PIECE => {
+                Poll::Ready(Some(Ok(Frame::data(std::mem::take(bytes)))))
+            }
+            Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes.split_to(PIECE))))),
             Self::Incoming(incoming) => Pin::new(incoming).poll_frame(context).map_err(BodyError::from),
             Self::Stream(stream) => stream.as_mut().poll_frame(context),
         }
@@ -134,7 +140,21 @@ impl std::fmt::Debug for Body {
 
 #[cfg(test)]
 mod tests {
+    use http_body::Body as _;
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_is_at_hand_is_given_in_pieces() {
+        let text = "x".repeat(2 * PIECE + 1);
+        let mut body = Body::from(text.clone());
+        let mut sizes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            sizes.push(frame.expect("at hand").into_data().expect("data").len());
+        }
+        assert_eq!((sizes, body.is_end_stream()), (vec![PIECE, PIECE, 1], true));
+        assert_eq!(Body::from(text.clone()).read(text.len()).await.expect("it fits").0, text);
+    }
 
     #[tokio::test]
     async fn a_bounded_read_stops_at_its_bound() {

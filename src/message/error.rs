@@ -41,6 +41,7 @@ pub enum ErrorKind {
     CredentialsInvalid,
     TooManyFailures,
     RateLimited,
+    FaultInjected,
     Forbidden,
     /// An external authorizer said no.
     ExternallyDenied,
@@ -115,6 +116,7 @@ impl ErrorKind {
         Self::CredentialsInvalid,
         Self::TooManyFailures,
         Self::RateLimited,
+        Self::FaultInjected,
         Self::Forbidden,
         Self::ExternallyDenied,
         Self::NoRouteMatch,
@@ -170,6 +172,7 @@ impl ErrorKind {
             Self::CredentialsInvalid => "CredentialsInvalid",
             Self::TooManyFailures => "TooManyFailures",
             Self::RateLimited => "RateLimited",
+            Self::FaultInjected => "FaultInjected",
             Self::Forbidden => "Forbidden",
             Self::ExternallyDenied => "ExternallyDenied",
             Self::NoRouteMatch => "NoRouteMatch",
@@ -236,6 +239,7 @@ impl ErrorKind {
             | Self::PolicyInvalid
             | Self::RuleInvalid
             | Self::BackendNotFound
+            | Self::FaultInjected
             | Self::Internal
             | Self::AuthorizerUnavailable
             | Self::Overloaded

@@ -63,6 +63,7 @@ pub static TABLE: &[Row] = &[
     row(ErrorKind::CredentialsInvalid, 401, "The credentials are not valid"),
     row(ErrorKind::TooManyFailures, 429, "Too many credentials were not valid"),
     row(ErrorKind::RateLimited, 429, "Too many requests"),
+    row(ErrorKind::FaultInjected, 503, "This failure is wanted"),
     row(ErrorKind::Forbidden, 403, "This is not allowed"),
     row(ErrorKind::ExternallyDenied, 403, "This is not allowed here"),
     row(ErrorKind::NoRouteMatch, 404, "No route matches the request"),

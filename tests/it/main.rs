@@ -25,6 +25,7 @@ mod errors_combined;
 mod examples;
 mod external_authorization;
 mod fail_closed;
+mod fault_injection;
 mod file_mode;
 mod grpc;
 mod hardening;

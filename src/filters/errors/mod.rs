@@ -50,6 +50,7 @@ pub struct EntrySpec {
     /// Status of the answer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 200, max = 599))]
+    #[x_kube(validation = ("!(self in [204, 205, 206, 304])", BODILESS))]
     pub status: Option<i64>,
     /// Header fields.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -67,6 +68,8 @@ pub struct EntrySpec {
     #[schemars(length(min = 1, max = 2048))]
     pub body: Option<String>,
 }
+
+const BODILESS: &str = "204, 205, 206 and 304 have no body of their own, which a failure has";
 
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Origin {
@@ -167,6 +170,9 @@ impl Entry {
         });
         if status == Some(None) {
             refuse(FieldPath::new("status"), "found no status of an answer, expected 200 to 599".into());
+        }
+        if spec.status.is_some_and(|status| [204, 205, 206, 304].contains(&status)) {
+            refuse(FieldPath::new("status"), BODILESS.into());
         }
         let content_type = spec.content_type.as_deref().map(HeaderValue::from_str);
         if let Some(Err(_)) = content_type {

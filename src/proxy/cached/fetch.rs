@@ -234,7 +234,8 @@ impl Fetch {
             body @ (Body::Empty | Body::Full(_)) if keeps => {
                 let mut segments = Segments::default();
                 if let Body::Full(bytes) = body {
-                    segments.push(bytes);
+                    // A copy: what a filter made may count as long as it is held, and this is kept for long.
+                    segments.push(bytes::Bytes::copy_from_slice(&bytes));
                 }
                 let stored = Arc::new(opening.keep(segments, None));
                 self.cache.partition.keep(key.into(), Arc::clone(&stored));

@@ -68,7 +68,8 @@ fn matters(ring: Ring) -> bool {
         | Ring::Limits
         | Ring::EarlyRateLimits
         | Ring::RateLimits
-        | Ring::Validation => false,
+        | Ring::Validation
+        | Ring::FaultInjection => false,
         Ring::Compression
         | Ring::Cors
         | Ring::Authentication

@@ -21,6 +21,7 @@ use kube::KubeSchema;
 use schemars::{Schema as CrdSchema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::time::Instant;
 
 use self::report::Told;
 use self::schema::{Effort, Schema, Wrong};
@@ -154,17 +155,19 @@ impl Linked {
             return ErrorKind::BodyTooLarge.into();
         }
         Decision::Wait(Box::pin(async move {
-            match self.read(&mut exchange.request).await {
+            match self.read(&mut exchange.request, exchange.deadline).await {
                 Ok(()) => Decision::Continue,
                 Err(error) => error.into(),
             }
         }))
     }
 
-    async fn read(&self, request: &mut Request) -> Result<(), ProxyError> {
+    async fn read(&self, request: &mut Request, deadline: Option<Instant>) -> Result<(), ProxyError> {
         let body = std::mem::take(request.body_mut());
-        let (bytes, trailers) =
-            held::read(body, self.plan.most, &self.held).await.map_err(held::of_request)?;
+        let deadline = deadline.unwrap_or_else(|| Instant::now() + held::PATIENCE);
+        let reading = tokio::time::timeout_at(deadline, held::read(body, self.plan.most, &self.held));
+        let read = reading.await.map_err(|_| ErrorKind::RequestTimeout)?;
+        let (bytes, trailers) = read.map_err(held::of_request)?;
         if bytes.is_empty() {
             if let Some(error) = missing(request.method()) {
                 return Err(error);
