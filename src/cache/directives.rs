@@ -46,6 +46,10 @@ impl Said {
         if let Some(targeted) = targeted(headers) {
             return targeted;
         }
+        if !is_readable(headers) {
+            // What cannot be read may forbid to keep it, and what it is beside cannot allow it.
+            return Self { no_store: true, ..Self::default() };
+        }
         let mut said = Self::default();
         let mut times = Times::default();
         for (name, value) in members(headers, &header::CACHE_CONTROL) {
@@ -91,6 +95,9 @@ impl Wish {
             wish.no_cache =
                 members(headers, &header::PRAGMA).any(|(name, _)| name.eq_ignore_ascii_case("no-cache"));
             return wish;
+        }
+        if !is_readable(headers) {
+            (wish.no_cache, wish.no_store) = (true, true);
         }
         for (name, value) in members(headers, &header::CACHE_CONTROL) {
             let is = |word: &str| name.eq_ignore_ascii_case(word);
@@ -158,6 +165,22 @@ pub fn members<'h>(
     lines.flat_map(split).map(|member| match member.split_once('=') {
         Some((name, value)) => (name.trim_end(), Some(value.trim_start())),
         None => (member, None),
+    })
+}
+
+/// Whether every line of `Cache-Control` is text in which each quote has its end.
+fn is_readable(headers: &HeaderMap) -> bool {
+    headers.get_all(header::CACHE_CONTROL).into_iter().all(|line| {
+        let (mut quoted, mut escaped) = (false, false);
+        for byte in line.as_bytes() {
+            match byte {
+                _ if escaped => escaped = false,
+                b'\\' if quoted => escaped = true,
+                b'"' => quoted = !quoted,
+                _ => {}
+            }
+        }
+        !quoted && line.to_str().is_ok()
     })
 }
 
@@ -326,6 +349,21 @@ mod tests {
         assert_eq!(Said::of(&quoted).max_age, None, "a string is no time");
         let more = headers(&[("cdn-cache-control", "no-store;a=1, max-age=60;b")]);
         assert!(Said::of(&more).no_store);
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_forbids_to_keep_it() {
+        let of = |line: &[u8]| {
+            let mut map = headers(&[("cache-control", "public, must-understand, max-age=60")]);
+            map.append("cache-control", HeaderValue::from_bytes(line).expect("a value"));
+            map
+        };
+        for line in [&b"no-store, a=\xfc"[..], b"\xa0no-store", b"a=\", no-store", b"a=\"\\\", private"] {
+            assert_eq!(Said::of(&of(line)), Said { no_store: true, ..Said::default() }, "{line:?}");
+            let wish = Wish::of(&of(line));
+            assert!(wish.no_store && wish.no_cache, "{line:?}");
+        }
+        assert!(!Said::of(&of(b"a=\"b\\\"\"")).no_store, "the control");
     }
 
     #[test]

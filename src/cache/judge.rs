@@ -38,12 +38,26 @@ pub struct Terms {
     pub no_cache: bool,
     /// Once stale it is never used without asking.
     pub must_revalidate: bool,
+    /// The policy says how long it is kept, not the origin, which may answer others otherwise.
+    pub by_policy: bool,
 }
 
 /// Why an answer is not kept; a word for `Cache-Status`.
 pub type Refusal = &'static str;
 
+impl Asked {
+    /// Whether its answer is as good as anybody's.
+    pub fn is_plain(self) -> bool {
+        self == Self::default()
+    }
+}
+
 impl Terms {
+    /// Whether a request may have it whose own answer would not be kept on such terms.
+    pub fn is_for(&self, asked: Asked) -> bool {
+        !self.by_policy || !(asked.authorized || asked.cookies)
+    }
+
     /// Whether those who asked at the same time may have it too: as if each had come a moment later.
     pub fn is_for_all(&self) -> bool {
         !self.no_cache && self.lifetime > self.age
@@ -102,18 +116,18 @@ pub fn judge(
     if asked.authorized && !(said.public || said.must_revalidate || said.s_maxage.is_some()) {
         return Err("authorized");
     }
-    let lifetime = match said_lifetime(&said, headers, now) {
-        Some(lifetime) => lifetime,
+    let (lifetime, by_policy) = match said_lifetime(&said, headers, now) {
+        Some(lifetime) => (lifetime, false),
         None => {
             let given = unsaid_lifetime(*status, &said, plan);
             if given.is_some() && asked.cookies && !said.public {
                 return Err("cookie");
             }
             match given {
-                Some(lifetime) => lifetime,
+                Some(lifetime) => (lifetime, !said.public),
                 // Of use only to ask whether it still holds.
-                None if is_heuristic(*status) && has_validator(headers) => Duration::ZERO,
-                None if said.public => Duration::ZERO,
+                None if is_heuristic(*status) && has_validator(headers) => (Duration::ZERO, false),
+                None if said.public => (Duration::ZERO, false),
                 None => return Err("no-lifetime"),
             }
         }
@@ -133,6 +147,7 @@ pub fn judge(
         if_error: stale(said.stale_if_error, plan.stale_if_error),
         no_cache: said.no_cache,
         must_revalidate: strict,
+        by_policy,
     };
     let is_of_use = terms.is_for_all()
         || has_validator(headers)
@@ -352,6 +367,30 @@ mod tests {
             "the origin knows its cookies"
         );
         assert!(with(&plan, cookies, 200, &[("cache-control", "public")]).is_ok());
+    }
+
+    #[test]
+    fn what_the_policy_keeps_is_not_for_those_whose_own_answers_are_not_kept() {
+        let plan = CachePlan { default_ttl: Some(secs(60)), ..CachePlan::default() };
+        let cookies = Asked { cookies: true, ..Asked::default() };
+        let authorized = Asked { authorized: true, ..Asked::default() };
+        for (lines, is_for_all) in [
+            (&[][..], false),
+            (&[("cache-control", "must-revalidate")], false),
+            (&[("cache-control", "public")], true),
+            (&[("cache-control", "max-age=9")], true),
+            (&[("etag", "\"a\""), ("expires", "0")], true),
+        ] {
+            let terms = with(&plan, Asked::default(), 200, lines).expect("kept");
+            assert!(
+                terms.is_for(Asked::default()) && terms.is_for(Asked { no_store: true, ..Asked::default() })
+            );
+            assert_eq!(
+                (terms.is_for(cookies), terms.is_for(authorized)),
+                (is_for_all, is_for_all),
+                "{lines:?}"
+            );
+        }
     }
 
     #[test]

@@ -60,6 +60,7 @@ pub fn write(
     meaning.for_each(|number| bytes.extend(number.to_be_bytes()));
     // Their length, so that nothing of the address can look like one more.
     bytes.extend(((bytes.len() - before) as u64).to_be_bytes());
+    matched(bytes, exchange);
     let request = &exchange.request;
     address(bytes, exchange, request.uri());
     let headers = request.headers();
@@ -76,6 +77,18 @@ pub fn write(
     }
     if key.identity {
         bytes.extend(identity(exchange, &keying.own));
+    }
+}
+
+/// What the match made of the path: the backend may be sent another one by it, and a route may change its matches only.
+fn matched(bytes: &mut Vec<u8>, exchange: &Exchange) {
+    bytes.extend((exchange.matched_prefix as u64).to_be_bytes());
+    bytes.extend((exchange.captures.0.len() as u64).to_be_bytes());
+    for (name, value) in &exchange.captures.0 {
+        for part in [name.as_bytes(), value.as_bytes()] {
+            bytes.extend((part.len() as u64).to_be_bytes());
+            bytes.extend_from_slice(part);
+        }
     }
 }
 
@@ -147,28 +160,38 @@ fn values(bytes: &mut Vec<u8>, headers: &HeaderMap, name: &HeaderName) {
 
 /// The values of all cookies of a name.
 fn cookies(bytes: &mut Vec<u8>, headers: &HeaderMap, name: &str) {
-    for line in headers.get_all(header::COOKIE) {
-        for pair in line.as_bytes().split(|byte| *byte == b';') {
-            let pair = pair.trim_ascii();
-            let split = pair.iter().position(|byte| *byte == b'=');
-            let (known, value) = split.map_or((pair, &b""[..]), |at| (&pair[..at], &pair[at + 1..]));
-            if known == name.as_bytes() {
-                bytes.push(b'=');
-                bytes.extend_from_slice(value);
-                bytes.push(b';');
-            }
-        }
+    for (_, value) in pairs(headers).filter(|(known, _)| *known == name.as_bytes()) {
+        bytes.push(b'=');
+        bytes.extend_from_slice(value);
+        bytes.push(b';');
     }
     bytes.push(END);
 }
 
+/// Names and values of cookies, without the spaces around names: some backends take them off.
+fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let pairs = headers.get_all(header::COOKIE).into_iter().flat_map(|line| {
+        line.as_bytes().split(|byte| *byte == b';').map(<[u8]>::trim_ascii).filter(|pair| !pair.is_empty())
+    });
+    pairs.map(|pair| match pair.iter().position(|byte| *byte == b'=') {
+        Some(at) => (pair[..at].trim_ascii(), &pair[at + 1..]),
+        None => (pair, &b""[..]),
+    })
+}
+
+/// Whether a cookie's name is none, where names tell answers apart: a backend may take it for one that does.
+pub fn has_strange_cookie(key: &CacheKey, headers: &HeaderMap) -> bool {
+    let is_told_apart = key.cookies.as_ref().is_some_and(|names| !names.is_empty());
+    is_told_apart && pairs(headers).any(|(name, _)| HeaderName::from_bytes(name).is_err())
+}
+
 /// Everything by which a backend or an expression can tell clients apart, as one digest: who vouches for whom by which
-/// entry, scopes and claims, the certificate and the credential as they were shown, and what the gateway tells backends of
-/// the client.
+/// entry, scopes and claims (of the anonymous: their network), the certificate and the credential as they were shown, and
+/// what the gateway tells backends of the client.
 fn identity(exchange: &Exchange, own: &ReservedHeaders) -> [u8; 32] {
     let mut digest = Digest(Context::new(&SHA256));
+    digest.part(exchange.identity_key().as_bytes());
     if let Some(known) = exchange.identity.known() {
-        digest.part(known.key().as_bytes());
         digest.part(known.entry.as_bytes());
         digest.number(known.scopes.len());
         known.scopes.iter().for_each(|scope| digest.part(scope.as_bytes()));
@@ -259,7 +282,7 @@ mod tests {
 
     use super::*;
     use crate::cache::tests::{certificate, exchange, known};
-    use crate::message::{Identity, KnownIdentity};
+    use crate::message::{Captures, Identity, KnownIdentity};
     use crate::telemetry::Consulted;
 
     fn key(rule: &str, cache: &CacheKey, exchange: &Exchange) -> Vec<u8> {
@@ -320,6 +343,49 @@ mod tests {
     }
 
     #[test]
+    fn spaces_around_a_cookie_s_name_are_no_part_of_it() {
+        let cache = CacheKey { cookies: Some(["session".into()].into()), ..CacheKey::default() };
+        let ask = |cookie: &'static str| exchange("http://a.example/", &[("cookie", cookie)]);
+        for odd in ["session =evil", "a=1;  session\t =evil", "session =evil; a=1"] {
+            assert!(!differ(&cache, &ask("session=evil"), &ask(odd)), "{odd}");
+            assert!(differ(&cache, &exchange("http://a.example/", &[]), &ask(odd)), "{odd}");
+        }
+        let is_strange = |key: &CacheKey, cookie| has_strange_cookie(key, ask(cookie).request.headers());
+        for strange in ["ses sion=1", "=1", "a=1; \"session\"=2", "session\t\tx=1", "{session}=1"] {
+            assert!(is_strange(&cache, strange), "{strange}");
+            assert!(!is_strange(&CacheKey::default(), strange), "no cookie is in the key: {strange}");
+        }
+        for plain in ["session=1", "session =1", "a=1;;session=\"2\"; ", "session"] {
+            assert!(!is_strange(&cache, plain), "{plain}");
+        }
+    }
+
+    #[test]
+    fn what_was_matched_tells_apart() {
+        let cache = CacheKey::default();
+        let of = |prefix: usize, captures: &[(&str, &str)]| {
+            let mut exchange = exchange("http://a.example/a/b", &[]);
+            exchange.matched_prefix = prefix;
+            exchange.captures =
+                Captures(captures.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect());
+            exchange
+        };
+        let others = [
+            of(0, &[]),
+            of(2, &[]),
+            of(0, &[("id", "b")]),
+            of(0, &[("name", "b")]),
+            of(0, &[("id", "a")]),
+            of(0, &[("id", "a"), ("id", "b")]),
+            of(0, &[("i", "da")]),
+        ];
+        for (at, other) in others.iter().enumerate() {
+            assert!(!differ(&cache, other, other));
+            others[..at].iter().for_each(|before| assert!(differ(&cache, before, other), "{at}"));
+        }
+    }
+
+    #[test]
     fn identities_are_told_apart_where_the_key_has_them() {
         let cache = CacheKey { identity: true, ..CacheKey::default() };
         let with = |id: &str, scopes: &[&str]| {
@@ -333,6 +399,14 @@ mod tests {
         assert!(differ(&cache, &one, &with("ann", &["a"])), "a scope that was lost");
         assert!(differ(&cache, &one, &exchange("http://a.example/", &[])));
         assert!(!differ(&CacheKey::default(), &one, &with("bob", &[])));
+        let from = |ip: &str| {
+            let mut exchange = exchange("http://a.example/", &[]);
+            exchange.client.ip = ip.parse().expect("an address");
+            exchange
+        };
+        assert!(differ(&cache, &from("192.0.2.1"), &from("192.0.2.2")), "the anonymous, by their network");
+        assert!(!differ(&cache, &from("2001:db8::1"), &from("2001:db8::2")));
+        assert!(!differ(&CacheKey::default(), &from("192.0.2.1"), &from("192.0.2.2")));
     }
 
     #[test]

@@ -154,6 +154,24 @@ mod tests {
     use crate::cache::tests::stored;
 
     #[test]
+    fn what_is_remembered_about_keys_has_its_part_of_the_budget() {
+        let memory = Memory::new((4 << 20) / 3);
+        let (one, two) = (memory.partition("shop", "one"), memory.partition("shop", "two"));
+        let now = tokio::time::Instant::now();
+        let long = |index: usize| format!("key {index} {}", "x".repeat(8 << 10)).into_bytes();
+        one.alone(&long(0), 0, now);
+        let each = memory.kept();
+        assert!((1..1024).contains(&each), "counted, and not by the client's length: {each}");
+        assert!(one.is_alone(&long(0), 0, now) && !one.is_alone(&long(0), 1, now));
+        for index in 0..8_000 {
+            one.alone(&long(index), 0, now);
+            two.alone(&long(index), 0, now);
+        }
+        assert!(memory.kept() <= memory.budget(), "{} of {}", memory.kept(), memory.budget());
+        assert_eq!(memory.kept(), one.weight() + two.weight());
+    }
+
+    #[test]
     fn who_finds_another_one_making_room_goes_on() {
         let memory = Memory::new((4 << 20) / 3);
         let (one, two) = (memory.partition("shop", "one"), memory.partition("shop", "two"));

@@ -141,7 +141,7 @@ impl Partition {
 
     /// Remembers that an answer under this key was for one who asked, of requests of this class.
     pub fn alone(&self, key: &[u8], class: u8, now: Instant) {
-        self.kept.insert(marked(key, class), Slot::Alone(now + ALONE));
+        self.put(marked(key, class), Slot::Alone(now + ALONE));
     }
 
     /// Finds who fetches. `place`: of the address. `is_fresh`: whether what came then on these terms is good enough.
@@ -314,7 +314,8 @@ pub fn vary(headers: &HeaderMap) -> Option<Box<[HeaderName]>> {
     Some(names.into())
 }
 
-/// The key of what is remembered about a key.
+/// The key of what is remembered about a key: short, as a client may ask for many. Others that hash alike do not wait for
+/// each other either. No answer is kept under the like: their keys begin with a rule's name.
 fn marked(key: &[u8], class: u8) -> Box<[u8]> {
-    [key, &[0xff, class]].concat().into()
+    [&[0xff, class][..], &super::hash(key).to_be_bytes()].concat().into()
 }

@@ -99,6 +99,7 @@ fn terms(lifetime: u64) -> Terms {
         if_error: Duration::ZERO,
         no_cache: false,
         must_revalidate: false,
+        by_policy: false,
     }
 }
 

@@ -182,6 +182,13 @@ impl Member for Cache {
                 Ok(name) if name == http::header::AUTHORIZATION => {
                     refuse(at, "credentials are no part of the key; say key.identity: true".into());
                 }
+                Ok(name) if is_of_this_hop(name.as_str()) => refuse(
+                    at,
+                    format!(
+                        "{name} is written by the gateway: what the client says in it is not what the backend is \
+                         told; leave it out"
+                    ),
+                ),
                 Ok(name) => headers.push(name),
                 Err(_) => refuse(at, format!("found {name:?}, expected the name of a header field")),
             }
@@ -213,6 +220,17 @@ impl Member for Cache {
             collapse: spec.collapse.unwrap_or_default(),
             key: Key { headers: headers.into(), query, cookies, identity: written.identity },
         })
+    }
+}
+
+/// Whether backends are told in this field what the gateway says, which the key does not hold.
+fn is_of_this_hop(name: &str) -> bool {
+    match name {
+        // These it holds, as they are told.
+        "x-forwarded-host" | "x-forwarded-port" | "x-forwarded-proto" | "x-forwarded-client-cert" => false,
+        "forwarded" | "x-real-ip" | "x-request-id" | "x-portcullis-passes" => true,
+        "connection" | "keep-alive" | "te" | "transfer-encoding" | "upgrade" => true,
+        name => name.starts_with("x-forwarded"),
     }
 }
 
@@ -262,6 +280,11 @@ mod tests {
             (r#"{"maxBodySize": "0"}"#, "maxBodySize found"),
             (r#"{"key": {"headers": ["Cookie"]}}"#, "key.headers[0] each client"),
             (r#"{"key": {"headers": ["authorization"]}}"#, "key.headers[0] credentials"),
+            (r#"{"key": {"headers": ["X-Real-IP"]}}"#, "key.headers[0] x-real-ip is written by the gateway"),
+            (r#"{"key": {"headers": ["x-a", "X-Forwarded-For"]}}"#, "key.headers[1] x-forwarded-for is"),
+            (r#"{"key": {"headers": ["Forwarded"]}}"#, "key.headers[0] forwarded is"),
+            (r#"{"key": {"headers": ["X-Request-ID"]}}"#, "key.headers[0] x-request-id is"),
+            (r#"{"key": {"headers": ["TE"]}}"#, "key.headers[0] te is"),
             (r#"{"key": {"headers": ["a b"]}}"#, "key.headers[0] found"),
             (r#"{"key": {"queryParams": {"include": ["a=b"]}}}"#, "key.queryParams.include found"),
             (r#"{"key": {"cookies": ["a b"]}}"#, "key.cookies found"),

@@ -381,6 +381,7 @@ impl Linker {
             rewritten: rewritten.cloned().collect(),
             idle,
             has_cors: names.any(|name| name == Cors::NAME),
+            has_one_backend: matches!(&rule.action, Action::Forward(plan) if plan.backends.len() == 1),
         };
         (outer, Some(Arc::new(cache)), inner)
     }

@@ -264,7 +264,7 @@ async fn serve(
                 seen,
             };
             // Its state is large, and most rules have none.
-            Box::pin(cached::answer(cache, &live, exchange, refuse, action, again)).await
+            Box::pin(cached::answer(cache, &live, way.intake, exchange, refuse, action, again)).await
         };
         filters::run(&rule.filters, &mut exchange, refuse, action).await
     };

@@ -331,6 +331,20 @@ fn nothing_outside_of_the_key_decides_what_others_get() {
 }
 
 #[test]
+fn a_request_with_an_upgrade_goes_past() {
+    let origin = Origin::new(fresh);
+    let gateway = origin.behind("{}");
+    let upgrade = ["Connection: upgrade", "Upgrade: websocket"];
+    let ask = |path: &str, fields: &[&str]| gateway.request("GET", "shop.example", path, fields, "");
+    let past = ask(PATH, &upgrade);
+    assert!(status(&past).ends_with("detail=upgrade"), "{past:?}");
+    let body = kept(|| ask(PATH, &[])).body;
+    assert_ne!(body, past.body, "its answer was not kept");
+    assert_ne!(ask(PATH, &upgrade).body, body, "what is kept is not for it");
+    assert_eq!(ask(PATH, &[]).body, body, "what is kept stays");
+}
+
+#[test]
 fn each_client_has_answers_of_its_own_where_the_key_has_the_identity() {
     let origin = Origin::new(fresh);
     let key = |name: &str, value: &str| {

@@ -90,7 +90,14 @@ impl Fetch {
         if alone {
             return Join::Lead(partition.lead(&self.key, self.place));
         }
-        partition.join(&self.key, self.place, |terms, received| terms.is_fresh(received, &self.wish, now))
+        partition.join(&self.key, self.place, |terms, received| {
+            self.may_have(terms) && terms.is_fresh(received, &self.wish, now)
+        })
+    }
+
+    /// Whether an answer to another request on these terms may be given to this one.
+    pub fn may_have(&self, terms: &Terms) -> bool {
+        terms.is_for(self.asked)
     }
 
     /// The one fetch beside the use of what is past its time.
@@ -152,7 +159,7 @@ impl Fetch {
                 }
                 Settled::Passed(response, detail) => passed(response, why, detail),
                 Settled::Again => {
-                    self.cache.partition.forget(&self.key);
+                    self.forget(&self.key);
                     stale = None;
                     lead = self.lead();
                     self.restore(exchange, &uri);
@@ -210,7 +217,9 @@ impl Fetch {
         if let Some(kind) = failure {
             lead.fill.tell(match kind {
                 // There is nobody to ask, whoever asks.
-                ErrorKind::ConnectFailure | ErrorKind::NoHealthyEndpoints => Heard::Failed(kind),
+                ErrorKind::ConnectFailure | ErrorKind::NoHealthyEndpoints if self.cache.has_one_backend => {
+                    Heard::Failed(kind)
+                }
                 // It may have been this request: the next one tries.
                 kind if kind.side() == Side::Upstream => Heard::Abandoned,
                 _ => Heard::Alone,
@@ -223,7 +232,7 @@ impl Fetch {
         let (opening, key) = match opened {
             Ok(opened) => opened,
             Err(why) => {
-                self.refuse(&lead, stale, status, why);
+                self.refuse(&lead, stale, status);
                 return Settled::Passed(response, Some(why));
             }
         };
@@ -314,7 +323,7 @@ impl Fetch {
                 lead.fill.tell(if terms.is_for_all() { kept } else { Heard::Alone });
             }
             Err(_) => {
-                self.cache.partition.forget(lead.key());
+                self.forget(lead.key());
                 lead.fill.tell(Heard::Alone);
             }
         }
@@ -385,7 +394,15 @@ impl Fetch {
         if opening.terms.is_for_all() { heard } else { Heard::Alone }
     }
 
-    fn refuse(&self, lead: &Lead, stale: Option<&Arc<Stored>>, status: StatusCode, why: Refusal) {
+    /// Forgets what an answer to anybody shows to hold no more. An answer to one with cookies or credentials, or who wants
+    /// nothing kept, says nothing about that of others.
+    fn forget(&self, key: &[u8]) {
+        if self.asked.is_plain() {
+            self.cache.partition.forget(key);
+        }
+    }
+
+    fn refuse(&self, lead: &Lead, stale: Option<&Arc<Stored>>, status: StatusCode) {
         let partition = &self.cache.partition;
         if status.is_server_error() {
             // The next one tries, and does not ask for an answer of its own for that.
@@ -393,8 +410,8 @@ impl Fetch {
             return;
         }
         lead.fill.tell(Heard::Alone);
-        if stale.is_some() && why != "no-store" {
-            partition.forget(lead.key());
+        if stale.is_some() {
+            self.forget(lead.key());
         }
         if !self.asked.no_store {
             partition.alone(lead.key(), class(self.asked), Instant::now());

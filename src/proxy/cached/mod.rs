@@ -27,8 +27,11 @@ use self::fetch::Fetch;
 pub use self::invalidate::{judge_threat, threatened};
 pub use self::meaning::{Meaning, Meanings, plan_of};
 use super::live::{Live, Slot};
+use super::request_head::Intake;
 use crate::cache::key;
-use crate::cache::{Asked, Forwarded, Heard, Join, Keying, Partition, Reader, Stored, Told, Use, Wish};
+use crate::cache::{
+    Asked, Forwarded, Heard, Join, Keying, Partition, Reader, Stored, Terms, Told, Use, Wish,
+};
 use crate::filters::{CachePlan, Collapse};
 use crate::message::{ErrorKind, Exchange, ProxyError, Response};
 use crate::telemetry::Cached;
@@ -52,6 +55,8 @@ pub struct LiveCache {
     pub idle: Option<Duration>,
     /// A filter further out says which sites may read the answers.
     pub has_cors: bool,
+    /// Whoever asks is answered by the same backend.
+    pub has_one_backend: bool,
 }
 
 /// Fields that some backends read in place of the method or the path: an answer to such a request is no answer to
@@ -88,6 +93,7 @@ thread_local! {
 pub async fn answer<R, A, G>(
     cache: &Arc<LiveCache>,
     live: &Live,
+    intake: &Intake,
     exchange: &mut Exchange,
     refuse: R,
     action: A,
@@ -98,7 +104,7 @@ where
     A: AsyncFn(&mut Exchange) -> Response,
     G: FnOnce() -> Rerun,
 {
-    let kind = cache.kind(exchange);
+    let kind = cache.kind(exchange, intake);
     let (method, is_head) = match kind {
         Kind::Get => (Method::GET, false),
         Kind::Head => (Method::HEAD, true),
@@ -124,6 +130,9 @@ where
         Collapse::Only => None,
         _ => cache.partition.look(&mut key, exchange.request.headers()),
     };
+    if stored.as_ref().is_some_and(|stored| !cache.is_for(exchange, &wish, &stored.terms)) {
+        stored = None;
+    }
     let found = stored.as_ref().map(|stored| stored.usable(&wish, now));
     match (&stored, found) {
         (Some(stored), Some(Use::Hit { ttl })) => {
@@ -154,7 +163,7 @@ where
         BUFFER.set(key);
         exchange.cached = Some(Cached::Miss);
         let why = if is_head { why } else { Forwarded::Partial };
-        let head = is_head.then(|| key_of_head(cache, exchange)).flatten();
+        let head = is_head.then(|| key_of_head(cache, exchange, &wish)).flatten();
         let response = action(exchange).await;
         if let (Some(stored), Some(address)) = (&stored, head) {
             invalidate::by_head(cache, stored, &response, &address);
@@ -218,10 +227,13 @@ async fn wait(
         Heard::Open(opening) if !opening.terms.is_fresh(opening.received, &fetch.wish, now) => {
             return Waited::Alone;
         }
+        Heard::Open(opening) if !fetch.may_have(&opening.terms) => return Waited::Alone,
         Heard::Open(opening) if opening.suits(headers) => {
             opening.answer(headers, reader.body(), Some(opening.age(now)))
         }
-        Heard::Kept(stored) if !helps(&stored, &fetch.wish, now) => return Waited::Alone,
+        Heard::Kept(stored) if !fetch.may_have(&stored.terms) || !helps(&stored, &fetch.wish, now) => {
+            return Waited::Alone;
+        }
         Heard::Kept(stored) if stored.suits(headers) => stored.answer(&Method::GET, headers, now),
         Heard::Failed(kind) => {
             exchange.cached = Some(Cached::Collapsed);
@@ -259,14 +271,18 @@ fn told(mut response: Response, told: Told) -> Response {
     response
 }
 
-fn key_of_head(cache: &LiveCache, exchange: &Exchange) -> Option<Vec<u8>> {
+/// What an answer to HEAD may show to have changed: only one that anybody would get.
+fn key_of_head(cache: &LiveCache, exchange: &Exchange, wish: &Wish) -> Option<Vec<u8>> {
+    if cache.plan.collapse == Collapse::Only || !cache.asked(exchange, wish).is_plain() {
+        return None;
+    }
     let mut address = Vec::new();
     key::address(&mut address, exchange, exchange.request.uri());
-    (cache.plan.collapse != Collapse::Only).then_some(address)
+    Some(address)
 }
 
 impl LiveCache {
-    fn kind(&self, exchange: &Exchange) -> Kind {
+    fn kind(&self, exchange: &Exchange, intake: &Intake) -> Kind {
         let request = &exchange.request;
         let headers = request.headers();
         let kind = match *request.method() {
@@ -278,7 +294,8 @@ impl LiveCache {
         if !request.body().is_end_stream() {
             return Kind::Other(Forwarded::Bypass, Some("body"));
         }
-        if headers.contains_key(header::UPGRADE) {
+        // The head does not hold it any more.
+        if intake.upgrade.is_some() {
             return Kind::Other(Forwarded::Bypass, Some("upgrade"));
         }
         // Only the origin can tell whether these hold.
@@ -289,6 +306,9 @@ impl LiveCache {
             |name: &HeaderName| headers.contains_key(name) && !self.plan.key.headers.contains(name);
         if OVERRIDES.iter().any(overrides) {
             return Kind::Other(Forwarded::Bypass, Some("override"));
+        }
+        if key::has_strange_cookie(&self.plan.key, headers) {
+            return Kind::Other(Forwarded::Bypass, Some("cookie"));
         }
         kind
     }
@@ -323,6 +343,11 @@ impl LiveCache {
             authorized: key::is_authorized(key, exchange),
             cookies: key.cookies.is_none() && exchange.request.headers().contains_key(header::COOKIE),
         }
+    }
+
+    /// Whether an answer on these terms may be given to this request.
+    fn is_for(&self, exchange: &Exchange, wish: &Wish, terms: &Terms) -> bool {
+        !terms.by_policy || terms.is_for(self.asked(exchange, wish))
     }
 }
 

@@ -12,13 +12,14 @@ use http_body_util::StreamBody;
 use tokio::time::Instant;
 
 use super::fetch::{Fetch, Readers, Settled};
-use super::{LiveCache, Meanings};
+use super::{Kind, LiveCache, Meanings, Waited, key_of_head, wait};
 use crate::cache::tests::exchange;
-use crate::cache::{Forwarders, Heard, Join, Keying, Lead, Memory, Reader, Stored, Wish, key};
+use crate::cache::{Forwarded, Forwarders, Heard, Join, Keying, Lead, Memory, Reader, Stored, Wish, key};
 use crate::filters::{CachePlan, Collapse, REGISTRY};
 use crate::message::{
     Body, BodyError, ErrorKind, Exchange, Labels, LocalFuture, Outbound, ProxyError, Request, Response,
 };
+use crate::proxy::request_head::Intake;
 use crate::route_map::{Action, Rule, Unserved};
 use crate::values::BackendId;
 
@@ -62,6 +63,7 @@ impl Case {
             rewritten: [HeaderName::from_static("x-rewritten")].into(),
             idle: None,
             has_cors: false,
+            has_one_backend: true,
         };
         Self { cache: Arc::new(cache), worker: Rc::new(Worker { room, work: RefCell::default() }) }
     }
@@ -151,6 +153,112 @@ async fn only_a_backend_that_nobody_reaches_fails_for_all() {
             is_shared,
             "{kind:?}: {heard:?}"
         );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_several_backends_another_may_be_reached() {
+    let mut case = Case::new(CachePlan::default(), true);
+    Arc::get_mut(&mut case.cache).expect("nobody else has it").has_one_backend = false;
+    let (_, heard) = case.settle(&exchange(URL, &[]), failure(ErrorKind::ConnectFailure), None).await;
+    assert!(matches!(heard, Heard::Abandoned), "{heard:?}");
+}
+
+/// What clients can say that makes their answers their own, if nobody says what matters.
+const OWN: [(&str, &str); 3] =
+    [("cookie", "session=1"), ("authorization", "Basic x"), ("cache-control", "no-store")];
+
+#[tokio::test(start_paused = true)]
+async fn what_is_kept_is_forgotten_by_the_origin_s_word_and_not_by_who_asks() {
+    let plan = CachePlan { default_ttl: Some(Duration::from_secs(60)), ..CachePlan::default() };
+    let after =
+        async |fields: &[(&'static str, &'static str)], status, said: &[(&'static str, &'static str)]| {
+            let case = Case::new(plan.clone(), true);
+            let old = [("etag", "\"a\""), ("cache-control", "max-age=0")];
+            let (settled, _) = case.settle(&exchange(URL, &[]), response(200, &old, Body::Empty), None).await;
+            let Settled::Kept(stored, _) = settled else { panic!("kept") };
+            let (fetch, _) = case.fetch(&exchange(URL, fields));
+            let answer = response(status, said, Body::Empty);
+            let started = Instant::now();
+            let settled = fetch
+                .settle(&*case.worker, fetch.lead(), answer, Some(&stored), started, |_| Readers::Needed);
+            drop(settled);
+            case.kept(&exchange(URL, &[])).is_some()
+        };
+    for status in [200, 304] {
+        for forbids in ["no-store", "private"] {
+            let said = [("cache-control", forbids)];
+            assert!(!after(&[], status, &said).await, "{status} {forbids}");
+            for own in OWN {
+                assert!(after(&[own], status, &said).await, "{status} {forbids} {own:?}");
+            }
+        }
+    }
+    for own in OWN {
+        assert!(after(&[own], 200, &[]).await, "{own:?}");
+        assert!(after(&[own], 304, &[("etag", "\"b\"")]).await, "{own:?}");
+    }
+}
+
+#[test]
+fn only_an_answer_to_anybody_shows_by_head_what_has_changed() {
+    let case = Case::new(CachePlan::default(), true);
+    let shows = |fields: &[(&'static str, &'static str)]| {
+        let asked = exchange(URL, fields);
+        key_of_head(&case.cache, &asked, &Wish::of(asked.request.headers())).is_some()
+    };
+    assert!(shows(&[]) && shows(&[("accept", "text/html")]));
+    assert!(OWN.iter().all(|own| !shows(&[*own])));
+}
+
+#[test]
+fn what_may_become_another_protocol_goes_past() {
+    let case = Case::new(CachePlan::default(), true);
+    let mut intake = Intake::of_nobody();
+    assert_eq!(case.cache.kind(&exchange(URL, &[]), &intake), Kind::Get);
+    intake.upgrade = Some(HeaderValue::from_static("websocket"));
+    let past = Kind::Other(Forwarded::Bypass, Some("upgrade"));
+    assert_eq!(case.cache.kind(&exchange(URL, &[]), &intake), past);
+}
+
+#[test]
+fn a_cookie_that_a_backend_may_take_for_another_goes_past() {
+    let mut plan = CachePlan::default();
+    plan.key.cookies = Some(["session".into()].into());
+    let case = Case::new(plan, true);
+    let kind = |cookie| case.cache.kind(&exchange(URL, &[("cookie", cookie)]), &Intake::of_nobody());
+    assert_eq!(kind("session =1; a=2"), Kind::Get);
+    assert_eq!(kind("ses sion=1"), Kind::Other(Forwarded::Bypass, Some("cookie")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_the_policy_keeps_is_not_given_to_those_whose_answers_it_does_not_keep() {
+    let plan = CachePlan { default_ttl: Some(Duration::from_secs(60)), ..CachePlan::default() };
+    for (own, said, is_given) in [
+        (OWN[0], &[][..], false),
+        (OWN[1], &[], false),
+        (("accept", "text/html"), &[], true),
+        (OWN[0], &[FRESH], true),
+    ] {
+        let case = Case::new(plan.clone(), true);
+        let mut asks = exchange(URL, &[own]);
+        let (first, (second, _)) = (case.fetch(&exchange(URL, &[])).0, case.fetch(&asks));
+        let Join::Lead(lead) = first.join(None, false) else { panic!("nobody fetches") };
+        let Join::Wait(waiting) = second.join(None, false) else { panic!("somebody fetches") };
+        let answer = response(200, said, streamed("all"));
+        let settled = first.settle(&*case.worker, lead, answer, None, Instant::now(), |_| Readers::Needed);
+        let refuse = |_: &ProxyError| panic!("it did not fail");
+        let waited = wait(&second, &mut asks, waiting, Forwarded::UriMiss, refuse).await;
+        assert_eq!(matches!(waited, Waited::Answered(_)), is_given, "on its way: {own:?} {said:?}");
+        assert!(is_given || matches!(waited, Waited::Alone));
+        drop(waited);
+        let Settled::Open(_, body) = settled else { panic!("open") };
+        let work = case.worker.work.borrow_mut().pop().expect("work");
+        tokio::join!(work, text(body));
+        let stored = case.kept(&asks).expect("kept");
+        let wish = Wish::of(asks.request.headers());
+        assert_eq!(case.cache.is_for(&asks, &wish, &stored.terms), is_given, "kept: {own:?} {said:?}");
+        assert_eq!(matches!(second.join(None, false), Join::Here(_)), is_given);
     }
 }
 
