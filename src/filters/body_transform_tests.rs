@@ -337,6 +337,19 @@ async fn an_answer_that_does_not_end_in_time_is_504() {
     assert_eq!(response.extensions().get(), Some(&ErrorKind::BackendTimeout));
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_request_that_drips_is_not_waited_for() {
+    let began = tokio::time::Instant::now();
+    let drips = futures_util::stream::unfold((), async |()| {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        Some((Ok::<_, BodyError>(Frame::data(Bytes::from_static(b" "))), ()))
+    });
+    let body = Body::stream(StreamBody::new(Box::pin(drips)));
+    let outcome = asked(json!({"bodyPatch": {"remove": ["/a"]}}), &[JSON], body).await;
+    assert_eq!(outcome.err(), Some(ErrorKind::RequestTimeout));
+    assert_eq!(began.elapsed().as_secs(), 30);
+}
+
 #[tokio::test]
 async fn the_backend_is_asked_for_what_can_be_changed() {
     let plain = [("accept-encoding", "gzip"), ("if-range", "x"), ("range", "bytes=0-1")];

@@ -1,6 +1,6 @@
 //! The question: what the authorizer is shown of a request.
 
-use std::time::Duration;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
@@ -12,9 +12,9 @@ use super::{OnFailure, Plan, Shown, Style};
 use crate::filters::contract::{Decision, Filter};
 use crate::filters::ext_auth::verdict::Verdict;
 use crate::filters::header_edits::is_forbidden;
+use crate::filters::held::{self, Held};
 use crate::message::{
-    AnswerBy, Body, BodyError, ErrorKind, Exchange, FixedHost, Identity, ProxyError, Request, Response,
-    TooLarge,
+    AnswerBy, Body, ErrorKind, Exchange, FixedHost, Identity, ProxyError, Request, Response,
 };
 use crate::telemetry::Consulted;
 
@@ -28,9 +28,6 @@ static X_ORIGINAL_URL: HeaderName = HeaderName::from_static("x-original-url");
 static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static PASSES: HeaderName = HeaderName::from_static("x-portcullis-passes");
-
-/// How long a body may take where its request may take for ever.
-const BODY_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Whether only the gateway tells backends this.
 pub(super) fn is_gateways(name: &HeaderName) -> bool {
@@ -64,16 +61,23 @@ static OVERRIDES: [HeaderName; 3] = [
     HeaderName::from_static("x-method-override"),
 ];
 
-impl Filter for Plan {
+/// The linked member.
+pub(super) struct Consulting {
+    pub plan: Plan,
+    /// Bodies that it holds are counted among those of all filters.
+    pub held: Arc<Held>,
+}
+
+impl Filter for Consulting {
     fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
-        Decision::Wait(Box::pin(self.consult(exchange)))
+        Decision::Wait(Box::pin(self.plan.consult(exchange, &self.held)))
     }
 }
 
 impl Plan {
-    async fn consult(&self, exchange: &mut Exchange) -> Decision<'static> {
+    async fn consult(&self, exchange: &mut Exchange, held: &Arc<Held>) -> Decision<'static> {
         self.take_overrides(exchange.request.headers_mut());
-        let body = match self.take_body(exchange).await {
+        let body = match self.take_body(exchange, held).await {
             Ok(body) => body,
             Err(error) => return error.into(),
         };
@@ -156,20 +160,23 @@ impl Plan {
     }
 
     /// The body in full, which stays in the request as well.
-    async fn take_body(&self, exchange: &mut Exchange) -> Result<Option<Bytes>, ProxyError> {
+    async fn take_body(
+        &self,
+        exchange: &mut Exchange,
+        held: &Arc<Held>,
+    ) -> Result<Option<Bytes>, ProxyError> {
         let Some(limit) = self.body else { return Ok(None) };
         if exchange.request.body().is_end_stream() {
             return Ok(Some(Bytes::new()));
         }
         let body = std::mem::take(exchange.request.body_mut());
         // A client that drips is never stalled.
-        let until = exchange.deadline.unwrap_or_else(|| Instant::now() + BODY_PATIENCE);
-        let read = tokio::time::timeout_at(until, body.read(limit)).await;
-        let (whole, _) = read.map_err(|_| ErrorKind::RequestTimeout)?.map_err(|error| match error {
-            TooLarge::Limit { .. } | TooLarge::Broken(BodyError::TooLarge { .. }) => ErrorKind::BodyTooLarge,
-            TooLarge::Broken(BodyError::Stalled(_)) => ErrorKind::RequestTimeout,
-            TooLarge::Broken(_) => ErrorKind::BadRequest,
-        })?;
+        let until = exchange.deadline.unwrap_or_else(|| Instant::now() + held::PATIENCE);
+        if body.size_hint().lower() > limit as u64 {
+            return Err(ErrorKind::BodyTooLarge.into());
+        }
+        let read = tokio::time::timeout_at(until, held::read(body, limit as u64, held)).await;
+        let (whole, _) = read.map_err(|_| ErrorKind::RequestTimeout)?.map_err(held::of_request)?;
         *exchange.request.body_mut() = Body::Full(whole.clone());
         // Trailers went with the stream (RFC 9110 section 6.5.1 lets them).
         exchange.request.headers_mut().remove(header::TRAILER);

@@ -20,6 +20,7 @@ use serde_json::Value;
 
 use super::contract::{Combine, Filter, FilterKind, Keep, Member, Ring, Scope};
 use super::header_edits::{is_forbidden, may_be_reserved};
+use super::held::Held;
 use super::{Transport, Url};
 use crate::values::{
     AskedBackendRef, BackendId, ByteSize, Duration, FieldPath, Origin, OriginScheme, Problem, Reason,
@@ -231,8 +232,8 @@ impl Member for ExtAuth {
 impl FilterKind for ExtAuth {
     const RING: Ring = Ring::ExternalAuthorization;
 
-    fn link(plan: &Plan, _: &dyn Keep) -> Arc<dyn Filter> {
-        Arc::new(plan.clone())
+    fn link(plan: &Plan, keep: &dyn Keep) -> Arc<dyn Filter> {
+        Arc::new(ask::Consulting { plan: plan.clone(), held: Held::kept(keep) })
     }
 }
 

@@ -70,6 +70,19 @@ async fn what_is_right_goes_on_byte_for_byte() {
     assert_eq!(judged(spec, Method::PUT, &[JSON], chunks(pieces)).await.expect("right"), text);
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_body_that_drips_is_not_waited_for() {
+    let drips = futures_util::stream::unfold((), async |()| {
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        Some((Ok::<_, BodyError>(Frame::data(Bytes::from_static(b" "))), ()))
+    });
+    let body = Body::stream(StreamBody::new(Box::pin(drips)));
+    let spec = json!({"bodySchema": {"inline": {"type": "object"}}});
+    let began = Instant::now();
+    let error = judged(spec, Method::POST, &[JSON], body).await.expect_err("late");
+    assert_eq!((error.kind, began.elapsed().as_secs()), (ErrorKind::RequestTimeout, 30));
+}
+
 #[tokio::test]
 async fn trailers_go_on_too() {
     let spec = json!({"bodySchema": {"inline": {}}});
