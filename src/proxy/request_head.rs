@@ -79,7 +79,19 @@ pub fn take_in(
         intake.trailers = lists(&parts.headers, &header::TE, "trailers");
     }
     survey.strip(&mut parts.headers);
+    if survey.cookies > 1 {
+        join_cookies(&mut parts.headers);
+    }
     Ok(intake)
+}
+
+/// One field, as HTTP/1.1 has it (RFC 9113 section 8.2.3).
+fn join_cookies(headers: &mut HeaderMap) {
+    let crumbs: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // What was valid apart is valid together.
+    if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
+        headers.insert(header::COOKIE, whole);
+    }
 }
 
 fn check_line(parts: &http::request::Parts, limits: &Limits) -> Result<(), ProxyError> {
@@ -107,6 +119,7 @@ struct Survey {
     connection: bool,
     upgrade: bool,
     te: bool,
+    cookies: usize,
     expect: bool,
     /// Any other field that ends here.
     hop_by_hop: bool,
@@ -141,6 +154,7 @@ impl Survey {
                 header::CONNECTION => self.connection = true,
                 header::UPGRADE => self.upgrade = true,
                 header::TE => self.te = true,
+                header::COOKIE => self.cookies += 1,
                 header::EXPECT => self.expect |= value.as_bytes().eq_ignore_ascii_case(b"100-continue"),
                 header::PROXY_AUTHORIZATION => self.hop_by_hop = true,
                 header::FORWARDED => self.introduced = true,
@@ -509,5 +523,16 @@ mod tests {
     fn the_path_is_normal_before_anybody_matches_it() {
         let (_, parts) = taken("/a/./b/%7Ex?q=%2e", Protocol::Http11, &[("host", "a")]);
         assert_eq!(parts.uri, "/a/b/~x?q=%2e");
+    }
+
+    #[test]
+    fn crumbs_of_cookies_become_one_field() {
+        let mut headers = HeaderMap::new();
+        for crumb in ["a=1", "b=2; c=3", "d="] {
+            headers.append(header::COOKIE, HeaderValue::from_static(crumb));
+        }
+        join_cookies(&mut headers);
+        let cookies: Vec<_> = headers.get_all(header::COOKIE).iter().collect();
+        assert_eq!(cookies, ["a=1; b=2; c=3; d="]);
     }
 }

@@ -58,7 +58,9 @@ pub async fn answer(
     };
     let mut account = Box::new(Account::new(worker, request.method().clone(), protocol, connection.scheme));
     let accept = request.headers().get(http::header::ACCEPT).cloned();
-    let call = if grpc::is_call(request.method(), request.headers()) { Call::Grpc } else { Call::Http };
+    // There is none over HTTP/1: whoever says so there has the bounds of everybody.
+    let is_call = protocol == Protocol::Http2 && grpc::is_call(request.method(), request.headers());
+    let call = if is_call { Call::Grpc } else { Call::Http };
     let mut told = Told { trailers: false, accept, call, tunnel: Cell::new(None) };
     let outcome = {
         // Pinned where it is made: its state is large to move.

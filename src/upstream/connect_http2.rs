@@ -27,8 +27,9 @@ use crate::telemetry::BackendStats;
 /// Requests under way at once on a connection, and fewer where the endpoint says so; more open another.
 const MAX_STREAMS: usize = 100;
 /// What an endpoint may send of one answer, and of all, before the client has taken it.
-const STREAM_WINDOW: u32 = 256 << 10;
-const CONNECTION_WINDOW: u32 = 1 << 20;
+const STREAM_WINDOW: u32 = 128 << 10;
+/// Of all: what slow readers leave untaken must not hold up the others.
+const CONNECTION_WINDOW: u32 = STREAM_WINDOW * MAX_STREAMS as u32;
 /// What is kept of a request's body on its way.
 const SEND_BUFFER: usize = 64 << 10;
 /// An endpoint that is silent for so long while requests are under way is asked whether it lives. Servers of gRPC take
@@ -57,6 +58,8 @@ pub(super) struct Multiplexed {
     idle_since: Cell<Instant>,
     /// It takes no new requests.
     leaving: Cell<bool>,
+    /// It ended under a request.
+    lost: Cell<bool>,
     heard: Rc<Heard>,
     stats: Arc<BackendStats>,
     worker: usize,
@@ -77,7 +80,12 @@ pub(super) enum Lost {
     /// The endpoint did nothing with it, though some of it may have been sent.
     Unprocessed,
     /// The connection ended; nobody knows.
-    WithItsConnection,
+    WithItsConnection {
+        /// Of those on it this one was told first: one failure counts once.
+        first: bool,
+    },
+    /// Its own body failed: the client's doing.
+    Ours,
     /// The endpoint gave it up.
     GivenUp,
     /// What came is not HTTP/2, or more than we take.
@@ -143,6 +151,7 @@ impl Multiplexed {
             until: now + age(&heard),
             idle_since: Cell::new(now),
             leaving: Cell::new(false),
+            lost: Cell::new(false),
             heard,
             stats: Arc::clone(stats),
             worker,
@@ -207,10 +216,13 @@ impl Stream {
         outcome.map_err(|mut failed| {
             let never_sent = failed.take_message().is_some();
             let error = failed.into_error();
-            let lost = if never_sent { Lost::Unprocessed } else { what_became(&error) };
-            if never_sent || lost == Lost::WithItsConnection {
+            let mut lost = if never_sent { Lost::Unprocessed } else { what_became(&error) };
+            if never_sent || matches!(lost, Lost::WithItsConnection { .. }) {
                 // It may not know yet that it ended.
                 self.connection.leaving.set(true);
+            }
+            if let Lost::WithItsConnection { first } = &mut lost {
+                *first = !self.connection.lost.replace(true);
             }
             let heard = lost == Lost::Nonsense;
             Box::new(Unanswered { error, unsent: None, lost: Some(lost), heard, refused: None })
@@ -246,10 +258,11 @@ fn what_became(error: &hyper::Error) -> Lost {
             (true, _, true) => Lost::Unprocessed,
             (true, true, _) => Lost::GivenUp,
             (_, reset, away) if h2.is_library() && (reset || away) => Lost::Nonsense,
-            _ => Lost::WithItsConnection,
+            (false, true, _) => Lost::Ours,
+            _ => Lost::WithItsConnection { first: true },
         };
     }
-    Lost::WithItsConnection
+    Lost::WithItsConnection { first: true }
 }
 
 /// The form of RFC 9113, 8.2.2 and 8.3.1: no fields that concern a connection, the host in the place of its own.

@@ -18,6 +18,7 @@ use super::carrier::Carrier;
 use super::connect::{ConnectError, Connection, reach};
 use super::connect_http2::{Multiplexed, Stream};
 use super::health::Health;
+use super::repeatable::Upload;
 use super::tls::{Failed, Offer, Security, TlsClient};
 use crate::route_map::{BackendProtocol, Endpoint};
 use crate::telemetry::{BackendStats, Connect};
@@ -83,6 +84,8 @@ enum Spoken {
 pub(super) struct Lease {
     pub endpoint: Rc<EndpointPool>,
     pub carrier: Option<Carrier>,
+    /// Of a request on a shared connection: its body goes on only as long as this is held.
+    pub upload: Option<Upload>,
     /// It counts no longer here, but in a [`Place`].
     moved: bool,
 }
@@ -140,7 +143,7 @@ impl EndpointPool {
         if self.counts {
             self.health.begins();
         }
-        Lease { endpoint: self.clone(), carrier: None, moved: false }
+        Lease { endpoint: self.clone(), carrier: None, upload: None, moved: false }
     }
 
     /// The connection that was used last, so that those too many grow old.

@@ -20,7 +20,7 @@ use super::connect_http2::Lost;
 use super::credentials;
 use super::endpoint::{Lease, SWEEP};
 use super::health::Health;
-use super::repeatable::Repeatable;
+use super::repeatable::{self, Repeatable, Upload};
 use super::replay;
 use super::tls::{Offer, Security};
 use crate::message::{BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side};
@@ -31,6 +31,8 @@ use crate::upstream::{Backend, Guard, HeadLines};
 const CONNECT: Duration = Duration::from_secs(2);
 /// "No limit", so that nothing overflows.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
+/// An endpoint that had at least this time, and does not connect, is at fault, however little time the request had.
+const FAIR_CONNECT: Duration = Duration::from_millis(500);
 /// Silence for half of this is an endpoint's fault, however little time the request had left.
 const FAIR: Duration = Duration::from_secs(2);
 /// So many endpoints are tried until one can be connected to.
@@ -241,7 +243,7 @@ impl Pools {
         backend.stats.request(self.worker);
         let asking = RefCell::default();
         let (end, own) = (limits.end(), limits.one_try);
-        let limits = SendLimits { deadline: end, one_try: None, ..limits };
+        let limits = SendLimits { deadline: end, ..limits };
         // Pinned where it is made: moving it into the time-out would copy all of its state.
         let mut attempts =
             pin!(self.attempts(backend, &pool, Outgoing { request, lines, asked_as }, limits, &asking));
@@ -301,7 +303,7 @@ impl Pools {
             asking.replace(health.clone().zip(asked));
             let carrier = lease.0.carrier.as_mut().expect("`lease` gives none without");
             // Of what goes over a shared connection no bytes of its own are left to be looked at.
-            let shared;
+            let mut shared;
             (request, shared) = Sharing::of(request, carrier);
             let failed = match carrier.send(request, spare.is_some(), lines.clone()).await {
                 Ok(head) => {
@@ -312,6 +314,7 @@ impl Pools {
                     if let Some((health, asked)) = health.zip(asked) {
                         backend.answered(&health, head.status(), limits.answerable_since(asked));
                     }
+                    lease.0.upload = shared.as_mut().and_then(|shared| shared.upload.take());
                     return Ok(Answer { response: answer::stream(head, lease.0), endpoint });
                 }
                 Err(failed) => failed,
@@ -333,16 +336,20 @@ impl Pools {
                 _ if unsent >= MAX_UNSENT => None,
                 _ => match (lost, shared) {
                     (Some(Lost::Unprocessed), Some(shared)) => shared.request.again(),
-                    (Some(Lost::WithItsConnection), Some(shared)) if kept && shared.is_idempotent => {
+                    (Some(Lost::WithItsConnection { .. }), Some(shared)) if kept && shared.is_idempotent => {
                         unsent = MAX_UNSENT;
                         shared.request.again()
+                    }
+                    (Some(Lost::Ours), Some(shared)) if let Some(kind) = shared.request.failure() => {
+                        return Err(ProxyError::caused(kind, Failure { endpoint, source: error }));
                     }
                     _ => None,
                 },
             };
             let Some(again) = again else {
                 let error = classify(endpoint, error, heard);
-                if let Some(health) = health.filter(|_| error.kind.side() == Side::Upstream) {
+                let is_told = matches!(lost, Some(Lost::WithItsConnection { first: false } | Lost::Ours));
+                if let Some(health) = health.filter(|_| !is_told && error.kind.side() == Side::Upstream) {
                     backend.failed(&health);
                 }
                 return Err(error);
@@ -387,6 +394,12 @@ impl Pools {
             // An endpoint that swallows packets must leave time for the others.
             let left = pool.len().min(MAX_ENDPOINTS).saturating_sub(tried.len() - 1).max(1) as u32;
             let until = now + end.saturating_duration_since(now) / left;
+            let own = [Some(connect.saturating_duration_since(now)), limits.one_try];
+            let fair = own.into_iter().flatten().fold(FAIR_CONNECT, |fair, own| fair.min(own / left));
+            // A client can leave an endpoint no time; and an upgrade asks for HTTP/1.1, which it need not speak.
+            let is_fair = until.saturating_duration_since(now) >= fair - fair / 10;
+            let is_asked_too_much =
+                offer == Offer::Http1 && backend.plan.protocol == BackendProtocol::Negotiated;
             endpoint.probes(until);
             let tls = backend.security.towards(endpoint.server_name.as_ref())?;
             let opened = match backend.plan.protocol {
@@ -412,7 +425,13 @@ impl Pools {
                 backend.stats.tls_failure(self.worker, cause.as_str());
                 client.tell(&backend.plan.id, endpoint.address, *cause, error);
             }
-            if error.is_of_the_endpoint() && !matches!(error, ConnectError::JustFailed(_)) {
+            let is_its_own = match error {
+                ConnectError::JustFailed(_) => false,
+                ConnectError::TimedOut(..) => is_fair,
+                ConnectError::Tls(..) => !is_asked_too_much,
+                _ => true,
+            };
+            if error.is_of_the_endpoint() && is_its_own {
                 endpoint.not_connected(result(&error));
                 backend.not_connected(&endpoint.health);
             }
@@ -480,6 +499,8 @@ async fn upkeep(pools: Weak<Pools>) {
 /// What is kept of a request that goes over a shared connection.
 struct Sharing {
     request: Repeatable,
+    /// Ends its upload when it is dropped: a stream is over only when both sides of it are.
+    upload: Option<Upload>,
     is_idempotent: bool,
 }
 
@@ -490,7 +511,9 @@ impl Sharing {
         }
         let is_idempotent = replay::is_idempotent(request.method());
         let (request, repeatable) = Repeatable::of(request, true);
-        (request, repeatable.map(|repeatable| Self { request: repeatable, is_idempotent }))
+        let sharing =
+            |repeatable: Repeatable| Self { upload: repeatable.upload(), request: repeatable, is_idempotent };
+        (request, repeatable.map(sharing))
     }
 }
 
@@ -535,10 +558,7 @@ fn is_of_the_connection(error: &hyper::Error) -> bool {
 fn classify(endpoint: SocketAddr, error: hyper::Error, heard: bool) -> ProxyError {
     let source = std::error::Error::source(&error);
     let kind = match source.and_then(|cause| cause.downcast_ref::<BodyError>()) {
-        Some(BodyError::Connection(_)) => ErrorKind::ClientGone,
-        Some(BodyError::Stalled(_)) => ErrorKind::RequestTimeout,
-        Some(BodyError::TooLarge { .. }) => ErrorKind::BodyTooLarge,
-        Some(BodyError::Other(_)) => ErrorKind::BadRequest,
+        Some(failed) => repeatable::kind_of(failed),
         None if error.is_parse() || heard => ErrorKind::InvalidResponse,
         None => ErrorKind::Reset,
     };

@@ -3,13 +3,13 @@
 use std::cell::RefCell;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, Uri, header};
 use http_body::{Body as _, Frame, SizeHint};
 
-use crate::message::{Body, BodyError, FixedHost, Request};
+use crate::message::{Body, BodyError, ErrorKind, FixedHost, Request};
 
 /// So much of a body is kept; a request of whose body more was sent is not repeated.
 const MAX_KEPT: usize = 64 << 10;
@@ -43,6 +43,45 @@ struct Kept {
     reader: usize,
     /// So many of the bytes it has.
     read: usize,
+    /// Readers up to this one get nothing more.
+    closed: usize,
+    /// Who waits for more.
+    waker: Option<Waker>,
+    /// Why the body ended before its end.
+    failure: Option<ErrorKind>,
+}
+
+/// Holds open what a try sends of a body; when it is dropped, that ends there.
+#[derive(Debug)]
+pub(super) struct Upload {
+    kept: Rc<RefCell<Kept>>,
+    reader: usize,
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        let Ok(mut kept) = self.kept.try_borrow_mut() else { return };
+        kept.closed = kept.closed.max(self.reader);
+        let waker = kept.waker.take();
+        drop(kept);
+        waker.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl std::fmt::Debug for Kept {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kept").field("reader", &self.reader).finish_non_exhaustive()
+    }
+}
+
+/// What a failed body of a client's is told as.
+pub(super) fn kind_of(error: &BodyError) -> ErrorKind {
+    match error {
+        BodyError::Connection(_) => ErrorKind::ClientGone,
+        BodyError::Stalled(_) => ErrorKind::RequestTimeout,
+        BodyError::TooLarge { .. } => ErrorKind::BodyTooLarge,
+        BodyError::Other(_) => ErrorKind::BadRequest,
+    }
 }
 
 struct Reader {
@@ -73,6 +112,9 @@ impl Repeatable {
                 lost: false,
                 reader: 0,
                 read: 0,
+                closed: 0,
+                waker: None,
+                failure: None,
             }))),
         };
         let again = Self {
@@ -92,6 +134,19 @@ impl Repeatable {
             Source::Whole(_) => true,
             Source::Kept(kept) => !kept.borrow().lost,
         }
+    }
+
+    /// What its last reader is held open by. None: its body is at hand.
+    pub fn upload(&self) -> Option<Upload> {
+        let Source::Kept(kept) = &self.body else { return None };
+        let reader = kept.borrow().reader;
+        Some(Upload { kept: Rc::clone(kept), reader })
+    }
+
+    /// Why its body ended before its end, if it did.
+    pub fn failure(&self) -> Option<ErrorKind> {
+        let Source::Kept(kept) = &self.body else { return None };
+        kept.borrow().failure
     }
 
     /// The request once more. None: too much of its body is gone.
@@ -188,7 +243,7 @@ impl http_body::Body for Reader {
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let reader = &mut *self;
         let mut kept = reader.kept.borrow_mut();
-        if kept.reader != reader.number {
+        if kept.reader != reader.number || kept.closed >= reader.number {
             return Poll::Ready(Some(Err(BodyError::Other("another try reads this body"))));
         }
         if let Some(rest) = kept.bytes.get(reader.at..).filter(|rest| !rest.is_empty()) {
@@ -203,11 +258,17 @@ impl http_body::Body for Reader {
             reader.has_trailers = true;
             return Poll::Ready(trailers.map(|fields| Ok(Frame::trailers(fields))));
         }
-        let Poll::Ready(frame) = Pin::new(&mut kept.inner).poll_frame(context) else { return Poll::Pending };
+        let Poll::Ready(frame) = Pin::new(&mut kept.inner).poll_frame(context) else {
+            kept.waker = Some(context.waker().clone());
+            return Poll::Pending;
+        };
         match &frame {
             Some(Ok(frame)) => kept.keep(frame),
             // The client's failure, which no try can mend.
-            Some(Err(_)) => kept.lost = true,
+            Some(Err(error)) => {
+                kept.lost = true;
+                kept.failure = Some(kind_of(error));
+            }
             None => {}
         }
         kept.ended |= frame.is_none() || kept.inner.is_end_stream();

@@ -94,8 +94,14 @@ fn asking(authorizer: &Rc<Authorizer>, fields: &[(&'static str, &'static str)]) 
 }
 
 async fn decided(plan: &Plan, exchange: &mut Exchange) -> Decision<'static> {
-    match plan.request(exchange) {
-        Decision::Wait(waiting) => waiting.await,
+    let held = Arc::default();
+    match (ask::Consulting { plan: plan.clone(), held }).request(exchange) {
+        Decision::Wait(waiting) => match waiting.await {
+            Decision::Continue => Decision::Continue,
+            Decision::Answer(answer) => Decision::Answer(answer),
+            Decision::Fail(error) => Decision::Fail(error),
+            Decision::Wait(_) => panic!("it waits once"),
+        },
         _ => panic!("it asks"),
     }
 }

@@ -6,7 +6,7 @@ use http::{HeaderMap, StatusCode};
 
 use super::{LiveCache, passed};
 use crate::cache::{Forwarded, Memory, Stored, key};
-use crate::message::{Exchange, Response};
+use crate::message::{ErrorKind, Exchange, Response};
 use crate::proxy::live::{LiveHost, LiveRule};
 
 /// Runs the action of a method that is not safe. Where it succeeds, what is kept of its address is not used any more,
@@ -21,8 +21,7 @@ pub async fn around(
     key::address(&mut target, exchange, &counted);
     let host = exchange.request.headers().get(header::HOST).cloned();
     let response = action(exchange).await;
-    let status = response.status();
-    if status.is_success() || status.is_redirection() {
+    if has_done(&response) {
         cache.partition.change(&target);
         let named = [header::LOCATION, header::CONTENT_LOCATION];
         for place in named.iter().filter_map(|name| place(response.headers(), name, &uri, host.as_ref())) {
@@ -48,10 +47,16 @@ pub fn threatened(host: &LiveHost, rule: &LiveRule, exchange: &Exchange) -> Opti
 
 /// What was threatened has changed, if the answer says that the request did something.
 pub fn judge_threat(memory: &Memory, address: Option<Vec<u8>>, response: &Response) {
-    let did_something = response.status().is_success() || response.status().is_redirection();
+    let did_something = has_done(response);
     if let Some(address) = address.filter(|_| did_something) {
         memory.change(&address);
     }
+}
+
+/// The gateway's own answer did nothing, though its refusal of a call of gRPC is a 200.
+fn has_done(response: &Response) -> bool {
+    let (status, is_ours) = (response.status(), response.extensions().get::<ErrorKind>().is_some());
+    !is_ours && (status.is_success() || status.is_redirection())
 }
 
 /// HEAD that tells of another body than the one that is kept (RFC 9111 section 4.3.5).

@@ -16,8 +16,9 @@ use super::http2::{
     ByHand, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Multiplexing, PING, STATUS_200, Step, backend,
     frame, listen, trailers,
 };
-use super::scripted::{get, kind, local, local_paused, pools, request, set, settle, whole};
+use super::scripted::{get, kind, local, local_paused, pools, request, set, settle, speaking, whole};
 use crate::message::{Body, BodyError, ErrorKind, Request};
+use crate::route_map::{BackendProtocol, EjectionPlan, HostHeader, TrafficPlan};
 use crate::upstream::{HeadLines, SendLimits, SharedLines};
 
 fn post(body: &'static str) -> Request {
@@ -397,5 +398,74 @@ fn an_idle_connection_is_closed_below_a_minute_and_an_old_one_gets_no_new_reques
             tokio::time::sleep(Duration::from_secs(50)).await;
         }
         assert_eq!((server.connections.get(), server.open.get()), (3, 1));
+    });
+}
+
+#[test]
+fn what_slow_readers_leave_does_not_hold_up_the_others() {
+    local(async {
+        let server = Multiplexing::start(100, vec![Step::Echo]).await;
+        let (pools, backend) = (pools(), server.backend());
+        let large = "x".repeat(1 << 20);
+        let mut unread = Vec::new();
+        for _ in 0..20 {
+            let body = Body::from(large.clone());
+            unread.push(
+                pools
+                    .send(&backend, request(Method::POST, body), None, SendLimits::default())
+                    .await
+                    .expect("a head"),
+            );
+        }
+        let one = pools.send(&backend, post("small"), None, SendLimits::default()).await;
+        assert_eq!(whole(one).await, "small");
+        assert_eq!(server.connections.get(), 1, "the control: on the same connection");
+        drop(unread);
+    });
+}
+
+#[test]
+fn a_client_s_broken_body_costs_neither_the_endpoint_nor_the_connection() {
+    local(async {
+        let server = Multiplexing::start(100, vec![Step::Ok]).await;
+        let ejection =
+            EjectionPlan { consecutive_errors: 1, eject_for: Duration::from_secs(30), max_percent: 100 };
+        let traffic = TrafficPlan { ejection: Some(ejection), ..TrafficPlan::default() };
+        let backend = speaking(&[server.address], HostHeader::Preserve, traffic, BackendProtocol::Http2);
+        let pools = pools();
+        whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
+        for _ in 0..3 {
+            let broken = futures_util::stream::iter([
+                Ok(Frame::data(Bytes::from_static(b"a"))),
+                Err(BodyError::Stalled(Duration::from_secs(30))),
+            ]);
+            let broken = Body::stream(StreamBody::new(broken));
+            let outcome =
+                pools.send(&backend, request(Method::POST, broken), None, SendLimits::default()).await;
+            assert_eq!(kind(outcome), ErrorKind::RequestTimeout);
+        }
+        whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
+        let totals = backend.stats.totals().expect("counted");
+        assert_eq!((totals.ejections, server.connections.get()), (0, 1));
+    });
+}
+
+#[test]
+fn an_upload_ends_with_its_answer() {
+    local(async {
+        let server = Multiplexing::start(100, vec![Step::Echo]).await;
+        let (pools, backend) = (pools(), server.backend());
+        let (sender, mut pieces) = tokio::sync::mpsc::unbounded_channel::<Bytes>();
+        let endless = futures_util::stream::poll_fn(move |context| {
+            pieces.poll_recv(context).map(|piece| piece.map(|piece| Ok::<_, BodyError>(Frame::data(piece))))
+        });
+        let endless = Body::stream(StreamBody::new(endless));
+        let answer = pools.send(&backend, request(Method::POST, endless), None, SendLimits::default()).await;
+        let answer = answer.expect("an answer");
+        assert!(!sender.is_closed(), "the control: it is read as long as the answer is");
+        drop(answer);
+        tokio::time::timeout(Duration::from_secs(10), sender.closed())
+            .await
+            .expect("nobody reads it any more");
     });
 }
