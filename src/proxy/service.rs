@@ -58,9 +58,7 @@ pub async fn answer(
     };
     let mut account = Box::new(Account::new(worker, request.method().clone(), protocol, connection.scheme));
     let accept = request.headers().get(http::header::ACCEPT).cloned();
-    // There is none over HTTP/1: whoever says so there has the bounds of everybody.
-    let is_call = protocol == Protocol::Http2 && grpc::is_call(request.method(), request.headers());
-    let call = if is_call { Call::Grpc } else { Call::Http };
+    let call = if grpc::is_call(request.method(), request.headers()) { Call::Grpc } else { Call::Http };
     let mut told = Told { trailers: false, accept, call, tunnel: Cell::new(None) };
     let outcome = {
         // Pinned where it is made: its state is large to move.
@@ -229,7 +227,9 @@ async fn serve(
         upload: upload.as_deref(),
         watch: Some(watch),
         tunnel: &told.tunnel,
-        called: (told.call == Call::Grpc).then_some(Called { until: called_until }),
+        // Over HTTP/1 none is a stream: whoever says so there has the bounds of everybody.
+        called: (told.call == Call::Grpc && protocol == Protocol::Http2)
+            .then_some(Called { until: called_until }),
     };
     let threatened = cached::threatened(host, rule, &exchange);
     let memory = worker.shared.keep.memory();
