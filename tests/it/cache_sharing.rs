@@ -104,6 +104,7 @@ fn equal_requests_share_a_fetch_without_a_cache() {
     let mut asking: Vec<_> = (0..10).map(|_| ask(&gateway, PATH, "")).collect();
     // All of them wait for the one: the gateway has them, and the origin is asked once.
     under_way(&gateway, 10);
+    until("the origin to be asked", || (origin.count() > 0).then_some(()));
     assert_eq!(origin.count(), 1);
     door.open();
     let bodies: Vec<_> =
