@@ -175,7 +175,7 @@ impl Survey {
             strip_listed(headers);
         }
         if self.connection || self.hop_by_hop || self.te || self.upgrade || self.transfer_encodings > 0 {
-            HOP_BY_HOP.iter().for_each(|name| drop(headers.remove(name)));
+            drop_hop_by_hop(headers);
         }
         if self.expect {
             headers.remove(header::EXPECT);
@@ -190,7 +190,14 @@ impl Survey {
 /// for is not `Connection`'s to take away.
 pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
     strip_listed(headers);
-    HOP_BY_HOP.iter().for_each(|name| drop(headers.remove(name)));
+    drop_hop_by_hop(headers);
+}
+
+/// Looks for those that are there: to remove each name that could be costs a look-up each.
+fn drop_hop_by_hop(headers: &mut HeaderMap) {
+    while let Some(name) = headers.keys().find(|name| HOP_BY_HOP.contains(name)).cloned() {
+        headers.remove(name);
+    }
 }
 
 fn strip_listed(headers: &mut HeaderMap) {
@@ -198,7 +205,10 @@ fn strip_listed(headers: &mut HeaderMap) {
         .get_all(header::CONNECTION)
         .iter()
         .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .filter_map(|token| HeaderName::from_bytes(token.trim_ascii()).ok())
+        .map(<[u8]>::trim_ascii)
+        // What most servers say; no names of fields to be taken off here.
+        .filter(|token| !token.eq_ignore_ascii_case(b"keep-alive") && !token.eq_ignore_ascii_case(b"close"))
+        .filter_map(|token| HeaderName::from_bytes(token).ok())
         .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
         .collect();
     listed.iter().for_each(|name| drop(headers.remove(name)));
