@@ -2,8 +2,13 @@
 edit of the rendered objects after which it must find something."""
 import copy
 import json
+import re
+import shutil
 import subprocess
+import tarfile
+import tempfile
 import unittest
+from pathlib import Path
 
 from harness import ROOT, world
 from harness.kube import CommandFailed, command
@@ -20,13 +25,14 @@ VARIANTS = {
     "secrets-of-namespaces": ["rbac.secrets=namespaces", "rbac.secretNamespaces={shop,pay}", "namespaceSelector.team=web"],
     "secrets-by-name": ["rbac.secrets=names", "rbac.secretNames.shop={tls,key}", "watchNamespaces={shop}"],
     "proxy-protocol": ["proxyProtocol.listeners={http,https}", "proxyProtocol.trustedProxies={10.0.0.0/24,fd00::1}"],
+    "redis": ["redis.secretName=counts", "redis.secretKey=address", "redis.timeout=50ms"],
     "own-secret": ["peer.existingSecret=mine", "networkPolicy.enabled=false", "workers=4"],
 }
 
 
-def render(*values, release="gw", namespace="gateway"):
+def render(*values, release="gw", namespace="gateway", chart=CHART):
     sets = [f for v in values for f in ("--set", v)]
-    text = command([world.tools / "helm", "template", release, CHART, "-n", namespace, *sets])
+    text = command([world.tools / "helm", "template", release, chart, "-n", namespace, *sets])
     return json.loads(command([world.tools / "yaml2json"], stdin=text))
 
 
@@ -78,8 +84,10 @@ def selectors_meet_pods(objects):
 
 
 def least_rights(objects):
-    """No wildcard; nothing written but status, Events and the Lease; of Secrets nothing beyond reading."""
-    written = {"gatewayroutes/status", "gatewaybackends/status", "gatewaypolicies/status", "events", "leases"}
+    """No wildcard; nothing written but status, Events and the Lease, and these as the gateway does it; of Secrets nothing
+    beyond reading."""
+    status = {"gatewayroutes/status", "gatewaybackends/status", "gatewaypolicies/status"}
+    written = status | {"events", "leases"}
     found = []
     for role in of(objects, "Role") + of(objects, "ClusterRole"):
         for rule in role["rules"]:
@@ -87,6 +95,10 @@ def least_rights(objects):
                 found.append(f"wildcard in {rule}")
             if set(rule["verbs"]) - {"get", "list", "watch"} and set(rule["resources"]) - written:
                 found.append(f"writes {rule['resources']}")
+            if set(rule["resources"]) & status and rule["verbs"] != ["patch"]:
+                found.append(f"{rule['verbs']} of status")
+            if "events" in rule["resources"] and (rule["apiGroups"], rule["verbs"]) != (["events.k8s.io"], ["create", "patch"]):
+                found.append(f"{rule['verbs']} of Events of {rule['apiGroups']}")
     return found
 
 
@@ -182,6 +194,34 @@ CHECKS = {
 }
 
 
+def paths(values, schema, at=()):
+    """The values that the chart itself reads: what the schema leaves open is passed on whole."""
+    if not isinstance(values, dict) or "properties" not in schema:
+        return [at]
+    return [path for key, value in values.items() for path in paths(value, schema["properties"].get(key, {}), (*at, key))]
+
+
+def unknown(values, schema, at=()):
+    """Keys that stand in one of the two alone. A container's resources have members that are not ours to list."""
+    if at == ("resources",):
+        return sorted(".".join((*at, key)) for key in set(values) - set(schema["properties"]))
+    if not isinstance(values, dict) or "properties" not in schema:
+        return []
+    known = schema["properties"]
+    found = [".".join((*at, key)) for key in sorted(set(values) ^ set(known))]
+    return found + [path for key in values if key in known for path in unknown(values[key], known[key], (*at, key))]
+
+
+def used(path, templates):
+    """Whether a template reads it: itself, below a `with`, or with all that is around it."""
+    if any(f"toYaml .Values.{'.'.join(path[:n])} " in templates for n in range(1, len(path) + 1)):
+        return True
+    if re.search(rf"\.Values\.{re.escape('.'.join(path))}\b", templates):
+        return True
+    *above, key = path
+    return bool(above) and f"with .Values.{'.'.join(above)} " in templates and bool(re.search(rf"[ (]\.{re.escape(key)}\b", templates))
+
+
 class Chart(unittest.TestCase):
     def test_lint(self):
         command([world.tools / "helm", "lint", "--strict", CHART])
@@ -245,7 +285,7 @@ class Chart(unittest.TestCase):
     def test_values_are_checked(self):
         for bad in ("kind=Pod", "replicas=-1", "drain.delay=5", "service.type=ExternalName", "replicsa=3", "hostnames=All",
                     "trustedHops=-1", "accessLog=stderr", "watchNamespaces={Shop}", "image.digest=sha256:12",
-                    "rbac.secrets=some", "maxConnections=0", "maxConnectionsPerClient=0", "maxAcceptsPerSecond=0", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
+                    "rbac.secrets=some", "maxConnections=0", "maxConnectionsPerClient=0", "maxAcceptsPerSecond=0", "workers=257", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
                     "rbac.secrets=names,rbac.secretNamespaces={shop}",
                     "egress.deny={everything}", "egress.allow={10.0.0.0/8}",
                     "proxyProtocol.listeners={admin}", "proxyProtocol.trustedProxies={everybody}"):
@@ -263,9 +303,35 @@ class Chart(unittest.TestCase):
     def test_every_value_is_in_the_schema_and_used(self):
         values = json.loads(command([world.tools / "yaml2json"], stdin=(CHART / "values.yaml").read_text()))[0]
         schema = json.loads((CHART / "values.schema.json").read_text())
-        self.assertEqual(set(values), set(schema["properties"]) - {"global"})
+        schema["properties"].pop("global")
         templates = "".join(f.read_text() for f in (CHART / "templates").iterdir())
-        self.assertEqual([v for v in values if f".Values.{v}" not in templates], [])
+        self.assertEqual(unknown(values, schema), [])
+        self.assertEqual([path for path in paths(values, schema) if not used(path, templates)], [])
+        # The controls: a key that the schema lacks, one that values.yaml lacks, one that no template reads.
+        spoiled = copy.deepcopy(values)
+        spoiled["redis"]["database"] = spoiled["redis"].pop("timeout")
+        self.assertEqual(unknown(spoiled, schema), ["redis.database", "redis.timeout"])
+        self.assertFalse(used(("redis", "database"), templates))
+
+    def test_the_store_arrives(self):
+        given = {e["name"]: e for e in container(render(*VARIANTS["redis"]))["env"]}
+        self.assertEqual(given["PORTCULLIS_REDIS"]["valueFrom"], {"secretKeyRef": {"name": "counts", "key": "address"}})
+        self.assertEqual(given["PORTCULLIS_REDIS_TIMEOUT"]["value"], "50ms")
+        self.assertFalse({"PORTCULLIS_REDIS", "PORTCULLIS_REDIS_TIMEOUT"} & set(env(render())))
+
+    def test_the_notes_are_right_for_any_namespace(self):
+        def notes(*values):
+            # helm shows them to those alone that have a cluster.
+            with tempfile.TemporaryDirectory() as folder:
+                chart = shutil.copytree(CHART, Path(folder) / "portcullis")
+                shutil.move(chart / "templates/NOTES.txt", chart / "notes")
+                (chart / "templates/notes.yaml").write_text(
+                    'kind: ConfigMap\nmetadata: {name: notes}\ndata: {notes: {{ tpl (.Files.Get "notes") . | quote }}}\n')
+                objects = render(*values, chart=chart)
+            return of(objects, "ConfigMap")[0]["data"]["notes"]
+        self.assertIn("kubectl -n default wait --for=condition=Programmed gwr/web", notes())
+        self.assertIn("kubectl -n shop wait --for=condition=Programmed gwr/web", notes("watchNamespaces={shop,pay}"))
+        self.assertIn(".hostname}", notes())
 
     def test_crds_are_the_generated_ones(self):
         def files(folder):
@@ -295,6 +361,17 @@ class Chart(unittest.TestCase):
 
 
 class Shell(unittest.TestCase):
+    def test_an_image_has_the_name_that_a_node_looks_for(self):
+        wanted = {"portcullis:dev": "docker.io/library/portcullis:dev", "team/portcullis:1": "docker.io/team/portcullis:1",
+                  "registry.example/portcullis:1": "registry.example/portcullis:1", "localhost/p:1": "localhost/p:1"}
+        with tempfile.TemporaryDirectory() as folder:
+            (program := Path(folder) / "program").write_text("none")
+            for name, full in wanted.items():
+                command([ROOT / "e2e/cluster/mkimage.py", f"{folder}/image.tar", name, "--entry", "/p", f"{program}=/p"])
+                with tarfile.open(f"{folder}/image.tar") as image:
+                    index = json.load(image.extractfile("index.json"))
+                self.assertEqual(index["manifests"][0]["annotations"]["io.containerd.image.name"], full)
+
     def test_scripts_parse(self):
         for script in (ROOT / "e2e" / "cluster").rglob("*.sh"):
             with self.subTest(script.name):
