@@ -2,14 +2,16 @@
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 TARGET ?= $(shell uname -m)-unknown-linux-musl
+# As cargo has it.
+BUILT := $(or $(CARGO_TARGET_DIR),target)
 # The program that goes into the image: BIN=… takes one that is built already.
-BIN ?= target/$(TARGET)/dist/portcullis
+BIN ?= $(BUILT)/$(TARGET)/dist/portcullis
 IMAGE ?= portcullis:dev
 
 .PHONY: help run program check test test-long conformance-json-schema conformance-http conformance-grpc e2e bench fuzz lint audit crds static image cluster
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 run: ## start a gateway over examples/quickstart with two echo backends, and print what to try
 	@examples/quickstart/run
@@ -46,14 +48,22 @@ cluster: ## a shell beside a real Kubernetes, gone when you leave it (root)
 	@e2e/run pods --shell
 
 bench: ## CPU for each request, beside nginx in the same run
-	@command -v nginx wrk h2load openssl > /dev/null || e2e/cluster/packages.sh nginx-light wrk nghttp2-client openssl
+	@for tool in nginx wrk h2load openssl; do command -v $$tool > /dev/null || missing="$$missing $$tool"; done; \
+	  [ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; } || \
+	    { echo "this needs$$missing (Debian: nginx-light wrk nghttp2-client openssl; as root it installs them)"; exit 1; }; \
+	  [ -z "$$missing" ] || e2e/cluster/packages.sh nginx-light wrk nghttp2-client openssl
 	cargo build --profile dist --bin portcullis
-	@benches/http/run
+	@benches/http/run --binary $(abspath $(BUILT)/dist/portcullis)
 
-fuzz: ## FUZZ_SECONDS of broken bytes for each target of fuzz/ (nightly Rust, cargo-fuzz)
+# Target and the longest input that it is given.
+FUZZED = proxy_header:6000 merge:4096
+
+fuzz: ## FUZZ_SECONDS (60) of broken bytes for each target of fuzz/; installs nightly Rust and cargo-fuzz where they are missing
+	@cargo +nightly --version > /dev/null 2>&1 || rustup toolchain install nightly --profile minimal
+	@cargo fuzz --version > /dev/null 2>&1 || cargo install --locked cargo-fuzz
 	@cp Cargo.lock fuzz/Cargo.lock
-	cargo +nightly fuzz run proxy_header -- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=6000
-	cargo +nightly fuzz run merge -- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=4096
+	@for one in $(FUZZED); do \
+	  cargo +nightly fuzz run $${one%:*} -- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=$${one#*:} || exit 1; done
 
 lint: ## what CI refuses: format, clippy, chart
 	cargo fmt --check
@@ -64,19 +74,23 @@ audit: ## licences, sources and advisories of the dependencies (cargo-deny)
 	@tests/audit
 
 crds: program ## write the CRDs from the Rust types, here and into the chart
-	@target/debug/portcullis crds --output crds
+	@$(BUILT)/debug/portcullis crds --output crds
 	@cp crds/*.yaml charts/portcullis/crds/
 
 ifeq ($(origin BIN),file)
 .PHONY: $(BIN)
 $(BIN):
-	@command -v musl-gcc > /dev/null || { echo "a static build needs musl-gcc (Debian: apt-get install musl-tools)"; exit 1; }
+	@command -v musl-gcc > /dev/null || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; } || \
+	  { echo "a static build needs musl-gcc (Debian: musl-tools; as root it installs that)"; exit 1; }
+	@command -v musl-gcc > /dev/null || e2e/cluster/packages.sh musl-tools
 	rustup target add $(TARGET)
 	CC_$(subst -,_,$(TARGET))=musl-gcc cargo build --locked --profile dist --target $(TARGET) --bin portcullis
 endif
 
 static: $(BIN) ## a program that needs no library and no file beside it (what the Dockerfile runs)
 
-image: $(BIN) ## a static image FROM scratch, as target/image.tar for `docker load` or `ctr images import`
+image: $(BIN) ## a static image FROM scratch, as target/image.tar: for `kind load image-archive`, `docker load`, `ctr images import`
+	@command -v python3 > /dev/null || { echo "the image is put together by python3, which is not here"; exit 1; }
+	@mkdir -p target
 	@e2e/cluster/mkimage.py target/image.tar $(IMAGE) --entry /portcullis --user 65532:65532 \
 	  --port 8080/tcp --port 8443/tcp --port 9090/tcp --port 9091/tcp $(BIN)=/portcullis

@@ -45,6 +45,14 @@ def layer(files):
     return raw.getvalue()
 
 
+def full(name):
+    """As containerd knows it: `portcullis:dev` is a short form."""
+    first, slash, _ = name.partition("/")
+    if not slash:
+        return f"docker.io/library/{name}"
+    return name if "." in first or ":" in first or first == "localhost" else f"docker.io/{name}"
+
+
 def image(out, name, files, entrypoint, user="", ports=()):
     blobs = {}
 
@@ -69,7 +77,7 @@ def image(out, name, files, entrypoint, user="", ports=()):
         js({"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
             "config": config, "layers": [content]}),
         "application/vnd.oci.image.manifest.v1+json", platform=target,
-        annotations={"io.containerd.image.name": name, "org.opencontainers.image.ref.name": name.rsplit(":", 1)[-1]})
+        annotations={"io.containerd.image.name": full(name), "org.opencontainers.image.ref.name": name.rsplit(":", 1)[-1]})
     index = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.index.v1+json", "manifests": [manifest]}
     members = {"oci-layout": js({"imageLayoutVersion": "1.0.0"}), "index.json": js(index),
                **{"blobs/sha256/" + digest: blobs[digest] for digest in sorted(blobs)}}
