@@ -3,27 +3,25 @@
 //! Invariants: whoever waits is told: the answer, why there is none, or that it must ask itself, also when the one who
 //! fetched is gone. Nobody waits for a slow reader while the body is kept; where it is not, at most [`WINDOW`] bytes are
 //! held for the slowest, who is let go after a while if others wait for it. What ends before its end is an error for all,
-//! and kept by nobody. All bytes that are held here are counted until nobody reads them here any more.
+//! and kept by nobody. All bytes that are held here are counted once, until nobody has them any more.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{self, HeaderName};
-use http::{HeaderMap, HeaderValue, StatusCode};
+use http::HeaderMap;
 use http_body::Frame;
 use http_body_util::{BodyExt as _, StreamBody};
 use slab::Slab;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::conditions::is_not_modified;
-use super::judge::Terms;
-use super::key;
+use super::account::Account;
 use super::memory::Memory;
-use super::stored::{Segments, Stored, not_modified};
-use crate::message::{Body, BodyError, ErrorKind, Response};
+use super::opening::Opening;
+use super::stored::{Segments, Stored};
+use crate::message::{Body, BodyError, ErrorKind};
 
 /// Of what is not kept, so much waits for the slowest of several readers,
 const WINDOW: u64 = 1 << 20;
@@ -49,8 +47,7 @@ pub struct Fill {
     freed: Notify,
     /// When it was asked for; see `marks`.
     pub born: u64,
-    pub place: (u64, u64),
-    memory: Arc<Memory>,
+    account: Arc<Account>,
 }
 
 #[derive(Debug, Default)]
@@ -61,7 +58,7 @@ struct State {
     first: usize,
     /// What becomes the next piece, while the body is kept.
     growing: Vec<u8>,
-    /// Bytes that are counted.
+    /// Bytes that the slowest reader has not taken yet.
     held: u64,
     trailers: Option<HeaderMap>,
     end: Option<End>,
@@ -99,83 +96,6 @@ pub enum Heard {
     Abandoned,
 }
 
-/// The head of an answer that many may have.
-#[derive(Debug)]
-pub struct Opening {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub terms: Terms,
-    pub received: Instant,
-    pub wall: SystemTime,
-    /// Fields of the request that chose it, and their values as `key::vary` writes them.
-    pub vary: Box<[HeaderName]>,
-    pub chosen_by: Box<[u8]>,
-    pub born: u64,
-    pub address: Box<[u8]>,
-    pub place: (u64, u64),
-    pub tags: Box<[Box<str>]>,
-}
-
-impl Opening {
-    /// Whether a request with this head would have been answered the same.
-    pub fn suits(&self, request: &HeaderMap) -> bool {
-        key::suits(request, &self.vary, &self.chosen_by)
-    }
-
-    /// The answer to a request with this head: 304 where the client has it already. `age`: what it is told to be.
-    pub fn answer(&self, request: &HeaderMap, body: Body, age: Option<Duration>) -> Response {
-        let mut response = match self.is_known(request) {
-            true => not_modified(&self.headers),
-            false => {
-                let mut response = Response::new(body);
-                *response.status_mut() = self.status;
-                *response.headers_mut() = self.headers.clone();
-                response
-            }
-        };
-        if let Some(age) = age {
-            response.headers_mut().insert(header::AGE, HeaderValue::from(age.as_secs()));
-        }
-        response
-    }
-
-    /// Of the answer to who fetched it: as old as it came.
-    pub fn age_as_it_came(&self) -> Option<Duration> {
-        Some(self.terms.age).filter(|age| !age.is_zero())
-    }
-
-    pub fn age(&self, now: Instant) -> Duration {
-        self.terms.age + now.duration_since(self.received)
-    }
-
-    pub fn is_known(&self, request: &HeaderMap) -> bool {
-        self.status == StatusCode::OK && is_not_modified(request, &self.headers, self.wall)
-    }
-
-    /// With all of its body.
-    pub fn keep(&self, body: Segments, trailers: Option<HeaderMap>) -> Stored {
-        let mut headers = self.headers.clone();
-        if trailers.is_none() && self.status != StatusCode::NO_CONTENT {
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.length()));
-        }
-        Stored {
-            status: self.status,
-            headers,
-            body,
-            trailers,
-            terms: self.terms,
-            received: self.received,
-            wall: self.wall,
-            born: self.born,
-            address: self.address.clone(),
-            place: self.place,
-            tags: self.tags.clone(),
-            vary: self.vary.clone(),
-            chosen_by: self.chosen_by.clone(),
-        }
-    }
-}
-
 /// One who waits for the head, and reads the body after.
 #[derive(Debug)]
 pub struct Reader {
@@ -201,16 +121,32 @@ pub struct Pumped {
 }
 
 impl Fill {
-    pub(super) fn new(born: u64, place: (u64, u64), memory: &Arc<Memory>) -> Arc<Self> {
+    pub(super) fn new(born: u64, memory: &Arc<Memory>) -> Arc<Self> {
         let state = State { keeping: true, ..State::default() };
         Arc::new(Self {
             state: Mutex::new(state),
             moved: watch::Sender::new(()),
             freed: Notify::new(),
             born,
-            place,
-            memory: Arc::clone(memory),
+            account: Account::new(memory),
         })
+    }
+
+    /// What is here as a whole, to be kept; `None`: there is no room for it. A copy: what a filter made may count as long as
+    /// it is held, and this is kept for long.
+    pub fn whole(&self, body: &Body) -> Option<Segments> {
+        match body {
+            Body::Empty => Some(Segments::default()),
+            Body::Full(bytes) => {
+                let length = bytes.len() as u64;
+                let has_room = self.account.comes(length);
+                has_room.then(|| {
+                    let copy = self.account.piece(bytes.to_vec(), length);
+                    Segments::of([copy].into_iter(), self.account.lease())
+                })
+            }
+            _ => None,
+        }
     }
 
     /// One more reader. `None`: it is too late for one, or what is open already does not suit it.
@@ -261,9 +197,7 @@ impl Fill {
             freed += cost(piece.len());
         }
         // What was counted byte by byte may be less than its pieces cost.
-        let freed = freed.min(state.held);
-        state.held -= freed;
-        self.memory.came(freed);
+        state.held -= freed.min(state.held);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -274,7 +208,7 @@ impl Fill {
 impl Drop for Fill {
     fn drop(&mut self) {
         let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        self.memory.came(state.held);
+        self.account.went(state.growing.len() as u64);
     }
 }
 
@@ -289,23 +223,24 @@ impl State {
         self.readers.iter().any(|(_, place)| place.piece >= behind)
     }
 
-    fn grow(&mut self, mut data: &[u8]) {
+    fn grow(&mut self, mut data: &[u8], account: &Arc<Account>) {
         while !data.is_empty() {
             let (now, later) = data.split_at(data.len().min(SEGMENT - self.growing.len()));
             self.growing.extend_from_slice(now);
             data = later;
             if self.growing.len() == SEGMENT {
-                self.seal();
+                self.seal(account);
             }
         }
     }
 
     /// What grew is a piece; readers that have some of it find the rest there.
-    fn seal(&mut self) {
+    fn seal(&mut self, account: &Arc<Account>) {
         if !self.growing.is_empty() {
             let mut grown = std::mem::take(&mut self.growing);
             grown.shrink_to_fit();
-            self.pieces.push_back(grown.into());
+            let counted = grown.len() as u64;
+            self.pieces.push_back(account.piece(grown, counted));
         }
     }
 
@@ -451,9 +386,11 @@ impl Pump {
         }
         self.ended = true;
         let mut state = self.fill.state();
-        state.seal();
+        let account = &self.fill.account;
+        state.seal(account);
         state.trailers.clone_from(&trailers);
-        let pumped = || Pumped { body: Segments::of(state.pieces.iter().cloned()), trailers };
+        let pumped =
+            || Pumped { body: Segments::of(state.pieces.iter().cloned(), account.lease()), trailers };
         Some(state.keeping.then(pumped))
     }
 
@@ -484,15 +421,15 @@ impl Pump {
             return false;
         }
         let bytes = data.len() as u64;
-        if kept > self.most || !self.fill.memory.comes(bytes) {
+        if kept > self.most || !self.fill.account.comes(bytes) {
             state.keeping = false;
             state.closed = true;
-            state.seal();
+            state.seal(&self.fill.account);
             self.fill.forget(&mut state);
             return false;
         }
         state.held += bytes;
-        state.grow(data);
+        state.grow(data, &self.fill.account);
         true
     }
 
@@ -506,13 +443,13 @@ impl Pump {
                 if state.readers.is_empty() {
                     return;
                 }
-                let has_room = self.fill.memory.must_come(0);
-                let window = if state.readers.len() > 1 && has_room { WINDOW } else { NARROW };
+                let account = &self.fill.account;
+                let window = if state.readers.len() > 1 && account.has_room() { WINDOW } else { NARROW };
                 if state.held < window {
                     let bytes = cost(data.len());
-                    self.fill.memory.must_come(bytes);
+                    account.must_come(bytes);
                     state.held += bytes;
-                    state.pieces.push_back(data);
+                    state.pieces.push_back(account.piece(data, bytes));
                     return;
                 }
                 let now = Instant::now();

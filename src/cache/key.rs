@@ -10,12 +10,13 @@ use aws_lc_rs::digest::{Context, SHA256};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, Uri};
 
+use super::cookies;
 use crate::filters::CacheKey;
 use crate::message::{Exchange, IdentityKind};
 use crate::values::ReservedHeaders;
 
 /// Cannot stand in a head that was let in.
-const END: u8 = 0;
+pub(super) const END: u8 = 0;
 
 /// Where the gateway writes what it knows of a client's certificate.
 static CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
@@ -73,7 +74,7 @@ pub fn write(
         values(bytes, headers, name);
     }
     for name in key.cookies.iter().flatten() {
-        cookies(bytes, headers, name);
+        cookies::write(bytes, headers, name);
     }
     if key.identity {
         bytes.extend(identity(exchange, &keying.own));
@@ -112,10 +113,15 @@ pub fn address_of(bytes: &mut Vec<u8>, scheme: &str, host: &[u8], path: &str, qu
     bytes.push(END);
 }
 
+/// The parameters of the query that count; `None`: all.
+pub type Counted<'c> = Option<&'c [Box<str>]>;
+
+/// The same, as a plan has it.
+pub type CountedNames = Option<Box<[Box<str>]>>;
+
 /// The query without the parameters that do not count. `None`: all do.
-pub fn counted_query<'q>(key: &CacheKey, query: Option<&'q str>) -> Option<Cow<'q, str>> {
-    let counted = key.query.as_ref()?;
-    let query = query?;
+pub fn counted_query<'q>(counted: Counted<'_>, query: Option<&'q str>) -> Option<Cow<'q, str>> {
+    let (counted, query) = (counted?, query?);
     let counts = |parameter: &&str| {
         let name = parameter.split('=').next().unwrap_or_default();
         counted.iter().any(|known| **known == *name)
@@ -158,31 +164,20 @@ fn values(bytes: &mut Vec<u8>, headers: &HeaderMap, name: &HeaderName) {
     bytes.push(END);
 }
 
-/// The values of all cookies of a name.
-fn cookies(bytes: &mut Vec<u8>, headers: &HeaderMap, name: &str) {
-    for (_, value) in pairs(headers).filter(|(known, _)| *known == name.as_bytes()) {
-        bytes.push(b'=');
-        bytes.extend_from_slice(value);
-        bytes.push(b';');
-    }
-    bytes.push(END);
-}
-
-/// Names and values of cookies, without the spaces around names: some backends take them off.
-fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (&[u8], &[u8])> {
-    let pairs = headers.get_all(header::COOKIE).into_iter().flat_map(|line| {
-        line.as_bytes().split(|byte| *byte == b';').map(<[u8]>::trim_ascii).filter(|pair| !pair.is_empty())
-    });
-    pairs.map(|pair| match pair.iter().position(|byte| *byte == b'=') {
-        Some(at) => (pair[..at].trim_ascii(), &pair[at + 1..]),
-        None => (pair, &b""[..]),
+/// Whether a field stands there that some backends take for one of these: where they make variables of names, all signs
+/// but letters and digits are one.
+pub fn has_look_alike<'n>(headers: &HeaderMap, names: impl Iterator<Item = &'n HeaderName> + Clone) -> bool {
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'-';
+    let is_alike = |one: &[u8], two: &[u8]| {
+        one.len() == two.len()
+            && one
+                .iter()
+                .zip(two)
+                .all(|(one, two)| one == two || !(one.is_ascii_alphanumeric() || two.is_ascii_alphanumeric()))
+    };
+    headers.keys().map(|name| name.as_str().as_bytes()).any(|name| {
+        !name.iter().all(is_plain) && names.clone().any(|known| is_alike(name, known.as_str().as_bytes()))
     })
-}
-
-/// Whether a cookie's name is none, where names tell answers apart: a backend may take it for one that does.
-pub fn has_strange_cookie(key: &CacheKey, headers: &HeaderMap) -> bool {
-    let is_told_apart = key.cookies.as_ref().is_some_and(|names| !names.is_empty());
-    is_told_apart && pairs(headers).any(|(name, _)| HeaderName::from_bytes(name).is_err())
 }
 
 /// Everything by which a backend or an expression can tell clients apart, as one digest: who vouches for whom by which
@@ -263,17 +258,14 @@ pub fn is_authorized(key: &CacheKey, exchange: &Exchange) -> bool {
         let has_certificate = exchange.client.certificate.is_some() || headers.contains_key(&CLIENT_CERT);
         return has_field || has_certificate || was_consulted || kind != IdentityKind::Anonymous;
     }
-    // These come in that field, so the identity speaks for it.
-    let is_strange =
-        has_field && !matches!(kind, IdentityKind::Jwt | IdentityKind::Token | IdentityKind::Basic);
+    // These come in that field, so the identity speaks for it; and the other server says of each request anew who it is.
+    let is_strange = has_field
+        && !matches!(
+            kind,
+            IdentityKind::Jwt | IdentityKind::Token | IdentityKind::Basic | IdentityKind::External
+        );
     // What the other server went by may be anything of the request.
     is_strange || (was_consulted && kind == IdentityKind::Anonymous)
-}
-
-/// Two hashes of what purges and unsafe methods name.
-pub fn place(address: &[u8]) -> (u64, u64) {
-    let mixed = super::hash(address);
-    (mixed, mixed.rotate_left(32).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
 #[cfg(test)]
@@ -350,13 +342,19 @@ mod tests {
             assert!(!differ(&cache, &ask("session=evil"), &ask(odd)), "{odd}");
             assert!(differ(&cache, &exchange("http://a.example/", &[]), &ask(odd)), "{odd}");
         }
-        let is_strange = |key: &CacheKey, cookie| has_strange_cookie(key, ask(cookie).request.headers());
-        for strange in ["ses sion=1", "=1", "a=1; \"session\"=2", "session\t\tx=1", "{session}=1"] {
-            assert!(is_strange(&cache, strange), "{strange}");
-            assert!(!is_strange(&CacheKey::default(), strange), "no cookie is in the key: {strange}");
+    }
+
+    #[test]
+    fn a_field_that_a_backend_may_take_for_one_of_the_key_is_seen() {
+        let names = [HeaderName::from_static("x-tenant"), HeaderName::from_static("x-host")];
+        let is_seen = |name: &'static str| {
+            has_look_alike(exchange("http://a.example/", &[(name, "1")]).request.headers(), names.iter())
+        };
+        for alike in ["x.tenant", "x~host", "x'tenant"] {
+            assert!(is_seen(alike), "{alike}");
         }
-        for plain in ["session=1", "session =1", "a=1;;session=\"2\"; ", "session"] {
-            assert!(!is_strange(&cache, plain), "{plain}");
+        for other in ["x-tenant", "x.tenants", "xtenant", "x.tenanu", "accept"] {
+            assert!(!is_seen(other), "{other}");
         }
     }
 
@@ -487,6 +485,16 @@ mod tests {
         }
         asked.identity = Identity::new(Arc::new(known("ann", &[])));
         assert!(is_authorized(&plain, &asked) && !is_authorized(&own, &asked), "the key has it");
+        let bearer = || {
+            let mut asked = exchange("http://a.example/", &[("authorization", "Bearer x")]);
+            asked.consulted = Some(Consulted::Allowed);
+            asked
+        };
+        let mut told = bearer();
+        told.identity =
+            Identity::new(Arc::new(KnownIdentity { kind: IdentityKind::External, ..known("ann", &[]) }));
+        assert!(is_authorized(&plain, &told) && !is_authorized(&own, &told), "it says whose the token is");
+        assert!(is_authorized(&own, &bearer()), "the control: it does not");
     }
 
     #[test]
@@ -506,11 +514,11 @@ mod tests {
     #[test]
     fn parameters_that_do_not_count_are_taken_off() {
         let key = CacheKey { query: Some(["page".into(), "q".into()].into()), ..CacheKey::default() };
-        let counted = |query| counted_query(&key, Some(query)).map(Cow::into_owned);
+        let counted = |query| counted_query(key.query.as_deref(), Some(query)).map(Cow::into_owned);
         assert_eq!(counted("q=1&page=2"), None);
         assert_eq!(counted("q=1&utm=x&page=2&q=3"), Some("q=1&page=2&q=3".into()));
         assert_eq!(counted("pages=1"), Some(String::new()));
-        assert_eq!(counted_query(&CacheKey::default(), Some("utm=x")), None);
+        assert_eq!(counted_query(None, Some("utm=x")), None);
     }
 
     #[test]

@@ -1,35 +1,54 @@
-//! What was purged or changed since an answer was asked for. Nothing is searched for: what is kept carries the moment
-//! at which it was asked for, and who finds it compares.
+//! What was purged or changed since an answer was asked for. What is kept carries the moment at which it was asked for, and
+//! who finds it compares.
 //!
-//! Invariant: an answer that was asked for before a purge or a change is not used after it, whether it was kept, is on
-//! its way, or comes later. A mark may hit others that hash alike: those are asked for again.
+//! Invariants: an answer that was asked for before a purge or a change is not used after it, whether it was kept, is on
+//! its way, or comes later. A change is told to its own address alone: whatever others write, answers elsewhere stay. A
+//! purge that is not told apart any more has been held against all that was kept then.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use arc_swap::ArcSwap;
 
-use super::key;
+use super::{Hasher, key};
 
-/// Half a megabyte: of 100 changed addresses a second, one in a hundred others is asked for once a minute more.
-const MARKS: usize = 1 << 16;
-/// So many purges are told apart. Those before count for everything, which only costs fetches.
-const MAX_PURGES: usize = 256;
+/// So many purges are told apart.
+const MAX_PURGES: usize = 512;
+/// Addresses are found in parts that are locked on their own.
+const PARTS: usize = 64;
+/// A part that has room for more gives back what it does not use.
+const ROOMY: usize = 64;
 
 #[derive(Debug)]
 pub struct Marks {
     /// Counts changes.
     now: AtomicU64,
-    marks: Box<[AtomicU64]>,
+    places: Arc<Places>,
+    /// Held by who purges, so that the newest is known last.
+    purging: Mutex<()>,
     purges: ArcSwap<Purges>,
     newest_purge: AtomicU64,
 }
 
+/// The addresses of what is kept or on its way, by hashes of them: two that hash alike change together.
+#[derive(Debug)]
+struct Places([Mutex<HashMap<u64, Weak<Place>, Hasher>>; PARTS]);
+
+/// One address, for as long as something of it is kept or on its way.
+#[derive(Debug)]
+pub struct Place {
+    hash: u64,
+    /// The newest change.
+    changed: AtomicU64,
+    all: Arc<Places>,
+}
+
 #[derive(Debug, Default)]
 struct Purges {
-    /// Everything that was asked for before.
+    /// Those up to here are not told apart any more: everything that was not held against them counts as purged.
     all_before: u64,
-    purges: Vec<(u64, Purge)>,
+    purges: Vec<(u64, Arc<Purge>)>,
 }
 
 /// What is not to be used any more.
@@ -62,14 +81,14 @@ pub struct Named<'a> {
     /// As [`key::address_of`] writes it.
     pub address: &'a [u8],
     pub tags: &'a [Box<str>],
-    pub place: (u64, u64),
 }
 
 impl Default for Marks {
     fn default() -> Self {
         Self {
             now: AtomicU64::new(1),
-            marks: (0..MARKS).map(|_| AtomicU64::new(0)).collect(),
+            places: Arc::new(Places(std::array::from_fn(|_| Mutex::default()))),
+            purging: Mutex::default(),
             purges: ArcSwap::default(),
             newest_purge: AtomicU64::new(0),
         }
@@ -82,16 +101,31 @@ impl Marks {
         self.now.load(Ordering::Acquire)
     }
 
+    /// What changes of this address are told to.
+    pub fn place(&self, address: &[u8]) -> Arc<Place> {
+        let hash = super::hash(address);
+        let mut part = self.places.part(hash);
+        if let Some(known) = part.get(&hash).and_then(Weak::upgrade) {
+            return known;
+        }
+        let place = Arc::new(Place { hash, changed: AtomicU64::new(0), all: Arc::clone(&self.places) });
+        part.insert(hash, Arc::downgrade(&place));
+        place
+    }
+
     /// What is at this address has changed.
     pub fn change(&self, address: &[u8]) {
         let moment = self.now.fetch_add(1, Ordering::AcqRel);
-        let (one, two) = key::place(address);
-        for hash in [one, two] {
-            self.mark(hash).fetch_max(moment, Ordering::AcqRel);
+        let hash = super::hash(address);
+        let known = self.places.part(hash).get(&hash).and_then(Weak::upgrade);
+        // Where nothing is kept nor on its way, nothing is old.
+        if let Some(place) = known {
+            place.changed.fetch_max(moment, Ordering::AcqRel);
         }
     }
 
-    pub fn purge(&self, purge: Purge) {
+    /// `sweep` holds all that is kept against the purges that are known.
+    pub fn purge(&self, purge: Purge, sweep: impl FnOnce()) {
         if let Purge::Url { host, target } = &purge {
             let (path, query) = match target.split_once('?') {
                 Some((path, query)) => (path, Some(query)),
@@ -104,52 +138,76 @@ impl Marks {
             }
             return;
         }
+        let _alone = self.purging.lock().unwrap_or_else(PoisonError::into_inner);
         let moment = self.now.fetch_add(1, Ordering::AcqRel);
-        self.purges.rcu(|known| {
-            let mut purges = Purges { all_before: known.all_before, purges: known.purges.clone() };
-            match &purge {
-                Purge::Everything => purges = Purges { all_before: moment, purges: Vec::new() },
-                purge => {
-                    // One that is said again replaces itself.
-                    purges.purges.retain(|(_, known)| known != purge);
-                    purges.purges.push((moment, purge.clone()));
-                }
-            }
-            if purges.purges.len() > MAX_PURGES {
-                let (oldest, _) = purges.purges.remove(0);
-                purges.all_before = purges.all_before.max(oldest);
-            }
-            Arc::new(purges)
-        });
-        self.newest_purge.fetch_max(moment, Ordering::AcqRel);
+        let known = self.purges.load_full();
+        let mut purges = Purges { all_before: moment, purges: Vec::new() };
+        if purge != Purge::Everything {
+            // One that is said again replaces itself.
+            let others = known.purges.iter().filter(|(_, known)| **known != purge).cloned();
+            purges = Purges { all_before: known.all_before, purges: others.collect() };
+            purges.purges.push((moment, Arc::new(purge)));
+        }
+        let purges = Arc::new(purges);
+        self.purges.store(Arc::clone(&purges));
+        self.newest_purge.store(moment, Ordering::Release);
+        if purges.purges.len() > MAX_PURGES {
+            sweep();
+            let (older, newer) = purges.purges.split_at(MAX_PURGES / 2);
+            let newest = older.last().map_or(0, |(moment, _)| *moment);
+            let all_before = purges.all_before.max(newest);
+            self.purges.store(Arc::new(Purges { all_before, purges: newer.to_vec() }));
+        }
     }
 
     /// Whether nothing happened to this address since, nor was anything purged that might mean it.
-    pub fn is_current(&self, born: u64, place: (u64, u64)) -> bool {
-        !self.changed(born, place) && self.newest_purge.load(Ordering::Acquire) < born
+    pub fn is_current(&self, born: u64, place: &Place) -> bool {
+        !place.changed_since(born) && self.newest_purge.load(Ordering::Acquire) < born
     }
 
-    /// Whether what was asked for at `born` is as it was.
-    pub fn holds(&self, born: u64, named: Named<'_>) -> bool {
-        if self.changed(born, named.place) {
+    /// Whether what was asked for at `born` is as it was. `checked`: the newest purge that is known not to name it.
+    pub fn holds(&self, born: u64, place: &Place, checked: &AtomicU64, named: Named<'_>) -> bool {
+        if place.changed_since(born) {
             return false;
         }
-        if self.newest_purge.load(Ordering::Acquire) < born {
+        let newest = self.newest_purge.load(Ordering::Acquire);
+        let since = checked.load(Ordering::Relaxed).max(born.saturating_sub(1));
+        if newest <= since {
             return true;
         }
+        // All up to the newest are in it.
         let purges = self.purges.load();
-        purges.all_before < born
-            && !purges.purges.iter().any(|(moment, purge)| *moment >= born && purge.names(named))
+        let is_named = |(moment, purge): &(u64, Arc<Purge>)| *moment > since && purge.names(named);
+        if purges.all_before > since || purges.purges.iter().any(is_named) {
+            return false;
+        }
+        checked.fetch_max(newest, Ordering::Relaxed);
+        true
     }
+}
 
-    fn changed(&self, born: u64, (one, two): (u64, u64)) -> bool {
-        let changed = |hash| self.mark(hash).load(Ordering::Acquire) >= born;
-        changed(one) && changed(two)
+impl Places {
+    fn part(&self, hash: u64) -> MutexGuard<'_, HashMap<u64, Weak<Place>, Hasher>> {
+        self.0[hash as usize % PARTS].lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    fn mark(&self, hash: u64) -> &AtomicU64 {
-        // The upper bits are the better ones of a product.
-        &self.marks[(hash >> 48) as usize % MARKS]
+impl Place {
+    fn changed_since(&self, born: u64) -> bool {
+        self.changed.load(Ordering::Acquire) >= born
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut part = self.all.part(self.hash);
+        // Another one may have taken its place.
+        if part.get(&self.hash).is_some_and(|known| std::ptr::eq(known.as_ptr(), self)) {
+            part.remove(&self.hash);
+        }
+        if part.capacity() > ROOMY && part.len() * 4 < part.capacity() {
+            part.shrink_to_fit();
+        }
     }
 }
 
@@ -180,20 +238,74 @@ mod tests {
         bytes
     }
 
-    fn holds(marks: &Marks, born: u64, address: &[u8], tags: &[&str]) -> bool {
-        let tags: Vec<Box<str>> = tags.iter().map(|tag| (*tag).into()).collect();
-        let place = key::place(address);
-        marks.holds(born, Named { namespace: "shop", route: "web", address, tags: &tags, place })
+    /// An answer that was asked for at some moment.
+    struct Kept<'m> {
+        marks: &'m Marks,
+        born: u64,
+        address: Vec<u8>,
+        place: Arc<Place>,
+        tags: Vec<Box<str>>,
+        checked: AtomicU64,
+    }
+
+    impl<'m> Kept<'m> {
+        fn new(marks: &'m Marks, address: &[u8], tags: &[&str]) -> Self {
+            let (place, address) = (marks.place(address), address.to_vec());
+            let tags = tags.iter().map(|tag| (*tag).into()).collect();
+            Self { marks, born: marks.now(), address, place, tags, checked: AtomicU64::new(0) }
+        }
+
+        fn holds(&self) -> bool {
+            let named = Named { namespace: "shop", route: "web", address: &self.address, tags: &self.tags };
+            self.marks.holds(self.born, &self.place, &self.checked, named)
+        }
+    }
+
+    fn known_places(marks: &Marks) -> usize {
+        (0..PARTS as u64).map(|part| marks.places.part(part).len()).sum()
     }
 
     #[test]
     fn what_changed_is_not_used_and_what_is_asked_for_after_is() {
         let marks = Marks::default();
-        let (here, there) = (address("http", "a", "/x?y"), address("http", "a", "/x"));
-        let born = marks.now();
+        let here = address("http", "a", "/x?y");
+        let (old, other) =
+            (Kept::new(&marks, &here, &[]), Kept::new(&marks, &address("http", "a", "/x"), &[]));
         marks.change(&here);
-        assert!(!holds(&marks, born, &here, &[]) && holds(&marks, born, &there, &[]));
-        assert!(holds(&marks, marks.now(), &here, &[]));
+        assert!(!old.holds() && other.holds());
+        assert!(!marks.is_current(old.born, &old.place) && marks.is_current(other.born, &other.place));
+        assert!(Kept::new(&marks, &here, &[]).holds());
+    }
+
+    #[test]
+    fn however_much_is_written_elsewhere_what_is_kept_stays() {
+        let marks = Marks::default();
+        let kept: Vec<_> =
+            (0..100).map(|at| Kept::new(&marks, &address("http", "quiet", &format!("/{at}")), &[])).collect();
+        for at in 0..300_000 {
+            marks.change(format!("http\0busy\0/{at}\0").as_bytes());
+        }
+        assert!(kept.iter().all(Kept::holds));
+        marks.change(&address("http", "quiet", "/7"));
+        assert_eq!(kept.iter().filter(|kept| !kept.holds()).count(), 1, "the control");
+    }
+
+    #[test]
+    fn an_address_is_known_as_long_as_something_of_it_is_kept() {
+        let marks = Marks::default();
+        let here = address("http", "a", "/x");
+        let (one, two) = (Kept::new(&marks, &here, &[]), Kept::new(&marks, &here, &[]));
+        assert_eq!(known_places(&marks), 1);
+        drop(one);
+        marks.change(&here);
+        assert!(!two.holds(), "the other one is still told");
+        drop(two);
+        assert_eq!(known_places(&marks), 0);
+        let many: Vec<_> = (0..10_000).map(|at| Kept::new(&marks, format!("{at}").as_bytes(), &[])).collect();
+        assert_eq!(known_places(&marks), 10_000);
+        drop(many);
+        let left: usize = (0..PARTS as u64).map(|part| marks.places.part(part).capacity()).sum();
+        assert!(known_places(&marks) == 0 && left <= PARTS * ROOMY, "room for {left}");
     }
 
     #[test]
@@ -215,20 +327,29 @@ mod tests {
             (Purge::Everything, true),
         ] {
             let marks = Marks::default();
-            let born = marks.now();
-            marks.purge(purge.clone());
-            assert_eq!(holds(&marks, born, &at("/a/b?c"), &["one", "two"]), !hit, "{purge:?}");
-            assert!(holds(&marks, marks.now(), &at("/a/b?c"), &["one", "two"]), "asked for after: {purge:?}");
+            let kept = Kept::new(&marks, &at("/a/b?c"), &["one", "two"]);
+            marks.purge(purge.clone(), || {});
+            assert_eq!(kept.holds(), !hit, "{purge:?}");
+            assert_eq!(kept.holds(), !hit, "asked again: {purge:?}");
+            assert!(Kept::new(&marks, &at("/a/b?c"), &["one", "two"]).holds(), "asked for after: {purge:?}");
         }
     }
 
     #[test]
-    fn purges_that_are_forgotten_count_for_everything() {
+    fn many_purges_count_for_what_they_name_and_for_what_nobody_held_against_them() {
         let marks = Marks::default();
-        let born = marks.now();
-        (0..=MAX_PURGES).for_each(|tag| marks.purge(Purge::Tag(tag.to_string())));
-        assert!(!holds(&marks, born, &address("http", "a", "/"), &[]));
-        assert!(marks.purges.load().purges.len() <= MAX_PURGES);
-        assert!(holds(&marks, marks.now(), &address("http", "a", "/"), &[]));
+        let of = |tag: &str| Kept::new(&marks, &address("http", "a", &format!("/{tag}")), &[tag]);
+        let (kept, named, on_its_way) = (of("kept"), of("t7"), of("other"));
+        let mut sweeps = 0;
+        for tag in 0..2_000 {
+            marks.purge(Purge::Tag(format!("t{tag}")), || {
+                sweeps += 1;
+                assert!(kept.holds());
+            });
+            assert!(marks.purges.load().purges.len() <= MAX_PURGES + 1);
+        }
+        assert!(kept.holds() && !named.holds() && sweeps <= 2_000 / (MAX_PURGES / 2), "{sweeps}");
+        assert!(!on_its_way.holds(), "nobody can tell which of them named it");
+        assert!(of("t1999").holds(), "asked for after");
     }
 }

@@ -77,7 +77,9 @@ impl Memory {
 
     /// What is not used from now on.
     pub fn purge(&self, purge: Purge) {
-        self.marks.purge(purge);
+        self.marks.purge(purge, || {
+            self.partitions.load().iter().filter_map(Weak::upgrade).for_each(|one| one.sweep());
+        });
     }
 
     /// What is at this address has changed, whoever keeps it.

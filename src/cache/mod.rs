@@ -5,21 +5,25 @@
 //! | --- | --- |
 //! | `directives` | `Cache-Control` and its like, parsed once |
 //! | `judge` | whether an answer is kept, and on what terms |
-//! | `key` | what it is kept under |
+//! | `key`, `cookies` | what it is kept under |
 //! | `conditions` | 304 and ranges |
 //! | `stored` | an answer that is kept, and what is made of it for a client |
-//! | `fill` | an answer on its way, for all that wait for it |
+//! | `opening`, `fill` | an answer on its way, for all that wait for it: its head, its body |
+//! | `account` | what a body takes of the memory |
 //! | `memory`, `partition` | the budget of all, and what one route keeps of it |
 //! | `marks` | what was purged or changed since |
 //! | `status` | `Cache-Status` |
 
+mod account;
 mod conditions;
+mod cookies;
 mod directives;
 mod fill;
 mod judge;
 pub mod key;
 mod marks;
 mod memory;
+mod opening;
 #[cfg(test)]
 mod oracle_tests;
 mod partition;
@@ -32,12 +36,14 @@ use std::hash::BuildHasher as _;
 use std::sync::LazyLock;
 
 pub use conditions::opaque;
+pub use cookies::is_ambiguous;
 pub use directives::Wish;
-pub use fill::{Fill, Heard, Opening, Pump, Pumped, Reader};
+pub use fill::{Fill, Heard, Pump, Pumped, Reader};
 pub use judge::{Asked, Head, Refusal, Terms, judge};
 pub use key::{Forwarders, Keying};
-pub use marks::Purge;
+pub use marks::{Place, Purge};
 pub use memory::Memory;
+pub use opening::Opening;
 pub use partition::{Join, Lead, Partition, vary};
 pub use status::{CACHE_STATUS, Forwarded, Told};
 pub use stored::{Segments, Stored, Use, is_for_sites, kept_headers, tags};

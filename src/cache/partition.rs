@@ -17,6 +17,7 @@ use super::Hasher;
 use super::fill::{Fill, Heard, Reader};
 use super::judge::Terms;
 use super::key;
+use super::marks::Place;
 use super::memory::Memory;
 use super::stored::Stored;
 
@@ -113,9 +114,19 @@ impl Partition {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> &Arc<Memory> {
+        &self.memory
+    }
+
     /// The moment at which something is asked for.
     pub fn now(&self) -> u64 {
         self.memory.marks.now()
+    }
+
+    /// What changes of this address are told to.
+    pub fn place(&self, address: &[u8]) -> Arc<Place> {
+        self.memory.marks.place(address)
     }
 
     /// What is kept for a request with this key and head. `key` becomes that of the variant, where there are several.
@@ -148,7 +159,7 @@ impl Partition {
     pub fn join(
         self: &Arc<Self>,
         key: &[u8],
-        place: (u64, u64),
+        place: &Arc<Place>,
         is_fresh: impl Fn(&Terms, Instant) -> bool,
     ) -> Join {
         let mut fills = self.fills(key);
@@ -161,18 +172,19 @@ impl Partition {
         // It may have been kept between our look and this lock.
         if let Some(Slot::Answer(stored)) = self.kept.get(key)
             && self.holds(&stored)
+            && !stored.is_doubted()
             && is_fresh(&stored.terms, stored.received)
         {
             return Join::Here(stored);
         }
-        let lead = self.lead(key, place);
+        let lead = self.lead(key);
         fills.insert(key.into(), Arc::clone(&lead.fill));
         Join::Lead(lead)
     }
 
     /// A fetch that nobody else is told of.
-    pub fn lead(self: &Arc<Self>, key: &[u8], place: (u64, u64)) -> Lead {
-        let fill = Fill::new(self.now(), place, &self.memory);
+    pub fn lead(self: &Arc<Self>, key: &[u8]) -> Lead {
+        let fill = Fill::new(self.now(), &self.memory);
         Lead { partition: Arc::clone(self), key: key.into(), fill }
     }
 
@@ -183,7 +195,7 @@ impl Partition {
 
     /// What is at this address has changed.
     pub fn change(&self, address: &[u8]) {
-        self.memory.marks.change(address);
+        self.memory.change(address);
     }
 
     /// Prepares the key under which an answer that varies by `vary` is kept; `None`: by too much, or by anything.
@@ -231,7 +243,21 @@ impl Partition {
     }
 
     pub fn holds(&self, stored: &Stored) -> bool {
-        self.memory.marks.holds(stored.born, stored.named(&self.namespace, &self.route))
+        let named = stored.named(&self.namespace, &self.route);
+        self.memory.marks.holds(stored.born, &stored.place, &stored.checked, named)
+    }
+
+    /// Holds all that is kept against the purges that are known.
+    pub(super) fn sweep(&self) {
+        for (key, slot) in self.kept.iter() {
+            if let Slot::Answer(stored) = &slot
+                && !self.holds(stored)
+            {
+                let is_it = |now: &Slot| matches!(now, Slot::Answer(now) if Arc::ptr_eq(now, stored));
+                self.kept.remove_if(&key, is_it);
+            }
+        }
+        self.weigh();
     }
 
     pub(super) fn weight(&self) -> u64 {

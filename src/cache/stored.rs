@@ -1,5 +1,7 @@
 //! An answer that is kept, and what is made of it for a client.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -9,15 +11,16 @@ use http_body::Frame;
 use http_body_util::StreamBody;
 use tokio::time::Instant;
 
+use super::account::Lease;
 use super::conditions::{Part, is_not_modified, part};
 use super::directives::{Wish, split};
 use super::judge::Terms;
 use super::key;
-use super::marks::Named;
+use super::marks::{Named, Place};
 use crate::message::{Body, BodyError, Response};
 
 /// What an entry costs beside its bytes.
-const OVERHEAD: usize = 512;
+const OVERHEAD: usize = 640;
 const MAX_TAGS: usize = 128;
 
 #[derive(Debug)]
@@ -32,8 +35,12 @@ pub struct Stored {
     pub wall: SystemTime,
     /// See `marks`: when it was asked for.
     pub born: u64,
+    /// The newest purge that is known not to name it.
+    pub checked: AtomicU64,
+    /// An answer to somebody says that it may not hold for anybody: it is asked for before it is used.
+    pub doubted: AtomicBool,
     pub address: Box<[u8]>,
-    pub place: (u64, u64),
+    pub place: Arc<Place>,
     pub tags: Box<[Box<str>]>,
     /// Fields of the request that chose it, and their values as `key::vary` writes them.
     pub vary: Box<[HeaderName]>,
@@ -45,6 +52,8 @@ pub struct Stored {
 pub struct Segments {
     parts: Vec<Bytes>,
     length: u64,
+    /// Those who read may have parts of it for longer.
+    _lease: Option<Arc<Lease>>,
 }
 
 /// What may be done with an answer for a request.
@@ -64,7 +73,21 @@ impl Stored {
     }
 
     pub fn usable(&self, wish: &Wish, now: Instant) -> Use {
-        self.terms.usable(self.received, wish, now)
+        match self.terms.usable(self.received, wish, now) {
+            Use::Hit { .. } | Use::WhileRevalidate { .. } if self.is_doubted() => {
+                Use::Validate { wished: false }
+            }
+            then => then,
+        }
+    }
+
+    /// Nobody knows from now on whether it holds.
+    pub fn doubt(&self) {
+        self.doubted.store(true, Ordering::Relaxed);
+    }
+
+    pub fn is_doubted(&self) -> bool {
+        self.doubted.load(Ordering::Relaxed)
     }
 
     /// Whether it may be used although the backend failed (RFC 5861 section 4).
@@ -159,7 +182,7 @@ impl Stored {
     }
 
     pub fn named<'a>(&'a self, namespace: &'a str, route: &'a str) -> Named<'a> {
-        Named { namespace, route, address: &self.address, tags: &self.tags, place: self.place }
+        Named { namespace, route, address: &self.address, tags: &self.tags }
     }
 
     /// The bytes that it costs with a key of so many.
@@ -214,17 +237,10 @@ impl Terms {
 
 impl Segments {
     /// Of parts that have memory of their own.
-    pub fn of(parts: impl Iterator<Item = Bytes>) -> Self {
-        let mut segments = Self::default();
-        parts.for_each(|part| segments.push(part));
-        segments
-    }
-
-    pub fn push(&mut self, bytes: Bytes) {
-        self.length += bytes.len() as u64;
-        if !bytes.is_empty() {
-            self.parts.push(bytes);
-        }
+    pub fn of(parts: impl Iterator<Item = Bytes>, lease: Arc<Lease>) -> Self {
+        let parts: Vec<Bytes> = parts.filter(|part| !part.is_empty()).collect();
+        let length = parts.iter().map(|part| part.len() as u64).sum();
+        Self { parts, length, _lease: Some(lease) }
     }
 
     pub fn length(&self) -> u64 {

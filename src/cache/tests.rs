@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -12,6 +13,7 @@ use http_body_util::{BodyExt as _, StreamBody};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::account::Account;
 use super::partition::vary;
 use super::*;
 use crate::message::{
@@ -104,8 +106,9 @@ fn terms(lifetime: u64) -> Terms {
 }
 
 pub fn stored(partition: &Partition, body: usize) -> Arc<Stored> {
-    let mut segments = Segments::default();
-    segments.push(Bytes::from(vec![b'x'; body]));
+    let account = Account::new(partition.memory());
+    account.must_come(body as u64);
+    let segments = Segments::of([account.piece(vec![b'x'; body], body as u64)].into_iter(), account.lease());
     let mut headers = HeaderMap::new();
     headers.insert("etag", HeaderValue::from_static("\"a\""));
     Arc::new(Stored {
@@ -117,8 +120,10 @@ pub fn stored(partition: &Partition, body: usize) -> Arc<Stored> {
         received: Instant::now(),
         wall: SystemTime::now(),
         born: partition.now(),
+        checked: AtomicU64::new(0),
+        doubted: AtomicBool::new(false),
         address: Box::default(),
-        place: (1, 2),
+        place: partition.place(b"here"),
         tags: Box::default(),
         vary: Box::default(),
         chosen_by: Box::default(),
@@ -136,13 +141,13 @@ fn opening() -> Arc<Opening> {
         chosen_by: Box::default(),
         born: 1,
         address: Box::default(),
-        place: (1, 2),
+        place: Memory::new(1 << 20).partition("shop", "web").place(b"here"),
         tags: Box::default(),
     })
 }
 
 fn a_fill() -> Arc<Fill> {
-    Fill::new(1, (1, 2), &Memory::new(64 << 20))
+    Fill::new(1, &Memory::new(64 << 20))
 }
 
 /// A body that the test says piece by piece.
@@ -334,7 +339,9 @@ async fn who_goes_on_is_waited_for_but_not_for_ever() {
 async fn what_is_on_its_way_is_counted_until_nobody_reads_it() {
     let memory = Memory::new(4 << 20);
     let partition = memory.partition("shop", "web");
-    let Join::Lead(lead) = partition.join(b"k", (1, 2), |_, _| true) else { panic!("nobody fetches") };
+    let Join::Lead(lead) = partition.join(b"k", &partition.place(b"here"), |_, _| true) else {
+        panic!("nobody fetches")
+    };
     let reader = lead.fill.join(|_| true).expect("open");
     let (say, body) = spoken();
     for _ in 0..3 {
@@ -343,12 +350,55 @@ async fn what_is_on_its_way_is_counted_until_nobody_reads_it() {
     drop(say);
     let pumped = Pump::new(&lead.fill, 1 << 20, None).run(body).await.expect("whole").expect("kept");
     Pump::finish(&lead.fill);
-    assert_eq!((pumped.body.length(), memory.coming()), (300_000, 300_000));
-    // It is kept and not fetched any more, and somebody still reads what came.
+    // What is kept counts there, although somebody still reads it here.
+    assert_eq!((pumped.body.length(), memory.coming()), (300_000, 0));
+    // It gives way, is not fetched any more, and somebody still reads what came.
     drop((lead, pumped));
     assert_eq!(memory.coming(), 300_000);
     assert_eq!(text(reader.body()).await.expect("whole").len(), 300_000);
     assert_eq!(memory.coming(), 0);
+}
+
+#[tokio::test]
+async fn what_gives_way_while_it_is_read_is_counted_until_it_has_been() {
+    let memory = Memory::new(4 << 20);
+    let partition = memory.partition("shop", "web");
+    let whole = |partition: &Partition| {
+        partition.keep(b"k"[..].into(), stored(partition, 1 << 19));
+        let found = partition.look(&mut b"k".to_vec(), &HeaderMap::new()).expect("kept");
+        found.answer(&http::Method::GET, &HeaderMap::new(), Instant::now()).into_body()
+    };
+    let (first, second) = (whole(&partition), whole(&partition));
+    assert_eq!((memory.coming(), memory.kept() >> 19), (1 << 19, 1), "the first has been replaced");
+    partition.forget(b"k");
+    assert_eq!((memory.coming(), memory.kept()), (2 << 19, 0), "both are read");
+    // Until it is read, there is no room for others on their way.
+    let Join::Lead(lead) = partition.join(b"other", &partition.place(b"there"), |_, _| true) else {
+        panic!("nobody fetches")
+    };
+    let full = || Body::Full(Bytes::from_static(b"a body"));
+    assert!(lead.fill.whole(&full()).is_none());
+    drop(second);
+    assert_eq!((text(first).await.expect("whole").len(), memory.coming()), (1 << 19, 0));
+    assert!(lead.fill.whole(&full()).is_some(), "the control");
+}
+
+#[tokio::test]
+async fn what_many_purges_do_not_name_stays() {
+    let memory = Memory::new(BUDGET);
+    let partition = memory.partition("shop", "web");
+    let tagged = |key: &str, tag: &str| {
+        let stored = stored(&partition, 100);
+        let stored = Stored { tags: [tag.into()].into(), ..Arc::into_inner(stored).expect("one") };
+        partition.keep(key.as_bytes().into(), Arc::new(stored));
+    };
+    tagged("one", "quiet");
+    tagged("two", "t3");
+    let before = memory.kept();
+    (0..1_000).for_each(|tag| memory.purge(Purge::Tag(format!("t{tag}"))));
+    let is_found = |key: &str| partition.look(&mut key.into(), &HeaderMap::new()).is_some();
+    assert!(is_found("one") && !is_found("two"));
+    assert!(memory.kept() < before, "what was named is not there any more, without having been asked for");
 }
 
 #[tokio::test(start_paused = true)]
@@ -356,7 +406,9 @@ async fn what_finds_no_room_is_passed_on_and_given_back() {
     let memory = Memory::new(1 << 20);
     let partition = memory.partition("shop", "web");
     let fetch = |key: &[u8]| {
-        let Join::Lead(lead) = partition.join(key, (1, 2), |_, _| true) else { panic!("nobody fetches") };
+        let Join::Lead(lead) = partition.join(key, &partition.place(b"here"), |_, _| true) else {
+            panic!("nobody fetches")
+        };
         let reader = lead.fill.join(|_| true).expect("open");
         let (say, body) = spoken();
         say.send(piece(&"x".repeat(200_000))).expect("listens");
@@ -384,7 +436,8 @@ async fn who_asks_when_it_is_open_for_long_begins_anew() {
     let wish = Wish::default();
     let join = || {
         let now = Instant::now();
-        partition.join(b"k", (1, 2), |terms, received| terms.is_fresh(received, &wish, now))
+        partition
+            .join(b"k", &partition.place(b"here"), |terms, received| terms.is_fresh(received, &wish, now))
     };
     let Join::Lead(lead) = join() else { panic!("nobody fetches") };
     lead.fill.tell(Heard::Open(opening()));
@@ -400,23 +453,27 @@ async fn who_asks_when_it_is_open_for_long_begins_anew() {
 #[tokio::test]
 async fn whoever_waits_is_freed_when_the_one_who_fetches_goes() {
     let partition = Memory::new(1 << 20).partition("shop", "web");
-    let Join::Lead(lead) = partition.join(b"k", (1, 2), |_, _| true) else { panic!("nobody fetches") };
-    let Join::Wait(waiting) = partition.join(b"k", (1, 2), |_, _| true) else { panic!("somebody fetches") };
+    let Join::Lead(lead) = partition.join(b"k", &partition.place(b"here"), |_, _| true) else {
+        panic!("nobody fetches")
+    };
+    let Join::Wait(waiting) = partition.join(b"k", &partition.place(b"here"), |_, _| true) else {
+        panic!("somebody fetches")
+    };
     drop(lead);
     assert!(matches!(waiting.heard().await, Heard::Abandoned));
-    assert!(matches!(partition.join(b"k", (1, 2), |_, _| true), Join::Lead(_)));
+    assert!(matches!(partition.join(b"k", &partition.place(b"here"), |_, _| true), Join::Lead(_)));
 }
 
 #[tokio::test]
 async fn a_fetch_from_before_a_change_is_not_joined_and_not_kept() {
     let memory = Memory::new(1 << 20);
     let partition = memory.partition("shop", "web");
-    let place = key::place(b"here");
-    let Join::Lead(lead) = partition.join(b"k", place, |_, _| true) else { panic!("nobody fetches") };
-    let answer = Stored { place, ..Arc::into_inner(stored(&partition, 9)).expect("one") };
+    let place = partition.place(b"here");
+    let Join::Lead(lead) = partition.join(b"k", &place, |_, _| true) else { panic!("nobody fetches") };
+    let answer = stored(&partition, 9);
     partition.change(b"here");
-    let Join::Lead(_new) = partition.join(b"k", place, |_, _| true) else { panic!("that one is old") };
-    partition.keep(lead.key().into(), Arc::new(answer));
+    let Join::Lead(_new) = partition.join(b"k", &place, |_, _| true) else { panic!("that one is old") };
+    partition.keep(lead.key().into(), answer);
     assert!(partition.look(&mut b"k".to_vec(), &HeaderMap::new()).is_none());
 }
 

@@ -28,6 +28,12 @@ pub trait Outbound {
     /// Runs `work` on this worker detached from the client, which may leave. Bounded per worker; ends with drain.
     /// Gives the work back when the bound is reached.
     fn detach(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>>;
+
+    /// The same for work that goes as fast as clients read: it has a bound of its own, so that slow ones leave room for
+    /// the other.
+    fn carry(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>> {
+        self.detach(work)
+    }
 }
 
 /// Extension of a sub-request: by when the head of its answer must be there. Whoever bounds the time so lets the backend

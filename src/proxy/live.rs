@@ -17,6 +17,7 @@ use super::client_certificates::LiveValidation;
 use super::keep::Kept;
 use super::spread::Spread;
 use crate::cache::Keying;
+use crate::cache::key::CountedNames;
 use crate::filters::{AnyPlan, Cors, Filter, Member as _, RequestPlan, Row};
 use crate::message::{ErrorKind, Labels};
 use crate::route_map::{
@@ -62,8 +63,8 @@ struct Linked {
 pub struct LiveHost {
     pub host: Arc<Host>,
     rules: Vec<LiveRule>,
-    /// Whether any of them has a cache.
-    pub caches: bool,
+    /// Which parameters of a query count, as their caches have it; nothing if none has one.
+    pub counted: Box<[CountedNames]>,
     /// Rule of each entry of the match table.
     rule_of_entry: Vec<usize>,
     pub certificates: Vec<Arc<LiveCertificate>>,
@@ -320,8 +321,12 @@ impl Linker {
                 LiveValidation::link(plan, least, known).map_or(Clients::Refused, Clients::By)
             }
         };
-        let caches = rules.iter().any(|rule| rule.cache.is_some());
-        LiveHost { host: host.clone(), rules, caches, rule_of_entry, certificates, clients }
+        let mut counted: Vec<_> =
+            rules.iter().filter_map(|rule| Some(rule.cache.as_ref()?.plan.key.query.clone())).collect();
+        counted.sort();
+        counted.dedup();
+        let counted = counted.into();
+        LiveHost { host: host.clone(), rules, counted, rule_of_entry, certificates, clients }
     }
 
     fn link_rule(&mut self, rule: &Arc<Rule>, host: &Host, telemetry: &Telemetry, keep: &Kept) -> LiveRule {

@@ -14,7 +14,7 @@ use crate::message::{AnswerBy, ErrorKind, LocalFuture, Outbound, ProxyError, Req
 use crate::upstream::SendLimits;
 use crate::values::BackendId;
 
-/// So much detached work a worker has at once.
+/// So much detached work a worker has at once, and as much that goes as fast as clients read.
 const MAX_DETACHED: usize = 1024;
 /// Nothing waits longer for a sub-request's head; callers bound it closer.
 const LONGEST: std::time::Duration = std::time::Duration::from_secs(30);
@@ -23,11 +23,12 @@ const CONNECT: std::time::Duration = std::time::Duration::from_secs(2);
 struct WorkerOutbound {
     worker: Weak<Worker>,
     detached: Rc<Cell<usize>>,
+    carried: Rc<Cell<usize>>,
 }
 
 /// The way of a worker's requests to backends.
 pub fn of(worker: &Rc<Worker>) -> Rc<dyn Outbound> {
-    Rc::new(WorkerOutbound { worker: Rc::downgrade(worker), detached: Rc::default() })
+    Rc::new(WorkerOutbound { worker: Rc::downgrade(worker), detached: Rc::default(), carried: Rc::default() })
 }
 
 impl Outbound for WorkerOutbound {
@@ -49,11 +50,25 @@ impl Outbound for WorkerOutbound {
     }
 
     fn detach(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>> {
-        if self.detached.get() >= MAX_DETACHED {
+        self.begin(&self.detached, work)
+    }
+
+    fn carry(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>> {
+        self.begin(&self.carried, work)
+    }
+}
+
+impl WorkerOutbound {
+    fn begin(
+        &self,
+        count: &Rc<Cell<usize>>,
+        work: LocalFuture<'static, ()>,
+    ) -> Result<(), LocalFuture<'static, ()>> {
+        if count.get() >= MAX_DETACHED {
             return Err(work);
         }
-        self.detached.set(self.detached.get() + 1);
-        let (count, worker) = (Leave(self.detached.clone()), self.worker.clone());
+        count.set(count.get() + 1);
+        let (count, worker) = (Leave(Rc::clone(count)), self.worker.clone());
         connection::spawn(async move {
             let _count = count;
             if AssertUnwindSafe(work).catch_unwind().await.is_err()
@@ -94,5 +109,18 @@ mod tests {
             request.extensions_mut().insert(AnswerBy(now + asked));
             assert_eq!(answer_by(&request, now), now + expected);
         }
+    }
+
+    #[tokio::test]
+    async fn what_slow_readers_hold_up_leaves_room_for_other_work() {
+        let outbound =
+            WorkerOutbound { worker: Weak::new(), detached: Rc::default(), carried: Rc::default() };
+        let never = || Box::pin(std::future::pending());
+        let local = tokio::task::LocalSet::new();
+        let begun = local.run_until(async {
+            let carried = (0..=MAX_DETACHED).filter(|_| outbound.carry(never()).is_ok()).count();
+            (carried, outbound.detach(never()).is_ok())
+        });
+        assert_eq!(begun.await, (MAX_DETACHED, true));
     }
 }

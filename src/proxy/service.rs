@@ -231,11 +231,11 @@ async fn serve(
         called: (told.call == Call::Grpc && protocol == Protocol::Http2)
             .then_some(Called { until: called_until }),
     };
-    let threatened = cached::threatened(host, rule, &exchange);
+    let threatened = cached::threatened(host, &exchange);
     let memory = worker.shared.keep.memory();
     if rule.filters.is_empty() && rule.cache.is_none() {
         let answered = act(&way, Some(watch), &mut exchange).await;
-        return answered.inspect(|response| cached::judge_threat(memory, threatened, response));
+        return answered.inspect(|response| cached::judge_threat(memory, host, threatened, response));
     }
     let response = {
         let account = &*account;
@@ -275,7 +275,7 @@ async fn serve(
     account.places = exchange.places;
     account.compressed = exchange.compressed;
     account.cached = exchange.cached;
-    cached::judge_threat(memory, threatened, &response);
+    cached::judge_threat(memory, host, threatened, &response);
     Ok(response)
 }
 

@@ -306,6 +306,35 @@ fn a_write_under_another_rule_makes_what_is_kept_old() {
 }
 
 #[test]
+fn a_write_under_another_rule_counts_as_the_cache_counts_and_for_what_its_answer_names() {
+    let origin = Origin::new(|asked| {
+        let (fields, body) = fresh(asked);
+        let named = if asked.target() == "/cart" { "Location: /x?utm=c&page=1\r\n" } else { "" };
+        (format!("{named}{fields}"), body)
+    });
+    let backend = "backendRefs: [{kind: GatewayBackend, name: origin}]";
+    let cache = "{key: {queryParams: {include: [page]}}}";
+    let rules = format!(
+        "[{{name: read, matches: [{{methods: [GET]}}], policy: {{cache: {cache}}}, {backend}}}, {{name: write, matches: [{{methods: [POST, DELETE]}}], {backend}}}]"
+    );
+    let gateway = origin.rules(&rules);
+    let kept = || kept(|| gateway.get("shop.example", "/x?page=1&utm=a")).body;
+    let write = |method: &str, path: &str| {
+        assert_eq!(gateway.request(method, "shop.example", path, &[], "").status, 200);
+    };
+    let first = kept();
+    write("DELETE", "/x?page=2&utm=a");
+    assert_eq!(kept(), first, "another address");
+    write("DELETE", "/x?page=1&utm=b");
+    let second = kept();
+    assert_ne!(second, first);
+    write("POST", "/basket");
+    assert_eq!(kept(), second, "it names nothing");
+    write("POST", "/cart");
+    assert_ne!(kept(), second);
+}
+
+#[test]
 fn who_has_what_is_kept_is_told_so_without_the_origin() {
     let origin = Origin::new(|_| {
         ("ETag: \"a\"\r\nCache-Control: max-age=600\r\nConnection: close".into(), "all".into())

@@ -69,6 +69,29 @@ fn what_is_kept_is_behind_the_authorizer() {
 }
 
 #[test]
+fn a_token_that_the_authorizer_knows_has_answers_of_its_own() {
+    let authorizer = Origin::new(|asked| match asked.field("authorization") {
+        Some("Bearer ann-1" | "Bearer ann-2") => ("X-Who: ann\r\nConnection: close".into(), String::new()),
+        Some("Bearer bob") => ("X-Who: bob\r\nConnection: close".into(), String::new()),
+        Some("Bearer nameless") => ("Connection: close".into(), String::new()),
+        _ => ("HTTP/1.1 403 Forbidden\r\nConnection: close".into(), "no".into()),
+    });
+    let origin = Origin::new(fresh);
+    let told = ", identity: {idHeader: X-Who}";
+    let gateway = asking(&origin, &authorizer, "{key: {identity: true}}", told);
+    let ask = |token: &str| {
+        gateway.request("GET", "shop.example", PATH, &[&format!("Authorization: Bearer {token}")], "")
+    };
+    let all = ["ann-1", "ann-2", "bob"].map(|token| kept(|| ask(token)).body);
+    assert!(all[0] != all[1] && all[0] != all[2] && all[1] != all[2], "each token: {all:?}");
+    assert_eq!(ask("ann-1").body, all[0]);
+    assert_eq!(ask("gone").status, 403, "a token is asked for each time");
+    for _ in 0..2 {
+        assert!(status(&ask("nameless")).ends_with("detail=authorized"), "nobody says whose it is");
+    }
+}
+
+#[test]
 fn what_is_kept_is_charged_for() {
     let origin = Origin::new(fresh);
     let gateway = origin.under("{cache: {}, rateLimits: [{name: few, requests: 3, per: 1h}]}");

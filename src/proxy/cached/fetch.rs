@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::SystemTime;
 
 use http::header::{self, HeaderName, HeaderValue};
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 
 use super::{LiveCache, class, passed, told, without_conditions};
 use crate::cache::{
-    Asked, Forwarded, Head, Heard, Join, Lead, Opening, Pump, Reader, Refusal, Segments, Stored, Terms, Told,
+    Asked, Forwarded, Head, Heard, Join, Lead, Opening, Place, Pump, Reader, Refusal, Stored, Terms, Told,
     Wish, is_for_sites, judge, kept_headers, key, opaque, tags, vary,
 };
 use crate::filters::Collapse;
@@ -31,7 +32,7 @@ pub struct Fetch {
     /// So many bytes of the key are before what its variant adds.
     primary: usize,
     address: Box<[u8]>,
-    place: (u64, u64),
+    place: Arc<Place>,
 }
 
 /// What a run of the action came to.
@@ -63,7 +64,7 @@ impl Fetch {
             headers: exchange.request.headers().clone(),
             key: key.into(),
             primary,
-            place: key::place(&address),
+            place: cache.partition.place(&address),
             address: address.into(),
             cache: Arc::clone(cache),
         }
@@ -88,9 +89,9 @@ impl Fetch {
             || stored.is_some_and(|stored| !stored.terms.is_for_all())
             || partition.is_alone(&self.key, class(self.asked), now);
         if alone {
-            return Join::Lead(partition.lead(&self.key, self.place));
+            return Join::Lead(partition.lead(&self.key));
         }
-        partition.join(&self.key, self.place, |terms, received| {
+        partition.join(&self.key, &self.place, |terms, received| {
             self.may_have(terms) && terms.is_fresh(received, &self.wish, now)
         })
     }
@@ -104,13 +105,13 @@ impl Fetch {
     pub fn join_to_refresh(&self, stored: &Stored) -> Join {
         let now = Instant::now();
         let partition = &self.cache.partition;
-        partition.join(&self.key, self.place, |terms, received| {
+        partition.join(&self.key, &self.place, |terms, received| {
             received > stored.received && terms.is_fresh(received, &self.wish, now)
         })
     }
 
     pub fn lead(&self) -> Lead {
-        self.cache.partition.lead(&self.key, self.place)
+        self.cache.partition.lead(&self.key)
     }
 
     /// Runs the action for the client.
@@ -159,7 +160,7 @@ impl Fetch {
                 }
                 Settled::Passed(response, detail) => passed(response, why, detail),
                 Settled::Again => {
-                    self.forget(&self.key);
+                    self.forget(&self.key, stale.as_deref());
                     stale = None;
                     lead = self.lead();
                     self.restore(exchange, &uri);
@@ -239,29 +240,26 @@ impl Fetch {
         let opening = Arc::new(opening);
         let keeps = self.cache.plan.collapse != Collapse::Only;
         let (parts, body) = response.into_parts();
-        let body = match body {
-            body @ (Body::Empty | Body::Full(_)) if keeps => {
-                let mut segments = Segments::default();
-                if let Body::Full(bytes) = body {
-                    // A copy: what a filter made may count as long as it is held, and this is kept for long.
-                    segments.push(bytes::Bytes::copy_from_slice(&bytes));
-                }
-                let stored = Arc::new(opening.keep(segments, None));
-                self.cache.partition.keep(key.into(), Arc::clone(&stored));
-                lead.fill.tell(self.heard(&opening, Heard::Kept(Arc::clone(&stored))));
-                return Settled::Kept(stored, status.as_u16());
-            }
-            body => body,
-        };
+        if keeps && let Some(whole) = lead.fill.whole(&body) {
+            let stored = Arc::new(opening.keep(whole, None));
+            self.cache.partition.keep(key.into(), Arc::clone(&stored));
+            lead.fill.tell(self.heard(&opening, Heard::Kept(Arc::clone(&stored))));
+            return Settled::Kept(stored, status.as_u16());
+        }
         let fill = Arc::clone(&lead.fill);
         let reader = fill.join(|_| true);
         let mut pump = Pump::new(&fill, if keeps { self.cache.plan.max_body } else { 0 }, self.cache.idle);
-        if readers(&opening) == Readers::NotNeeded {
+        let needed = readers(&opening);
+        if needed == Readers::NotNeeded {
             pump = pump.staying();
         }
         let body = Rc::new(Cell::new(Some(body)));
-        let work = pumping(lead, pump, Rc::clone(&body), Arc::clone(&opening), key);
-        if let Err(work) = outbound.detach(Box::pin(work)) {
+        let work = Box::pin(pumping(lead, pump, Rc::clone(&body), Arc::clone(&opening), key));
+        let started = match needed {
+            Readers::Needed => outbound.carry(work),
+            Readers::NotNeeded => outbound.detach(work),
+        };
+        if let Err(work) = started {
             // Without room for work of its own, whose pace would be this client's, it is this client's alone.
             fill.tell(Heard::Alone);
             drop((work, reader));
@@ -310,8 +308,10 @@ impl Fetch {
             received,
             wall,
             born: lead.fill.born,
+            checked: AtomicU64::new(0),
+            doubted: AtomicBool::new(false),
             address: stale.address.clone(),
-            place: stale.place,
+            place: Arc::clone(&stale.place),
             tags: tags.unwrap_or_default(),
             vary: stale.vary.clone(),
             chosen_by: stale.chosen_by.clone(),
@@ -323,7 +323,7 @@ impl Fetch {
                 lead.fill.tell(if terms.is_for_all() { kept } else { Heard::Alone });
             }
             Err(_) => {
-                self.forget(lead.key());
+                self.forget(lead.key(), Some(stale));
                 lead.fill.tell(Heard::Alone);
             }
         }
@@ -382,7 +382,7 @@ impl Fetch {
             chosen_by: chosen_by.into(),
             born: lead.fill.born,
             address: self.address.clone(),
-            place: self.place,
+            place: Arc::clone(&self.place),
             tags,
         };
         Ok((opening, key))
@@ -395,10 +395,12 @@ impl Fetch {
     }
 
     /// Forgets what an answer to anybody shows to hold no more. An answer to one with cookies or credentials, or who wants
-    /// nothing kept, says nothing about that of others.
-    fn forget(&self, key: &[u8]) {
+    /// nothing kept, may be that client's alone: then the next one for whom it is asks the origin.
+    fn forget(&self, key: &[u8], stale: Option<&Stored>) {
         if self.asked.is_plain() {
             self.cache.partition.forget(key);
+        } else if let Some(stale) = stale {
+            stale.doubt();
         }
     }
 
@@ -410,8 +412,8 @@ impl Fetch {
             return;
         }
         lead.fill.tell(Heard::Alone);
-        if stale.is_some() {
-            self.forget(lead.key());
+        if let Some(stale) = stale {
+            self.forget(lead.key(), Some(stale));
         }
         if !self.asked.no_store {
             partition.alone(lead.key(), class(self.asked), Instant::now());

@@ -1,55 +1,63 @@
 //! What a request may change makes what is kept of it old (RFC 9111 section 4.4).
 
-use http::header::{self, HeaderName};
+use http::header::{self, HeaderName, HeaderValue};
 use http::uri::Uri;
 use http::{HeaderMap, StatusCode};
 
-use super::{LiveCache, passed};
-use crate::cache::{Forwarded, Memory, Stored, key};
-use crate::message::{ErrorKind, Exchange, Response};
-use crate::proxy::live::{LiveHost, LiveRule};
+use super::LiveCache;
+use crate::cache::key::CountedNames;
+use crate::cache::{Memory, Stored, key};
+use crate::message::{ErrorKind, Exchange, Response, Scheme};
+use crate::proxy::live::LiveHost;
 
-/// Runs the action of a method that is not safe. Where it succeeds, what is kept of its address is not used any more,
-/// nor of those that the answer names on the same host.
-pub async fn around(
-    cache: &LiveCache,
-    exchange: &mut Exchange,
-    action: impl AsyncFn(&mut Exchange) -> Response,
-) -> Response {
-    let (mut target, uri) = (Vec::new(), exchange.request.uri().clone());
-    let counted = cache.counted(&uri);
-    key::address(&mut target, exchange, &counted);
-    let host = exchange.request.headers().get(header::HOST).cloned();
-    let response = action(exchange).await;
-    if has_done(&response) {
-        cache.partition.change(&target);
-        let named = [header::LOCATION, header::CONTENT_LOCATION];
-        for place in named.iter().filter_map(|name| place(response.headers(), name, &uri, host.as_ref())) {
-            let mut address = Vec::new();
-            let host = host.as_ref().map_or(&b""[..], |host| host.as_bytes());
-            let scheme = exchange.client.scheme.as_str();
-            key::address_of(&mut address, scheme, host, place.path(), cache.counted(&place).query());
-            cache.partition.change(&address);
-        }
-    }
-    passed(response, Forwarded::Method, None)
+/// A request that may change what others of its host keep.
+pub struct Threat {
+    uri: Uri,
+    host: Option<HeaderValue>,
+    scheme: Scheme,
 }
 
-/// The address of a request under a rule without a cache that may change what others of its host keep.
-pub fn threatened(host: &LiveHost, rule: &LiveRule, exchange: &Exchange) -> Option<Vec<u8>> {
-    if !host.caches || rule.cache.is_some() || exchange.request.method().is_safe() {
+/// What a request threatens, also one under a rule without a cache.
+pub fn threatened(host: &LiveHost, exchange: &Exchange) -> Option<Threat> {
+    if host.counted.is_empty() || exchange.request.method().is_safe() {
         return None;
     }
-    let mut address = Vec::new();
-    key::address(&mut address, exchange, exchange.request.uri());
-    Some(address)
+    Some(Threat {
+        uri: exchange.request.uri().clone(),
+        host: exchange.request.headers().get(header::HOST).cloned(),
+        scheme: exchange.client.scheme,
+    })
 }
 
-/// What was threatened has changed, if the answer says that the request did something.
-pub fn judge_threat(memory: &Memory, address: Option<Vec<u8>>, response: &Response) {
-    let did_something = has_done(response);
-    if let Some(address) = address.filter(|_| did_something) {
-        memory.change(&address);
+/// What was threatened has changed, if the answer says that the request did something: its own address, and those that
+/// the answer names on the same host, as each of the host's caches counts their queries.
+pub fn judge_threat(memory: &Memory, host: &LiveHost, threat: Option<Threat>, response: &Response) {
+    let Some(threat) = threat.filter(|_| has_done(response)) else { return };
+    let named = [header::LOCATION, header::CONTENT_LOCATION];
+    let named =
+        named.iter().filter_map(|name| place(response.headers(), name, &threat.uri, threat.host.as_ref()));
+    for uri in std::iter::once(threat.uri.clone()).chain(named) {
+        for address in threat.addresses(&host.counted, &uri) {
+            memory.change(&address);
+        }
+    }
+}
+
+impl Threat {
+    fn addresses<'t>(
+        &'t self,
+        counted: &'t [CountedNames],
+        uri: &'t Uri,
+    ) -> impl Iterator<Item = Vec<u8>> + 't {
+        counted.iter().map(|counted| {
+            let (mut address, query) = (Vec::new(), uri.query());
+            let host = self.host.as_ref().map_or(&b""[..], |host| host.as_bytes());
+            let fewer = key::counted_query(counted.as_deref(), query);
+            // Without any parameter left there is no query.
+            let query = fewer.as_deref().map_or(query, |fewer| Some(fewer).filter(|fewer| !fewer.is_empty()));
+            key::address_of(&mut address, self.scheme.as_str(), host, uri.path(), query);
+            address
+        })
     }
 }
 
@@ -59,8 +67,9 @@ fn has_done(response: &Response) -> bool {
     !is_ours && (status.is_success() || status.is_redirection())
 }
 
-/// HEAD that tells of another body than the one that is kept (RFC 9111 section 4.3.5).
-pub fn by_head(cache: &LiveCache, stored: &Stored, response: &Response, address: &[u8]) {
+/// HEAD that tells of another body than the one that is kept (RFC 9111 section 4.3.5). Without an address it is somebody's
+/// alone, and says nothing for sure.
+pub fn by_head(cache: &LiveCache, stored: &Stored, response: &Response, address: Option<&[u8]>) {
     if response.status() != StatusCode::OK {
         return;
     }
@@ -69,7 +78,10 @@ pub fn by_head(cache: &LiveCache, stored: &Stored, response: &Response, address:
         told.is_some() && told != stored.headers.get(name)
     };
     if [header::ETAG, header::LAST_MODIFIED, header::CONTENT_LENGTH].iter().any(differs) {
-        cache.partition.change(address);
+        match address {
+            Some(address) => cache.partition.change(address),
+            None => stored.doubt(),
+        }
     }
 }
 
@@ -100,6 +112,31 @@ fn place(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_write_threatens_what_each_cache_of_the_host_counts() {
+        let threat = Threat {
+            uri: "/a?page=1&utm=x".parse().expect("a target"),
+            host: Some(HeaderValue::from_static("Shop.example")),
+            scheme: Scheme::Https,
+        };
+        let of = |counted: &[CountedNames]| {
+            let addresses = threat.addresses(counted, &threat.uri);
+            addresses
+                .map(|bytes| String::from_utf8(bytes).expect("text").replace('\0', " "))
+                .collect::<Vec<_>>()
+        };
+        let pages: Box<[Box<str>]> = ["page".into()].into();
+        assert_eq!(
+            of(&[None, Some(pages), Some(Box::default())]),
+            [
+                "https shop.example /a?page=1&utm=x ",
+                "https shop.example /a?page=1 ",
+                "https shop.example /a "
+            ]
+        );
+        assert!(of(&[]).is_empty());
+    }
 
     #[test]
     fn an_answer_names_addresses_of_its_own_host_only() {

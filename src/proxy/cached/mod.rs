@@ -30,7 +30,7 @@ use super::live::{Live, Slot};
 use super::request_head::Intake;
 use crate::cache::key;
 use crate::cache::{
-    Asked, Forwarded, Heard, Join, Keying, Partition, Reader, Stored, Terms, Told, Use, Wish,
+    Asked, Forwarded, Heard, Join, Keying, Partition, Reader, Stored, Terms, Told, Use, Wish, is_ambiguous,
 };
 use crate::filters::{CachePlan, Collapse};
 use crate::message::{ErrorKind, Exchange, ProxyError, Response};
@@ -110,7 +110,7 @@ where
         Kind::Head => (Method::HEAD, true),
         Kind::Unsafe => {
             exchange.cached = Some(Cached::Bypass);
-            return invalidate::around(cache, exchange, action).await;
+            return passed(action(exchange).await, Forwarded::Method, None);
         }
         Kind::Other(why, detail) => {
             exchange.cached = Some(Cached::Bypass);
@@ -165,8 +165,8 @@ where
         let why = if is_head { why } else { Forwarded::Partial };
         let head = is_head.then(|| key_of_head(cache, exchange, &wish)).flatten();
         let response = action(exchange).await;
-        if let (Some(stored), Some(address)) = (&stored, head) {
-            invalidate::by_head(cache, stored, &response, &address);
+        if let Some(stored) = stored.as_ref().filter(|_| is_head) {
+            invalidate::by_head(cache, stored, &response, head.as_deref());
         }
         return passed(response, why, None);
     }
@@ -304,10 +304,12 @@ impl LiveCache {
         }
         let overrides =
             |name: &HeaderName| headers.contains_key(name) && !self.plan.key.headers.contains(name);
-        if OVERRIDES.iter().any(overrides) {
+        if OVERRIDES.iter().any(overrides)
+            || key::has_look_alike(headers, OVERRIDES.iter().chain(&self.plan.key.headers))
+        {
             return Kind::Other(Forwarded::Bypass, Some("override"));
         }
-        if key::has_strange_cookie(&self.plan.key, headers) {
+        if is_ambiguous(&self.plan.key, headers) {
             return Kind::Other(Forwarded::Bypass, Some("cookie"));
         }
         kind
@@ -322,7 +324,7 @@ impl LiveCache {
 
     /// The address as far as it counts.
     fn counted<'u>(&self, uri: &'u Uri) -> Cow<'u, Uri> {
-        let Some(counted) = key::counted_query(&self.plan.key, uri.query()) else {
+        let Some(counted) = key::counted_query(self.plan.key.query.as_deref(), uri.query()) else {
             return Cow::Borrowed(uri);
         };
         let mut target = uri.path().to_owned();

@@ -14,7 +14,9 @@ use tokio::time::Instant;
 use super::fetch::{Fetch, Readers, Settled};
 use super::{Kind, LiveCache, Meanings, Waited, key_of_head, wait};
 use crate::cache::tests::exchange;
-use crate::cache::{Forwarded, Forwarders, Heard, Join, Keying, Lead, Memory, Reader, Stored, Wish, key};
+use crate::cache::{
+    Forwarded, Forwarders, Heard, Join, Keying, Lead, Memory, Reader, Stored, Use, Wish, key,
+};
 use crate::filters::{CachePlan, Collapse, REGISTRY};
 use crate::message::{
     Body, BodyError, ErrorKind, Exchange, Labels, LocalFuture, Outbound, ProxyError, Request, Response,
@@ -183,20 +185,65 @@ async fn what_is_kept_is_forgotten_by_the_origin_s_word_and_not_by_who_asks() {
             let settled = fetch
                 .settle(&*case.worker, fetch.lead(), answer, Some(&stored), started, |_| Readers::Needed);
             drop(settled);
-            case.kept(&exchange(URL, &[])).is_some()
+            case.kept(&exchange(URL, &[])).map(|stored| stored.is_doubted())
         };
     for status in [200, 304] {
         for forbids in ["no-store", "private"] {
             let said = [("cache-control", forbids)];
-            assert!(!after(&[], status, &said).await, "{status} {forbids}");
+            assert_eq!(after(&[], status, &said).await, None, "{status} {forbids}");
             for own in OWN {
-                assert!(after(&[own], status, &said).await, "{status} {forbids} {own:?}");
+                // It may be that client's alone, or everybody's: the next one asks.
+                assert_eq!(after(&[own], status, &said).await, Some(true), "{status} {forbids} {own:?}");
             }
         }
     }
     for own in OWN {
-        assert!(after(&[own], 200, &[]).await, "{own:?}");
-        assert!(after(&[own], 304, &[("etag", "\"b\"")]).await, "{own:?}");
+        assert!(after(&[own], 200, &[]).await.is_some(), "{own:?}");
+        assert!(after(&[own], 304, &[("etag", "\"b\"")]).await.is_some(), "{own:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_in_doubt_is_asked_for_before_it_is_used_and_helps_out() {
+    let plan = CachePlan {
+        stale_while_revalidate: Duration::from_secs(60),
+        stale_if_error: Duration::from_secs(60),
+        ..CachePlan::default()
+    };
+    for said in ["max-age=60", "max-age=0"] {
+        let case = Case::new(plan.clone(), true);
+        let answer = response(200, &[("cache-control", said), ("etag", "\"a\"")], Body::Empty);
+        let (Settled::Kept(stored, _), _) = case.settle(&exchange(URL, &[]), answer, None).await else {
+            panic!("kept")
+        };
+        let (wish, now) = (Wish::default(), Instant::now());
+        assert!(!matches!(stored.usable(&wish, now), Use::Validate { .. }), "the control: {said}");
+        stored.doubt();
+        assert_eq!(stored.usable(&wish, now), Use::Validate { wished: false }, "{said}");
+        let (fetch, _) = case.fetch(&exchange(URL, &[]));
+        assert!(matches!(fetch.join(Some(&stored), false), Join::Lead(_)), "{said}");
+        // Nobody said that it does not hold.
+        let (settled, _) =
+            case.settle(&exchange(URL, &[]), failure(ErrorKind::ConnectFailure), Some(&stored)).await;
+        assert!(matches!(settled, Settled::Kept(helps, _) if Arc::ptr_eq(&helps, &stored)), "{said}");
+        // The origin's word ends the doubt.
+        let (settled, _) =
+            case.settle(&exchange(URL, &[]), response(304, &[FRESH], Body::Empty), Some(&stored)).await;
+        assert!(matches!(settled, Settled::Kept(..)));
+        let stored = case.kept(&exchange(URL, &[])).expect("kept");
+        assert!(matches!(stored.usable(&wish, now), Use::Hit { .. }), "{said}");
+    }
+}
+
+#[test]
+fn a_field_that_a_backend_may_take_for_one_of_the_key_goes_past() {
+    let mut plan = CachePlan::default();
+    plan.key.headers = [HeaderName::from_static("x-tenant")].into();
+    let case = Case::new(plan, true);
+    let kind = |name| case.cache.kind(&exchange(URL, &[(name, "1")]), &Intake::of_nobody());
+    assert_eq!((kind("x-tenant"), kind("x.other")), (Kind::Get, Kind::Get));
+    for name in ["x.tenant", "x.original.url", "x-http.method-override"] {
+        assert_eq!(kind(name), Kind::Other(Forwarded::Bypass, Some("override")), "{name}");
     }
 }
 
