@@ -10,6 +10,7 @@ mod body_schema;
 mod cache;
 mod cache_gates;
 mod cache_origin;
+mod cache_rfc;
 mod cache_sharing;
 mod canaries;
 mod client_certificates;
