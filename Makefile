@@ -48,10 +48,10 @@ cluster: ## a shell beside a real Kubernetes, gone when you leave it (root)
 	@e2e/run pods --shell
 
 bench: ## CPU for each request, beside nginx in the same run
-	@for tool in nginx wrk h2load openssl; do command -v $$tool > /dev/null || missing="$$missing $$tool"; done; \
+	@for tool in nginx wrk h2load openssl redis-server; do command -v $$tool > /dev/null || missing="$$missing $$tool"; done; \
 	  [ -z "$$missing" ] || { [ "$$(id -u)" = 0 ] && command -v apt-get > /dev/null; } || \
-	    { echo "this needs$$missing (Debian: nginx-light wrk nghttp2-client openssl; as root it installs them)"; exit 1; }; \
-	  [ -z "$$missing" ] || e2e/cluster/packages.sh nginx-light wrk nghttp2-client openssl
+	    { echo "this needs$$missing (Debian: nginx-light wrk nghttp2-client openssl redis-server; as root it installs them)"; exit 1; }; \
+	  [ -z "$$missing" ] || e2e/cluster/packages.sh nginx-light wrk nghttp2-client openssl redis-server
 	cargo build --profile dist --bin portcullis
 	@benches/http/run --binary $(abspath $(BUILT)/dist/portcullis)
 
