@@ -61,6 +61,6 @@ pub use query_edits::QueryParamSpec;
 pub use rate_limits::{Charged, Charges, Count, SCRIPT, Store};
 pub use registry::REGISTRY;
 pub use request::{Plan as RequestPlan, Request};
-pub use response::Response;
+pub use response::{Plan as ResponsePlan, Response};
 pub use retry::{Retry, RetryPlan, Spec as RetrySpec};
 pub use timeouts::{Timeouts, TimeoutsPlan};

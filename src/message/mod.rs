@@ -12,6 +12,7 @@ mod error;
 mod exchange;
 mod failure;
 mod frames;
+mod hints;
 mod identity;
 mod outbound;
 mod raw_json;
@@ -29,6 +30,7 @@ pub use exchange::{
 };
 pub use failure::{FailureCause, FailureDocument, FailureForm, escape_html};
 pub use frames::FrameBudget;
+pub use hints::{Hinted, Hints, Waiting};
 pub use identity::{Identity, IdentityKind, KnownIdentity};
 pub use outbound::{AnswerBy, FixedHost, LocalFuture, Outbound};
 pub use raw_json::{NotJson, Piece, PieceKind, RawJson, TooMuch};

@@ -7,6 +7,7 @@ use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::Duration;
@@ -26,7 +27,7 @@ use super::transport::{Transport, Wire};
 use super::watch::{Verdict, Wait, Watch, Watched};
 use super::worker::Worker;
 use super::{proxy_header, refusal, service, tls, tunnel};
-use crate::message::Scheme;
+use crate::message::{Hints, Scheme};
 use crate::telemetry::{HandshakeFailure, HeaderRefusal};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -49,6 +50,8 @@ pub struct Connection {
     /// Of the handshake; none on plain connections.
     pub session: Option<Session>,
     pub introduction: Introduction,
+    /// What backends say to the client before their answers.
+    pub hints: Arc<Hints>,
     /// What an answer 101 leaves for after it.
     pub tunnel: Cell<Option<tunnel::Pending>>,
     /// The body that is being read on HTTP/1.
@@ -125,6 +128,7 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
         scheme,
         session,
         introduction: Introduction::new(peer, scheme, worker.settings.installation.clone()),
+        hints: Arc::default(),
         tunnel: Cell::new(None),
         reading: RefCell::default(),
         watch: watch.clone(),
@@ -139,6 +143,7 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
     if http2 {
         serve_http2(&connection, transport.counting_frames()).await;
     } else {
+        let transport = transport.telling(&connection.hints);
         serve_http1(&connection, transport).await;
     }
 }
@@ -199,6 +204,7 @@ async fn serve_http1(connection: &Rc<Connection>, transport: Transport) {
         .serve_connection(TokioIo::new(transport), handler);
     let mut ending = false;
     let end = poll_fn(|context| {
+        connection.hints.wakes(context.waker());
         match watch.verdict(context) {
             Some(Verdict::Cut) => return Poll::Ready(End::Cut),
             Some(Verdict::End) if !ending => {

@@ -20,7 +20,7 @@ use super::request_head::{Intake, lists, strip_hop_by_hop};
 use super::tunnel::Pending;
 use super::watch::Watch;
 use crate::filters::TimeoutsPlan;
-use crate::message::{ErrorKind, Exchange, FixedHost, ProxyError, Request, Response};
+use crate::message::{ErrorKind, Exchange, FixedHost, Protocol, ProxyError, Request, Response, Waiting};
 use crate::route_map::{BackendProtocol, ForwardPlan, RetryPlan};
 use crate::upstream::{Answer, Backend, HeadLines, Place, SendLimits, Stream, Tries};
 
@@ -99,6 +99,10 @@ pub async fn answer(
     if let Some(hop) = hop {
         hop.asked(backend);
     }
+    // Only HTTP/1.1 has a way for them, and whoever changes answers may want none.
+    let may_hint = way.watch.is_some() && rule.passes_hints && exchange.client.protocol == Protocol::Http11;
+    let waiting = may_hint.then(|| connection.hints.wait());
+    limits.hinted = waiting.as_ref().map(Waiting::hinted);
     let answer = match &plan.retry {
         None => worker.pools.send(backend, request, Some(lines), limits).await?,
         Some(retry) => again(way, backend, request, lines, limits, retry).await?,

@@ -18,7 +18,7 @@ use super::keep::Kept;
 use super::spread::Spread;
 use crate::cache::Keying;
 use crate::cache::key::CountedNames;
-use crate::filters::{AnyPlan, Cors, Filter, Member as _, RequestPlan, Row};
+use crate::filters::{AnyPlan, Cors, Filter, Member as _, RequestPlan, ResponsePlan, Row};
 use crate::message::{ErrorKind, Labels};
 use crate::route_map::{
     Action, BackendPlan, ClientValidation, EndpointSet, Host, HostIndex, RouteMap, Rule, WeightedTarget,
@@ -87,6 +87,8 @@ pub struct LiveRule {
     /// Around those of the filters that are further in, and the action.
     pub cache: Option<Arc<LiveCache>>,
     pub inner: Vec<Arc<dyn Filter>>,
+    /// Backends may say something to the client before their answers.
+    pub passes_hints: bool,
     pub stats: Arc<RuleStats>,
     pub targets: Spread<Target>,
 }
@@ -348,6 +350,7 @@ impl Linker {
             filters: linked(outer, self.members, keep),
             cache,
             inner: linked(inner, self.members, keep),
+            passes_hints: !rule.filters.iter().any(|(_, plan)| plan.get::<ResponsePlan>().is_some()),
             stats: telemetry.rule(&labels.namespace, &labels.route, &labels.rule),
             targets: Spread::new(targets, self.random.hash_one(labels) >> 32),
             rule: rule.clone(),

@@ -4,6 +4,7 @@
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf, Bytes};
@@ -14,7 +15,7 @@ use tokio_rustls::server::TlsStream;
 
 use super::refusal;
 use super::watch::{Wait, Watch};
-use crate::message::FrameBudget;
+use crate::message::{FrameBudget, Hints};
 
 /// How a head ends.
 const END: &[u8; 4] = b"\r\n\r\n";
@@ -47,6 +48,9 @@ pub struct Transport {
     frames: Option<FrameBudget>,
     /// Small answers, head and body in one.
     small: Vec<u8>,
+    /// HTTP/1: what backends say before their answers, and what of it is on its way.
+    hints: Option<Arc<Hints>>,
+    interim: Bytes,
     /// HTTP/1: the last bytes that were read.
     tail: [u8; 4],
     /// HTTP/1: the status of an answer that the parser made itself, which was not sent.
@@ -55,11 +59,26 @@ pub struct Transport {
 
 impl Transport {
     pub fn new(wire: Wire, read_ahead: Bytes, watch: Rc<Watch>) -> Self {
-        Self { wire, read_ahead, watch, frames: None, small: Vec::new(), tail: *END, refused: None }
+        Self {
+            wire,
+            read_ahead,
+            watch,
+            frames: None,
+            small: Vec::new(),
+            hints: None,
+            interim: Bytes::new(),
+            tail: *END,
+            refused: None,
+        }
     }
 
     pub fn counting_frames(mut self) -> Self {
         self.frames = Some(FrameBudget::of_client());
+        self
+    }
+
+    pub fn telling(mut self, hints: &Arc<Hints>) -> Self {
+        self.hints = Some(Arc::clone(hints));
         self
     }
 
@@ -109,6 +128,29 @@ impl Transport {
         Ok(())
     }
 
+    /// Writes what was begun of an interim answer: nothing may come within it.
+    fn poll_interim(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.interim.is_empty() {
+            let written = match &mut self.wire {
+                Wire::Plain(tcp) => Pin::new(tcp).poll_write(context, &self.interim),
+                Wire::Tls(tls) => Pin::new(tls).poll_write(context, &self.interim),
+            };
+            match written {
+                Poll::Pending => {
+                    self.watch.write_blocked();
+                    return Poll::Pending;
+                }
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(bytes)) => {
+                    self.watch.wrote();
+                    self.interim.advance(bytes);
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+            }
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn note_write(&mut self, written: &Poll<io::Result<usize>>) {
         match written {
             Poll::Pending => self.watch.write_blocked(),
@@ -155,6 +197,7 @@ impl AsyncWrite for Transport {
         if this.refuses(bytes) {
             return Poll::Ready(Ok(bytes.len()));
         }
+        ready!(this.poll_interim(context))?;
         let written = match &mut this.wire {
             Wire::Plain(tcp) => Pin::new(tcp).poll_write(context, bytes),
             Wire::Tls(tls) => Pin::new(tls).poll_write(context, bytes),
@@ -172,6 +215,7 @@ impl AsyncWrite for Transport {
         if this.refuses(slices.first().map_or(&[], |first| first)) {
             return Poll::Ready(Ok(slices.iter().map(|slice| slice.len()).sum()));
         }
+        ready!(this.poll_interim(context))?;
         let written = match &mut this.wire {
             Wire::Plain(tcp) => {
                 let total: usize = slices.iter().map(|slice| slice.len()).sum();
@@ -199,6 +243,14 @@ impl AsyncWrite for Transport {
 
     fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        // hyper flushes when it has nothing left to write: what was before is out as a whole, and while a request waits
+        // its answer has not begun.
+        if this.interim.is_empty()
+            && let Some(heads) = this.hints.as_ref().and_then(|hints| hints.take())
+        {
+            this.interim = heads.into();
+        }
+        ready!(this.poll_interim(context))?;
         let flushed = match &mut this.wire {
             Wire::Plain(tcp) => Pin::new(tcp).poll_flush(context),
             Wire::Tls(tls) => Pin::new(tls).poll_flush(context),

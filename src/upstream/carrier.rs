@@ -6,7 +6,7 @@ use hyper::body::Incoming;
 use super::HeadLines;
 use super::connect::{Connection, Unanswered};
 use super::connect_http2::Stream;
-use crate::message::Request;
+use crate::message::{Hinted, Request};
 
 #[derive(Debug)]
 pub(super) enum Carrier {
@@ -25,9 +25,10 @@ impl Carrier {
         request: Request,
         keep: bool,
         lines: Option<HeadLines>,
+        hinted: Option<&Hinted>,
     ) -> Result<http::Response<Incoming>, Box<Unanswered>> {
         match self {
-            Self::Own(connection) => connection.send(request, keep, lines).await,
+            Self::Own(connection) => connection.send(request, keep, lines, hinted).await,
             // Boxed: it is large, and requests over HTTP/1.1 would carry the room for it.
             Self::Shared(stream) => Box::pin(stream.send(request, lines)).await,
         }

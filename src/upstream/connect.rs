@@ -17,7 +17,7 @@ use super::socket::Socket;
 use super::tls::{Failed, Offer, TlsClient};
 use super::wire::{Exchanged, Wire};
 use super::{Guard, HeadLines};
-use crate::message::{Body, ErrorKind, ProxyError, Request};
+use crate::message::{Body, ErrorKind, Hinted, ProxyError, Request};
 
 /// Response heads over this, or of more than hyper's 100 fields, answer 502. Another number of fields would cost an
 /// allocation of 32 bytes a possible field for each answer.
@@ -107,7 +107,7 @@ impl Connection {
         self.sender.is_closed()
     }
 
-    /// `keep`: its head may be asked for when it failed. `lines` are put into it on the way.
+    /// `keep`: its head may be asked for when it failed. `lines` are put into it on the way. `hinted` is told of early hints.
     ///
     /// # Errors
     /// The request as it was where nothing of it was sent. The connection is of no more use then.
@@ -116,8 +116,9 @@ impl Connection {
         request: Request,
         keep: bool,
         lines: Option<HeadLines>,
+        hinted: Option<&Hinted>,
     ) -> Result<http::Response<hyper::body::Incoming>, Box<Unanswered>> {
-        self.exchanged.begins(keep, lines);
+        self.exchanged.begins(keep, lines, hinted);
         match self.sender.try_send_request(request).await {
             Ok(response) => {
                 self.exchanged.head_is_there();

@@ -12,6 +12,7 @@ mod endpoint;
 mod guard;
 mod head_lines;
 mod health;
+mod interim;
 mod pool;
 mod repeatable;
 mod replay;

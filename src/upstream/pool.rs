@@ -23,7 +23,7 @@ use super::health::Health;
 use super::repeatable::{self, Repeatable, Upload};
 use super::replay;
 use super::tls::{Offer, Security};
-use crate::message::{BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side};
+use crate::message::{BodyError, ErrorKind, FixedHost, Hinted, ProxyError, Request, Response, Side};
 use crate::route_map::{BackendProtocol, HostHeader};
 use crate::telemetry::Connect;
 use crate::upstream::{Backend, Guard, HeadLines};
@@ -71,6 +71,8 @@ pub struct SendLimits<'a> {
     pub tries: Option<&'a Tries<'a>>,
     /// It may be a stream: while the client sends, no time passes of the limits above but that of `connect`.
     pub stream: Option<Stream>,
+    /// Who is told of early hints; backends that are spoken to over HTTP/2 give none.
+    pub hinted: Option<&'a Hinted>,
 }
 
 /// Limits of a request that may be a stream.
@@ -107,6 +109,7 @@ impl Default for SendLimits<'_> {
             uploaded: None,
             tries: None,
             stream: None,
+            hinted: None,
         }
     }
 }
@@ -305,7 +308,7 @@ impl Pools {
             // Of what goes over a shared connection no bytes of its own are left to be looked at.
             let mut shared;
             (request, shared) = Sharing::of(request, carrier);
-            let failed = match carrier.send(request, spare.is_some(), lines.clone()).await {
+            let failed = match carrier.send(request, spare.is_some(), lines.clone(), limits.hinted).await {
                 Ok(head) => {
                     asking.take();
                     if head.headers().len() > MAX_FIELDS {

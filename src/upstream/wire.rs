@@ -12,8 +12,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::HeadLines;
+use super::interim::interim;
 use super::socket::Socket;
 use super::tls::Failed;
+use crate::message::Hinted;
 
 /// Interim answers and the head after them may be this long in all. Above what hyper reads at once (about 400 KiB), or
 /// the start of a body that came with its head would be taken for more of it.
@@ -39,6 +41,9 @@ struct State {
     keep: AtomicBool,
     /// To be put into it.
     lines: Mutex<Option<HeadLines>>,
+    /// What comes may be hints for the client; false from the answer itself on.
+    may_hint: AtomicBool,
+    hinted: Mutex<Option<Hinted>>,
     /// The kept head, once the connection failed or was closed.
     sent: OnceLock<Vec<u8>>,
     /// What the endpoint said against us, after the handshake was over for us.
@@ -63,8 +68,12 @@ struct Insert {
 }
 
 impl Exchanged {
-    /// A request begins; `keep` its head in case that it must be sent again.
-    pub fn begins(&self, keep: bool, lines: Option<HeadLines>) {
+    /// A request begins; `keep` its head in case that it must be sent again. `hinted`: who is told of interim answers.
+    pub fn begins(&self, keep: bool, lines: Option<HeadLines>, hinted: Option<&Hinted>) {
+        self.0.may_hint.store(hinted.is_some(), Ordering::Relaxed);
+        if let Some(hinted) = hinted {
+            *self.0.hinted.lock().unwrap_or_else(PoisonError::into_inner) = Some(hinted.clone());
+        }
         self.0.heard.store(0, Ordering::Relaxed);
         self.0.keep.store(keep, Ordering::Relaxed);
         *self.0.lines.lock().unwrap_or_else(PoisonError::into_inner) = lines;
@@ -149,6 +158,25 @@ impl Wire {
         }
     }
 
+    /// Interim answers stand whole at the beginning of what was read, or are passed over.
+    fn hear(&self, mut read: &[u8]) {
+        if !self.state.may_hint.load(Ordering::Relaxed) {
+            return;
+        }
+        while !read.is_empty() {
+            let Some(interim) = interim(read) else {
+                self.state.may_hint.store(false, Ordering::Relaxed);
+                return;
+            };
+            if let (Some(head), Some(hinted)) =
+                (interim.head, &*self.state.hinted.lock().unwrap_or_else(PoisonError::into_inner))
+            {
+                hinted.say(&head);
+            }
+            read = &read[interim.length..];
+        }
+    }
+
     fn failed(&mut self) {
         let _ = self.state.sent.set(std::mem::take(&mut self.head));
     }
@@ -181,6 +209,7 @@ impl AsyncRead for Wire {
                 let _ = self.state.refused.set((cause, error.to_string()));
             }
         }
+        self.hear(&buffer.filled()[before..]);
         self.state.heard.store(heard + came, Ordering::Relaxed);
         outcome
     }
