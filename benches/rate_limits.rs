@@ -294,6 +294,7 @@ fn exchange(client: u32) -> Exchange {
             protocol: Protocol::Http11,
             server_name: None,
             certificate: None,
+            vouched: None,
         },
         "shop.example".into(),
         Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "all".into() }),

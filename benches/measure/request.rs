@@ -19,6 +19,7 @@ pub fn exchange(request: Request) -> Exchange {
             protocol: Protocol::Http2,
             server_name: None,
             certificate: None,
+            vouched: None,
         },
         "shop.example".into(),
         Arc::new(Labels { namespace: "shop".into(), route: "web".into(), rule: "orders".into() }),

@@ -42,6 +42,7 @@ pub fn exchange(url: &str, fields: &[(&'static str, &'static str)]) -> Exchange 
         protocol: Protocol::Http11,
         server_name: None,
         certificate: None,
+        vouched: None,
     };
     let labels = Arc::new(Labels { namespace: "shop".into(), route: "web".into(), rule: "r".into() });
     Exchange::new(

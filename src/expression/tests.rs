@@ -59,6 +59,7 @@ pub(super) fn exchange() -> Exchange {
                 protocol: Protocol::Http2,
                 server_name: Some("shop.example".into()),
                 certificate: None,
+                vouched: None,
             },
             "shop.example".into(),
             Arc::new(Labels { namespace: "shop".into(), route: "web".into(), rule: "orders".into() }),

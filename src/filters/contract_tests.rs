@@ -107,6 +107,7 @@ pub fn exchange(uri: &str, matched: usize, outbound: Rc<dyn Outbound>) -> Exchan
                 protocol: Protocol::Http11,
                 server_name: None,
                 certificate: None,
+                vouched: None,
             },
             "shop.example".into(),
             Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "a".into() }),

@@ -3,6 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
+use http::HeaderValue;
+
 use crate::message::ClientCertificate;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +50,18 @@ pub struct Client {
     pub server_name: Option<Arc<str>>,
     /// What it showed in the TLS handshake, verified as the host asks for now.
     pub certificate: Option<Arc<ClientCertificate>>,
+    /// None: no hop is trusted.
+    pub vouched: Option<Arc<Vouched>>,
+}
+
+/// What trusted hops say of a request's way, as everybody is told it who is told of the client.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Vouched {
+    /// `X-Forwarded-For`, with the hop that speaks to us at its end.
+    pub chain: HeaderValue,
+    /// `X-Forwarded-Host`: theirs, or the request's own where they say nothing.
+    pub host: HeaderValue,
+    pub port: HeaderValue,
 }
 
 impl Client {

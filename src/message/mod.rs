@@ -20,7 +20,7 @@ mod strict_json;
 
 pub use body::{Body, BodyError, TooLarge};
 pub use called::Called;
-pub use client::{Client, Protocol, Scheme};
+pub use client::{Client, Protocol, Scheme, Vouched};
 pub use client_certificate::ClientCertificate;
 pub use coding::{Coding, Compressed, Wished};
 pub use decoding::Undecodable;

@@ -65,11 +65,10 @@ pub async fn answer(
         None => return Err(ErrorKind::BackendNotFound.into()),
     };
     let mut request = std::mem::take(&mut exchange.request);
-    let hops = worker.settings.trusted_hops;
     let headers = request.headers_mut();
     // Filters may have set fields of these names.
     let introduced = intake.introduced || !rule.filters.is_empty() || !rule.inner.is_empty();
-    let lines = connection.introduction.lines(headers, seen, hops, exchange.request_id, introduced)?;
+    let lines = connection.introduction.lines(headers, seen, exchange.request_id, introduced)?;
     if let Some(host) = exchange.host_override.take() {
         headers.insert(header::HOST, host);
         request.extensions_mut().insert(FixedHost);

@@ -5,7 +5,7 @@
 //! Invariant: nothing of these comes from a client unless that client is one of the trusted hops.
 
 use std::cell::RefCell;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -13,7 +13,7 @@ use http::header::{self, HeaderName};
 use http::{HeaderMap, HeaderValue};
 
 use super::request_head::split_host;
-use crate::message::{ErrorKind, ProxyError, RequestId, Scheme};
+use crate::message::{ErrorKind, ProxyError, RequestId, Scheme, Vouched};
 use crate::upstream::{HeadLines, SharedLines};
 
 pub static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -43,6 +43,8 @@ static OURS: [HeaderName; 8] = [
     HeaderName::from_static("x-portcullis-passes"),
 ];
 
+const NO_ADDRESS: &str = "what x-forwarded-for has for the client is no address";
+
 /// So many passes of one installation's gateways are no loop yet.
 const MAX_PASSES: u32 = 4;
 
@@ -58,11 +60,13 @@ pub struct Introduction {
 }
 
 /// How far a client's own word is taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
     pub ip: IpAddr,
     pub scheme: Scheme,
     pub request_id: Option<RequestId>,
+    /// None: no hop is trusted.
+    pub vouched: Option<Arc<Vouched>>,
 }
 
 impl Introduction {
@@ -72,21 +76,44 @@ impl Introduction {
     }
 
     /// Who the client is behind the trusted hops.
-    pub fn see(&self, headers: &HeaderMap, trusted_hops: usize) -> Seen {
-        let mut seen = Seen { ip: self.peer, scheme: self.scheme, request_id: None };
+    ///
+    /// # Errors
+    /// The hop that stands before the client names no address: whoever it speaks for is not taken for the hop.
+    pub fn see(&self, headers: &HeaderMap, trusted_hops: usize) -> Result<Seen, ProxyError> {
+        let mut seen = Seen { ip: self.peer, scheme: self.scheme, request_id: None, vouched: None };
         if trusted_hops == 0 {
-            return seen;
+            return Ok(seen);
         }
-        if let Some(ip) = believed(headers, trusted_hops).first().and_then(|entry| entry.parse().ok()) {
-            seen.ip = ip;
+        let entries = believed(headers, trusted_hops);
+        if let Some(client) = entries.first() {
+            seen.ip = client.ok_or(ProxyError::with_detail(ErrorKind::BadRequest, NO_ADDRESS))?;
         }
-        match headers.get(&X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
+        match last(headers, &X_FORWARDED_PROTO).map(HeaderValue::as_bytes) {
             Some(b"https") => seen.scheme = Scheme::Https,
             Some(b"http") => seen.scheme = Scheme::Http,
             _ => {}
         }
-        seen.request_id = headers.get(&X_REQUEST_ID).and_then(|value| parse_id(value.as_bytes()));
-        seen
+        seen.request_id = last(headers, &X_REQUEST_ID).and_then(|value| parse_id(value.as_bytes()));
+        seen.vouched = Some(Arc::new(self.vouched(headers, &entries, seen.scheme)));
+        Ok(seen)
+    }
+
+    /// Keeps what the trusted hops said and adds the hop that speaks to us.
+    fn vouched(&self, headers: &HeaderMap, entries: &[Option<IpAddr>], scheme: Scheme) -> Vouched {
+        let mut chain = String::new();
+        for entry in entries {
+            // Left out, it would move all before it one hop nearer.
+            chain += &entry.map_or_else(|| "unknown".to_owned(), |ip| ip.to_string());
+            chain += ", ";
+        }
+        chain += self.address.to_str().unwrap_or_default();
+        let own = headers.get(header::HOST).cloned().unwrap_or_else(|| HeaderValue::from_static(""));
+        let port =
+            last(headers, &X_FORWARDED_PORT).and_then(|value| value.to_str().ok()?.parse::<u16>().ok());
+        let port = port.map_or_else(|| asked_port(&own, scheme), HeaderValue::from);
+        let asked = last(headers, &X_FORWARDED_HOST)
+            .filter(|value| value.to_str().ok().and_then(split_host).is_some());
+        Vouched { chain: text(&chain), host: asked.cloned().unwrap_or(own), port }
     }
 
     /// The lines that introduce the client to a backend. `introduced`: the head may hold fields of their names, which
@@ -98,14 +125,13 @@ impl Introduction {
         &self,
         headers: &mut HeaderMap,
         seen: &Seen,
-        trusted_hops: usize,
         id: RequestId,
         introduced: bool,
     ) -> Result<HeadLines, ProxyError> {
-        let lines = if trusted_hops == 0 && !(introduced && headers.contains_key(&PASSES)) {
+        let lines = if seen.vouched.is_none() && !(introduced && headers.contains_key(&PASSES)) {
             self.usual(headers)
         } else {
-            self.chained(headers, seen, trusted_hops)?
+            self.chained(headers, seen)?
         };
         if introduced {
             OURS.iter().for_each(|name| drop(headers.remove(name)));
@@ -137,24 +163,20 @@ impl Introduction {
         lines
     }
 
-    /// Keeps what the trusted hops said and adds the hop that speaks to us.
-    fn chained(&self, headers: &HeaderMap, seen: &Seen, trusted_hops: usize) -> Result<Bytes, ProxyError> {
+    /// Of a request that came through trusted hops, or through ourselves.
+    fn chained(&self, headers: &HeaderMap, seen: &Seen) -> Result<Bytes, ProxyError> {
         let mut lines = SharedLines::default();
-        let mut chain = believed(headers, trusted_hops).join(", ");
-        if !chain.is_empty() {
-            chain += ", ";
-        }
-        chain += self.address.to_str().unwrap_or_default();
-        lines.add(&X_FORWARDED_FOR, &text(&chain));
-        lines.add(&X_REAL_IP, &text(&seen.ip.to_string()));
         let host = headers.get(header::HOST).cloned().unwrap_or_else(|| HeaderValue::from_static(""));
+        let own = || {
+            let port = asked_port(&host, seen.scheme);
+            Arc::new(Vouched { chain: self.address.clone(), host: host.clone(), port })
+        };
+        let vouched = seen.vouched.clone().unwrap_or_else(own);
+        lines.add(&X_FORWARDED_FOR, &vouched.chain);
+        lines.add(&X_REAL_IP, &text(&seen.ip.to_string()));
         lines.add(&header::FORWARDED, &text(&element(&seen.ip.to_string(), seen.scheme, &host)));
-        let said = |name| headers.get(name).filter(|_| trusted_hops > 0);
-        let asked =
-            said(&X_FORWARDED_HOST).filter(|value| value.to_str().ok().and_then(split_host).is_some());
-        lines.add(&X_FORWARDED_HOST, asked.unwrap_or(&host));
-        let port = said(&X_FORWARDED_PORT).and_then(|value| value.to_str().ok()?.parse::<u16>().ok());
-        lines.add(&X_FORWARDED_PORT, &port.map_or_else(|| asked_port(&host, seen.scheme), HeaderValue::from));
+        lines.add(&X_FORWARDED_HOST, &vouched.host);
+        lines.add(&X_FORWARDED_PORT, &vouched.port);
         lines.add(&X_FORWARDED_PROTO, &HeaderValue::from_static(seen.scheme.as_str()));
         for value in count_pass(headers, &self.installation, 1)? {
             lines.add(&PASSES, &value);
@@ -222,17 +244,28 @@ fn pass_value(installation: &str, passes: u32) -> HeaderValue {
     text(&format!("{installation}={passes}"))
 }
 
-/// The last `hops` entries of `X-Forwarded-For`: those that our own proxies wrote.
-fn believed(headers: &HeaderMap, hops: usize) -> Vec<&str> {
-    let entries: Vec<&str> = headers
-        .get_all(&X_FORWARDED_FOR)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .map(str::trim)
-        .collect();
-    let last = entries.len() - hops.min(entries.len());
-    entries[last..].iter().copied().filter(|entry| entry.parse::<IpAddr>().is_ok()).collect()
+/// The last `hops` entries of `X-Forwarded-For`: those that our own proxies wrote, the client's first. None: no address.
+/// They are counted before they are read, byte by byte: one that cannot be read moves no other.
+fn believed(headers: &HeaderMap, hops: usize) -> Vec<Option<IpAddr>> {
+    let fields = headers.get_all(&X_FORWARDED_FOR).iter().rev();
+    let entries = fields.flat_map(|field| field.as_bytes().rsplit(|byte| *byte == b','));
+    let mut entries: Vec<_> = entries.take(hops).map(address_of).collect();
+    entries.reverse();
+    entries
+}
+
+/// Also as proxies write it that add a port: `192.0.2.1:4711`, `[2001:db8::1]:4711`, `[2001:db8::1]`.
+fn address_of(entry: &[u8]) -> Option<IpAddr> {
+    let entry = std::str::from_utf8(entry.trim_ascii()).ok()?;
+    let with_port = || entry.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let bracketed = || entry.strip_prefix('[')?.strip_suffix(']')?.parse::<Ipv6Addr>().ok().map(IpAddr::V6);
+    let ip = entry.parse().ok().or_else(with_port).or_else(bracketed);
+    ip.map(|ip| ip.to_canonical())
+}
+
+/// The field that the hop that speaks to us wrote, if it adds its own to those of others.
+fn last<'h>(headers: &'h HeaderMap, name: &HeaderName) -> Option<&'h HeaderValue> {
+    headers.get_all(name).iter().next_back()
 }
 
 /// RFC 7239 section 4: values with other characters than a token's are quoted.
@@ -286,8 +319,8 @@ mod tests {
     fn written(fields: &[(&'static str, &'static str)], hops: usize) -> (HeaderMap, Seen) {
         let (mut headers, introduction) = (headers(fields), introduction());
         strip_aliases(&mut headers);
-        let seen = introduction.see(&headers, hops);
-        let lines = introduction.lines(&mut headers, &seen, hops, ID, true).expect("no loop");
+        let seen = introduction.see(&headers, hops).expect("an address");
+        let lines = introduction.lines(&mut headers, &seen, ID, true).expect("no loop");
         OURS.iter().for_each(|name| assert!(!headers.contains_key(name), "{name} stands twice"));
         let text: Vec<u8> = lines.left(0).iter().flat_map(|slice| slice.to_vec()).collect();
         for line in String::from_utf8(text).expect("text").split_terminator("\r\n") {
@@ -364,17 +397,96 @@ mod tests {
         assert_eq!(seen.ip.to_string(), "10.0.0.1");
     }
 
+    /// The address of a client behind so many hops, with fields of these values; none: it is refused.
+    fn client(values: &[&[u8]], hops: usize) -> Option<String> {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(&X_FORWARDED_FOR, HeaderValue::from_bytes(value).expect("a value"));
+        }
+        match introduction().see(&headers, hops) {
+            Ok(seen) => Some(seen.ip.to_string()),
+            Err(error) => {
+                assert_eq!(error.kind, ErrorKind::BadRequest);
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn entries_are_counted_before_they_are_read_and_no_client_becomes_the_hop_before_it() {
+        const OBS_TEXT: &[u8] = "é, 198.51.100.9".as_bytes();
+        let behind = Some("198.51.100.9".to_owned());
+        // Found in an audit: one byte that is no ASCII took the whole field away, and the peer was left.
+        assert_eq!(client(&[OBS_TEXT], 1), behind);
+        assert_eq!(client(&[b"\xff", b"198.51.100.9"], 1), behind);
+        assert_eq!(client(&[b"x, 198.51.100.9, 10.0.0.1"], 2), behind);
+        assert_eq!(client(&[b"10.9.9.9", OBS_TEXT, b"10.0.0.1"], 2), behind);
+        assert_eq!(
+            client(&[b"198.51.100.9, \xff"], 2),
+            behind,
+            "what an inner hop writes is not the client's"
+        );
+        assert_eq!(client(&[b"198.51.100.9"], 2), behind, "it came through fewer hops");
+        for unreadable in
+            [&b"\xff"[..], b"", b"unknown", b"198.51.100.9,", b"1.2.3.4:x", b"[::1", b"1.2.3.4.5"]
+        {
+            assert_eq!(client(&[unreadable], 1), None, "{unreadable:?}");
+        }
+        assert_eq!(client(&[OBS_TEXT], 2), None);
+        assert_eq!(client(&[], 1), Some("192.0.2.7".to_owned()), "nobody says anything");
+    }
+
+    #[test]
+    fn addresses_are_read_as_balancers_write_them() {
+        for (written, ip) in [
+            ("198.51.100.9:4711", "198.51.100.9"),
+            ("[2001:db8::1]:4711", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("::ffff:198.51.100.9", "198.51.100.9"),
+            (" 198.51.100.9\t", "198.51.100.9"),
+        ] {
+            assert_eq!(client(&[written.as_bytes()], 1).as_deref(), Some(ip), "{written}");
+        }
+    }
+
+    #[test]
+    fn backends_get_the_chain_of_addresses_with_a_place_for_each_hop() {
+        let (headers, _) = written(&[("x-forwarded-for", "evil, [2001:db8::1]:4711, unknown")], 2);
+        assert_eq!(headers["x-forwarded-for"], "2001:db8::1, unknown, 192.0.2.7");
+        assert_eq!(headers["x-real-ip"], "2001:db8::1");
+    }
+
+    #[test]
+    fn of_several_fields_the_hop_that_speaks_to_us_wrote_the_last() {
+        let twice = [
+            ("x-forwarded-for", "198.51.100.9"),
+            ("x-forwarded-proto", "https"),
+            ("x-forwarded-proto", "http"),
+            ("x-forwarded-host", "evil.example"),
+            ("x-forwarded-host", "shop.example"),
+            ("x-forwarded-port", "1"),
+            ("x-forwarded-port", "8443"),
+        ];
+        let (headers, seen) = written(&twice, 1);
+        assert_eq!(seen.scheme, Scheme::Http);
+        assert_eq!(
+            (&headers["x-forwarded-host"], &headers["x-forwarded-port"]),
+            (&"shop.example".parse().expect("a value"), &"8443".parse().expect("a value"))
+        );
+    }
+
     #[test]
     fn the_fifth_pass_is_a_loop_and_other_installations_do_not_count() {
         let introduction = introduction();
         let mut values = vec![HeaderValue::from_static("inner=4")];
-        let seen = Seen { ip: introduction.peer, scheme: Scheme::Https, request_id: None };
+        let seen = Seen { ip: introduction.peer, scheme: Scheme::Https, request_id: None, vouched: None };
         for _ in 0..4 {
             let mut headers = HeaderMap::new();
             for value in &values {
                 headers.append(&PASSES, value.clone());
             }
-            introduction.lines(&mut headers.clone(), &seen, 0, ID, true).expect("not yet");
+            introduction.lines(&mut headers.clone(), &seen, ID, true).expect("not yet");
             values = count_pass(&headers, "edge", 1).expect("not yet");
         }
         assert_eq!(values, ["edge=4", "inner=4"]);
@@ -382,7 +494,7 @@ mod tests {
         for value in &values {
             headers.append(&PASSES, value.clone());
         }
-        let looped = introduction.lines(&mut headers, &seen, 0, ID, true).expect_err("a loop");
+        let looped = introduction.lines(&mut headers, &seen, ID, true).expect_err("a loop");
         assert_eq!(looped.kind, ErrorKind::LoopDetected);
     }
 

@@ -129,7 +129,7 @@ async fn serve(
     if intake.asterisk {
         return Ok(no_content());
     }
-    let seen = connection.introduction.see(&parts.headers, worker.settings.trusted_hops);
+    let seen = connection.introduction.see(&parts.headers, worker.settings.trusted_hops)?;
     account.scheme = seen.scheme;
     if intake.introduced {
         forwarded::strip_aliases(&mut parts.headers);
@@ -149,6 +149,7 @@ async fn serve(
         protocol,
         server_name: connection.session.as_ref().and_then(|session| session.server_name.clone()),
         certificate,
+        vouched: seen.vouched.clone(),
     };
     // Rare, and its state need not be in that of every request.
     let unmatched = |host, parts| {
@@ -263,7 +264,7 @@ async fn serve(
                 live: Rc::clone(&live),
                 host: Arc::clone(host),
                 entry: index,
-                seen,
+                seen: seen.clone(),
             };
             // Its state is large, and most rules have none.
             Box::pin(cached::answer(cache, &live, way.intake, exchange, refuse, action, again)).await

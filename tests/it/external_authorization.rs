@@ -198,7 +198,8 @@ fn what_the_authorizer_sees_is_byte_for_byte_what_the_backend_gets() {
         assert_eq!(lines(&question, "x-forwarded-method"), [target.next().expect("a method")], "{line}");
         assert_eq!(lines(&question, "x-forwarded-uri"), [target.next().expect("a target")], "{line}");
         assert_eq!(lines(&question, "x-forwarded-host"), lines(&request, "host"), "{line}");
-        for name in ["x-forwarded-for", "x-forwarded-proto", "x-real-ip", "x-request-id"] {
+        for name in ["x-forwarded-for", "x-forwarded-port", "x-forwarded-proto", "x-real-ip", "x-request-id"]
+        {
             assert_eq!(lines(&question, name), lines(&request, name), "{line} {name}");
         }
         for name in [
@@ -232,6 +233,39 @@ fn what_the_authorizer_sees_is_byte_for_byte_what_the_backend_gets() {
         );
     }
     assert!(passed >= 15 && refused >= 2, "{passed} passed, {refused} refused");
+}
+
+#[test]
+fn behind_trusted_hops_it_is_told_of_the_client_what_the_backend_is_told() {
+    let (authorizer, backend) =
+        (Server::start(Script::Says(YES.into())), Server::start(Script::Says(OK.into())));
+    let manifests = authorizer.manifest("authz") + &backend.manifest("one");
+    let policy = "{extAuth: {backendRef: {kind: GatewayBackend, name: authz}, requestHeaders: ['*']}}";
+    let files = [("backends.yaml", &*manifests), ("route.yaml", &*shop(policy))];
+    let gateway = Gateway::with(&files, &["--trusted-hops", "2"]);
+    for (fields, chain, host, port) in [
+        (
+            "X-Forwarded-For: 10.9.9.9, 198.51.100.9, 10.0.0.1\r\nX-Forwarded-Host: public.example\r\nX-Forwarded-Port: 444\r\nX-Forwarded-Proto: https\r\n",
+            "198.51.100.9, 10.0.0.1, 127.0.0.1",
+            "public.example",
+            "444",
+        ),
+        ("X-Forwarded-For: 198.51.100.9:4711\r\n", "198.51.100.9, 127.0.0.1", "shop.example:8443", "8443"),
+        ("", "127.0.0.1", "shop.example:8443", "8443"),
+    ] {
+        let head = format!("GET / HTTP/1.1\r\nHost: shop.example:8443\r\nConnection: close\r\n{fields}\r\n");
+        assert_eq!(raw(&gateway, &head).status, 200);
+        let (question, request) = (authorizer.last(), backend.last());
+        for name in ["for", "host", "port", "proto"].map(|end| format!("x-forwarded-{end}")) {
+            assert_eq!(lines(&question, &name), lines(&request, &name), "{name}");
+        }
+        assert_eq!(lines(&question, "x-real-ip"), lines(&request, "x-real-ip"));
+        assert_eq!(lines(&question, "x-forwarded-for"), [chain]);
+        assert_eq!(lines(&question, "x-forwarded-host"), [host]);
+        assert_eq!(lines(&question, "x-forwarded-port"), [port]);
+        let scheme = lines(&request, "x-forwarded-proto")[0];
+        assert_eq!(lines(&question, "x-original-url"), [format!("{scheme}://shop.example:8443/")]);
+    }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 //! Policies of a GatewayPolicy at work: imposed, shared, broken; and the filters that browsers and addresses meet.
 
-use crate::harness::{Backend, Gateway, route};
+use std::io::Write as _;
+
+use crate::harness::{Backend, Gateway, connect, read_answer, route};
 
 fn policy(namespace: &str, name: &str, spec: &str) -> String {
     format!(
@@ -95,4 +97,32 @@ fn what_is_filled_in_goes_to_the_backend_or_nothing_does() {
     let moved = ask("/old/a%20b", &[]);
     let location = moved.field("location").unwrap_or_default();
     assert!(moved.status == 302 && location.ends_with("/new/a%20b"), "{moved:?}");
+}
+
+#[test]
+fn behind_a_trusted_hop_no_client_takes_the_hop_s_address() {
+    let shop = route(
+        "shop",
+        "{hostnames: [shop.example], rules: [{name: all, policy: {ipAccess: {allow: [127.0.0.1, 198.51.100.9, '2001:db8::/32']}}, respond: {status: 200, text: served}}]}",
+    );
+    for (hops, value, status) in [
+        ("1", &b"198.51.100.9"[..], 200),
+        ("1", b"198.51.100.9:4711", 200),
+        ("1", b"[2001:db8::1]:4711", 200),
+        ("1", b"203.0.113.5", 403),
+        ("1", b"203.0.113.5:4711", 403),
+        // Found in an audit: what could not be read was dropped, and the hop stood in for its client.
+        ("1", "\u{e9}, 203.0.113.5".as_bytes(), 403),
+        ("1", "\u{e9}".as_bytes(), 400),
+        ("1", b"203.0.113.5, unknown", 400),
+        ("2", "\u{e9}, 203.0.113.5, 10.0.0.1".as_bytes(), 403),
+        ("2", "198.51.100.9, \u{e9}, 10.0.0.1".as_bytes(), 400),
+    ] {
+        let gateway = Gateway::with(&[("shop.yaml", &shop)], &["--trusted-hops", hops]);
+        let mut stream = connect(gateway.http);
+        let head = b"GET / HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\nX-Forwarded-For: ";
+        stream.write_all(&[head, value, b"\r\n\r\n"].concat()).expect("sent");
+        let answer = read_answer(&mut stream).expect("an answer");
+        assert_eq!(answer.status, status, "{hops} {:?}", value.escape_ascii().to_string());
+    }
 }

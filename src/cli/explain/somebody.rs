@@ -128,6 +128,7 @@ fn exchange(question: &Question, somebody: &Somebody, path: &str, found: &Found<
                 protocol: Protocol::Http11,
                 server_name: None,
                 certificate: None,
+                vouched: None,
             },
             question.host.as_str().into(),
             found.rule.labels.clone(),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName};
+use http::uri::Authority;
 use http::{HeaderMap, HeaderValue, Method, Uri, Version};
 use http_body::Body as _;
 use tokio::time::Instant;
@@ -14,13 +15,14 @@ use crate::filters::ext_auth::verdict::Verdict;
 use crate::filters::header_edits::is_forbidden;
 use crate::filters::held::{self, Held};
 use crate::message::{
-    AnswerBy, Body, ErrorKind, Exchange, FixedHost, Identity, ProxyError, Request, Response,
+    AnswerBy, Body, ErrorKind, Exchange, FixedHost, Identity, ProxyError, Request, Response, Scheme,
 };
 use crate::telemetry::Consulted;
 
 static X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 static X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 static X_FORWARDED_METHOD: HeaderName = HeaderName::from_static("x-forwarded-method");
+static X_FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 static X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 static X_FORWARDED_URI: HeaderName = HeaderName::from_static("x-forwarded-uri");
 static X_ORIGINAL_METHOD: HeaderName = HeaderName::from_static("x-original-method");
@@ -202,10 +204,14 @@ impl Plan {
         self.show(from, body.is_some(), to);
         let host = from.get(header::HOST)?;
         to.insert(header::HOST, self.host.as_ref().unwrap_or(host).clone());
-        to.insert(&X_FORWARDED_FOR, text(&client.ip.to_string())?);
-        to.insert(&X_REAL_IP, text(&client.ip.to_string())?);
+        let vouched = client.vouched.as_deref();
+        let ip = text(&client.ip.to_string())?;
+        to.insert(&X_FORWARDED_FOR, vouched.map_or_else(|| ip.clone(), |vouched| vouched.chain.clone()));
+        to.insert(&X_REAL_IP, ip);
         to.insert(&X_FORWARDED_PROTO, HeaderValue::from_static(client.scheme.as_str()));
-        to.insert(&X_FORWARDED_HOST, host.clone());
+        to.insert(&X_FORWARDED_HOST, vouched.map_or(host, |vouched| &vouched.host).clone());
+        let port = || asked_port(host, client.scheme);
+        to.insert(&X_FORWARDED_PORT, vouched.map_or_else(port, |vouched| vouched.port.clone()));
         to.insert(&X_FORWARDED_METHOD, text(request.method().as_str())?);
         to.insert(&X_ORIGINAL_METHOD, text(request.method().as_str())?);
         to.insert(&X_FORWARDED_URI, text(target)?);
@@ -252,6 +258,13 @@ impl Plan {
             }
         }
     }
+}
+
+/// The port that the client asked for.
+fn asked_port(host: &HeaderValue, scheme: Scheme) -> HeaderValue {
+    let authority = Authority::try_from(host.as_bytes()).ok();
+    let port = authority.and_then(|authority| authority.port_u16());
+    HeaderValue::from(port.unwrap_or_else(|| scheme.default_port()))
 }
 
 fn text(text: &str) -> Option<HeaderValue> {

@@ -163,6 +163,7 @@ async fn the_authorizer_sees_what_the_backend_gets_and_no_word_of_a_client_about
             "x-forwarded-for",
             "x-forwarded-host",
             "x-forwarded-method",
+            "x-forwarded-port",
             "x-forwarded-proto",
             "x-forwarded-uri",
             "x-original-method",
@@ -179,6 +180,7 @@ async fn the_authorizer_sees_what_the_backend_gets_and_no_word_of_a_client_about
         );
         assert_eq!(all(headers, "host"), ["Shop.example:8443"]);
         assert_eq!(all(headers, "x-forwarded-host"), ["Shop.example:8443"]);
+        assert_eq!(all(headers, "x-forwarded-port"), ["8443"]);
         assert_eq!(all(headers, "x-forwarded-uri"), ["/a%20b//c?x=1&x=%2F"]);
         assert_eq!(all(headers, "x-forwarded-method"), ["DELETE"]);
         assert_eq!(all(headers, "x-forwarded-for"), ["127.0.0.1"]);

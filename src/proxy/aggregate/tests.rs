@@ -185,6 +185,7 @@ impl Case {
                 protocol: Protocol::Http11,
                 server_name: None,
                 certificate: None,
+                vouched: None,
             },
             "shop.example".into(),
             Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "home".into() }),
