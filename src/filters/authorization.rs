@@ -8,14 +8,16 @@ use std::fmt;
 use std::sync::Arc;
 
 use http::header::WWW_AUTHENTICATE;
-use http::{HeaderValue, Method};
+use http::{HeaderName, HeaderValue, Method};
 use kube::KubeSchema;
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use super::contract::{Combine, Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
 use crate::expression::{Expression, Fault, Kind, MAX_SOURCE, REQUEST, Subject};
-use crate::message::{ErrorKind, Exchange, IdentityKind, ProxyError};
+use crate::message::{
+    ErrorKind, Exchange, IdentityKind, ProxyError, overrides_method, take_method_overrides,
+};
 use crate::telemetry::Ruling;
 use crate::values::{FieldPath, Problem, Reason};
 
@@ -182,13 +184,23 @@ impl FilterKind for Authorization {
     const RING: Ring = Ring::Authorization;
 
     fn link(plan: &Plan, _: &dyn Keep) -> Arc<dyn Filter> {
-        Arc::new(plan.clone())
+        Arc::new(Judge { plan: plan.clone(), considered: plan.considered() })
     }
 }
 
-impl Filter for Plan {
+/// The linked member.
+struct Judge {
+    plan: Plan,
+    /// Fields that override the method, and that a `when` reads.
+    considered: Vec<Box<str>>,
+}
+
+impl Filter for Judge {
     fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
-        let verdict = self.decide(exchange);
+        // The backend would serve another method than the one that is judged here.
+        let is_considered = |name: &HeaderName| self.considered.iter().any(|known| **known == *name.as_str());
+        take_method_overrides(exchange.request.headers_mut(), is_considered);
+        let verdict = self.plan.decide(exchange);
         let rule = verdict.rule.map(|rule| rule.name.clone());
         exchange.ruling = Some(Ruling { rule, allows: verdict.allows });
         if verdict.allows {
@@ -206,6 +218,14 @@ impl Filter for Plan {
 }
 
 impl Plan {
+    /// Fields that override the method, as far as a `when` asks for them by name.
+    fn considered(&self) -> Vec<Box<str>> {
+        let reads =
+            self.rules.iter().filter_map(|rule| rule.when.as_ref()).flat_map(Expression::what_it_reads);
+        let fields = reads.filter(|read| (read.variable, read.field) == ("request", "headers"));
+        fields.filter_map(|read| read.key).filter(|name| overrides_method(name)).collect()
+    }
+
     /// Every rule with what it says to a request, in the order written.
     pub fn outcomes<'p>(&'p self, exchange: &'p Exchange) -> impl Iterator<Item = (&'p Rule, Outcome)> {
         self.rules.iter().map(|rule| (rule, rule.look(exchange)))
@@ -326,7 +346,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::filters::contract_tests::{FakeOutbound, NoScope, exchange};
+    use crate::filters::contract_tests::{FakeOutbound, NoKeep, NoScope, exchange};
     use crate::message::{Identity, KnownIdentity};
 
     fn plan(rules: &Value) -> Result<Plan, Vec<Problem>> {
@@ -431,9 +451,9 @@ mod tests {
     #[test]
     fn bearers_are_told_that_a_scope_is_missing_and_only_then() {
         let rules = json!([{"name": "r", "action": "Allow", "scopes": ["write"], "methods": ["GET"]}]);
-        let plan = plan(&rules).expect("valid");
+        let judge = Authorization::link(&plan(&rules).expect("valid"), &NoKeep);
         let told = |mut exchange: Exchange| {
-            let Decision::Fail(error) = plan.request(&mut exchange) else { panic!("it passed") };
+            let Decision::Fail(error) = judge.request(&mut exchange) else { panic!("it passed") };
             assert_eq!(exchange.ruling, Some(Ruling { rule: None, allows: false }));
             assert_eq!(error.kind, ErrorKind::Forbidden);
             error.headers.iter().any(|(name, value)| {

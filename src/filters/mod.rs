@@ -53,6 +53,7 @@ pub use contract::{
 #[cfg(test)]
 pub use contract_tests::NoScope;
 pub use cors::Cors;
+pub use ext_auth::Plan as ExtAuthPlan;
 pub use fetched::{FetchPlan, Fetched, OwnHost, Place, Reader, Step, Transport, Url};
 pub use header_edits::{Filled, HeaderEdits, HeaderSpec, HeadersSpec, is_forbidden};
 pub use offload::{Offload, Taken, Work};

@@ -9,7 +9,7 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use http::HeaderMap;
+use http::{HeaderMap, HeaderName};
 
 use super::cached::{LiveCache, Meanings, plan_of};
 use super::certificates::LiveCertificate;
@@ -18,14 +18,17 @@ use super::keep::Kept;
 use super::spread::Spread;
 use crate::cache::Keying;
 use crate::cache::key::CountedNames;
-use crate::filters::{AnyPlan, Cors, Filter, Member as _, RequestPlan, ResponsePlan, Row};
-use crate::message::{ErrorKind, Labels};
+use crate::filters::{
+    AnyPlan, AuthenticationPlan, AuthorizationPlan, Cors, ExtAuthPlan, Filter, Member as _, RequestPlan,
+    ResponsePlan, Row,
+};
+use crate::message::{ErrorKind, Labels, take_method_overrides};
 use crate::route_map::{
     Action, BackendPlan, ClientValidation, EndpointSet, Host, HostIndex, RouteMap, Rule, WeightedTarget,
 };
 use crate::telemetry::{RuleStats, Telemetry};
 use crate::upstream::Backend;
-use crate::values::{BackendId, ObjectName, TlsVersion};
+use crate::values::{BackendId, ObjectName, ReservedHeaders, TlsVersion};
 
 #[derive(Debug)]
 pub struct Live {
@@ -67,6 +70,10 @@ pub struct LiveHost {
     pub counted: Box<[CountedNames]>,
     /// Rule of each entry of the match table.
     rule_of_entry: Vec<usize>,
+    /// Whether any of its matches asks for a method.
+    matches_methods: bool,
+    /// Fields in which clients show keys: where they count, they stand in heads.
+    key_headers: ReservedHeaders,
     pub certificates: Vec<Arc<LiveCertificate>>,
     pub clients: Clients,
 }
@@ -91,6 +98,8 @@ pub struct LiveRule {
     pub passes_hints: bool,
     pub stats: Arc<RuleStats>,
     pub targets: Spread<Target>,
+    /// Somebody in its policy is asked whether a method may pass.
+    judges_methods: bool,
 }
 
 /// Where a share of a rule's requests goes.
@@ -173,9 +182,25 @@ impl LiveHost {
 
     /// Takes away the fields that a client must not set, whichever rule it meets.
     pub fn take_own_headers(&self, headers: &mut HeaderMap) {
-        let own = &self.host.own_headers;
-        while let Some(name) = headers.keys().find(|name| own.hold(name.as_str())).cloned() {
-            headers.remove(name);
+        take(&self.host.own_headers, headers);
+    }
+
+    /// Whether there are fields that no trailer may name under this host, beside those that none may name at all.
+    pub fn restricts_trailers(&self) -> bool {
+        !self.host.own_headers.is_empty() || !self.key_headers.is_empty()
+    }
+
+    /// Takes them away.
+    pub fn take_trailers(&self, trailers: &mut HeaderMap) {
+        take(&self.host.own_headers, trailers);
+        take(&self.key_headers, trailers);
+    }
+
+    /// Takes away what would have the backend serve another method than the one by which the rule was chosen. Where the
+    /// rule's own policy looks at such fields, it says which it spares.
+    pub fn take_method_overrides(&self, rule: &LiveRule, headers: &mut HeaderMap) {
+        if self.matches_methods && !rule.judges_methods {
+            take_method_overrides(headers, |_| false);
         }
     }
 
@@ -328,7 +353,22 @@ impl Linker {
         counted.sort();
         counted.dedup();
         let counted = counted.into();
-        LiveHost { host: host.clone(), rules, counted, rule_of_entry, certificates, clients }
+        let entries = host.table.entries();
+        let matches_methods = entries.iter().any(|entry| !entry.plan.predicates().methods.is_empty());
+        let planned = rules.iter().flat_map(|rule| &rule.rule.filters);
+        let authentications = planned.filter_map(|(_, plan)| plan.get::<AuthenticationPlan>());
+        let key_headers = authentications.flat_map(AuthenticationPlan::key_headers);
+        let key_headers = key_headers.map(HeaderName::as_str).collect();
+        LiveHost {
+            host: host.clone(),
+            rules,
+            counted,
+            rule_of_entry,
+            matches_methods,
+            key_headers,
+            certificates,
+            clients,
+        }
     }
 
     fn link_rule(&mut self, rule: &Arc<Rule>, host: &Host, telemetry: &Telemetry, keep: &Kept) -> LiveRule {
@@ -353,6 +393,7 @@ impl Linker {
             passes_hints: !rule.filters.iter().any(|(_, plan)| plan.get::<ResponsePlan>().is_some()),
             stats: telemetry.rule(&labels.namespace, &labels.route, &labels.rule),
             targets: Spread::new(targets, self.random.hash_one(labels) >> 32),
+            judges_methods: rule.filters.iter().any(|(_, plan)| judges_methods(plan)),
             rule: rule.clone(),
         }
     }
@@ -413,6 +454,16 @@ impl Linker {
 fn linked(filters: &[(usize, AnyPlan)], members: &[Row], keep: &Kept) -> Vec<Arc<dyn Filter>> {
     let link = |(row, plan): &(usize, AnyPlan)| Some((members.get(*row)?.link?)(plan, keep));
     filters.iter().filter_map(link).collect()
+}
+
+fn judges_methods(plan: &AnyPlan) -> bool {
+    plan.get::<AuthorizationPlan>().is_some() || plan.get::<ExtAuthPlan>().is_some()
+}
+
+fn take(names: &ReservedHeaders, fields: &mut HeaderMap) {
+    while let Some(name) = fields.keys().find(|name| names.hold(name.as_str())).cloned() {
+        fields.remove(name);
+    }
 }
 
 impl Drop for Slot {

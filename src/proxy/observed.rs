@@ -56,9 +56,9 @@ impl RequestBody {
         Self { inner, limit, credited: 0, watch, upload, stall, host: None }
     }
 
-    /// Takes from the trailers what only the gateway may say under this host.
+    /// Takes from the trailers what only the gateway may say under this host, and keys.
     pub fn without_own_trailers(mut self, host: &Arc<LiveHost>) -> Self {
-        self.host = (!host.host.own_headers.is_empty()).then(|| Arc::clone(host));
+        self.host = host.restricts_trailers().then(|| Arc::clone(host));
         self
     }
 

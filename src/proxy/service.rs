@@ -188,6 +188,7 @@ async fn serve(
     account.matched(rule);
 
     let host_label = exact_name(host, &name);
+    host.take_method_overrides(rule, &mut parts.headers);
     if let Some(told) = admitted.told {
         parts.headers.insert(&forwarded::X_FORWARDED_CLIENT_CERT, told);
     }

@@ -2,7 +2,8 @@
 //! head would believe a client's word where only ours counts, so they may name nothing that a head is judged by.
 //!
 //! Invariant: no trailer has the name of a field that frames, routes, authenticates or controls (RFC 9110 section
-//! 6.5.1), that introduces the client, or that only the gateway may set under this host, in any spelling.
+//! 6.5.1), that introduces the client or overrides the method, that only the gateway may set under this host, or in which
+//! keys stand there, in any spelling.
 
 use http::HeaderMap;
 use http::header::HeaderName;
@@ -10,12 +11,13 @@ use http::header::HeaderName;
 use super::forwarded::introduces;
 use super::live::LiveHost;
 use super::request_head::strip_underscores;
+use crate::message::overrides_method;
 
 /// Takes off what may not stand behind a request's body. `host`: where it has fields of its own.
 pub fn of_request(trailers: &mut HeaderMap, host: Option<&LiveHost>) {
     strip(trailers);
     if let Some(host) = host {
-        host.take_own_headers(trailers);
+        host.take_trailers(trailers);
     }
 }
 
@@ -44,7 +46,7 @@ const FAMILIES: [&str; 9] = [
     "www-",
 ];
 
-const FORBIDDEN: [&str; 41] = [
+const FORBIDDEN: [&str; 39] = [
     "age",
     "alt-svc",
     "authorization",
@@ -81,16 +83,15 @@ const FORBIDDEN: [&str; 41] = [
     "user-agent",
     "vary",
     "via",
+    "x-api-key",
     "x-content-type-options",
     "x-frame-options",
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
 ];
 
 fn is_forbidden(name: &str) -> bool {
     FORBIDDEN.binary_search(&name).is_ok()
         || introduces(name)
+        || overrides_method(name)
         // `Content-MD5` and digests are what trailers are for (RFC 9530).
         || (FAMILIES.iter().any(|family| name.starts_with(family))
             && !matches!(name, "content-digest" | "content-md5"))
@@ -136,6 +137,8 @@ mod tests {
             "x-rewrite-url",
             "x-method-override",
             "x-http-method",
+            "x-http-method-override",
+            "x.http.method",
             "x_user",
         ];
         assert!(left(&more).is_empty(), "{:?}", left(&more));

@@ -133,3 +133,51 @@ authorize yes Allow write (matches)
         "{told}"
     );
 }
+
+/// Clients of a backend that is told the method by a field, and the field that it got of each.
+fn overriding(policy: &str, matches: &str, field: &str) -> (u16, Option<String>) {
+    let backend = Backend::start("one");
+    let spec = format!(
+        "{{hostnames: [a.test], rules: [{{name: one, {matches} policy: {policy}, backendRefs: [{{kind: GatewayBackend, name: one}}]}}]}}"
+    );
+    let gateway = Gateway::start(&[("all.yaml", &(backend.manifest("one") + &route("a", &spec)))]);
+    let answer = gateway.request("GET", "a.test", "/", &[&format!("{field}: DELETE")], "");
+    let got = || answer.json()["headers"][field.to_ascii_lowercase()].as_str().map(str::to_owned);
+    (answer.status, if answer.status == 200 { got() } else { None })
+}
+
+#[test]
+fn no_field_gives_the_backend_another_method_than_the_one_that_was_judged() {
+    let by_method = "{authorization: {rules: [{name: read, action: Allow, methods: [GET]}]}}";
+    let reads = "{authorization: {rules: [{name: read, action: Allow, when: \"request.headers['x-http-method-override'] in ['PATCH', 'DELETE']\"}]}}";
+    let denies = "{authorization: {rules: [{name: read, action: Allow}, {name: no, action: Deny, when: \"'x-http-method-override' in request.headers\"}]}}";
+    let get = "matches: [{path: {value: /}, method: GET}],";
+    let whole = Some("DELETE".to_owned());
+    for (policy, matches, field, expected) in [
+        ("{}", "", "X-HTTP-Method-Override", (200, whole.clone())),
+        (by_method, "", "X-HTTP-Method-Override", (200, None)),
+        (by_method, "", "X-HTTP-Method", (200, None)),
+        (by_method, "", "X-Method-Override", (200, None)),
+        (by_method, "", "X.HTTP.Method", (200, None)),
+        ("{}", get, "X-HTTP-Method-Override", (200, None)),
+        ("{}", get, "X-Method-Override", (200, None)),
+        (reads, "", "X-HTTP-Method-Override", (200, whole.clone())),
+        (reads, get, "X-HTTP-Method-Override", (200, whole)),
+        (denies, "", "X-HTTP-Method-Override", (403, None)),
+        (denies, "", "X-Method-Override", (200, None)),
+    ] {
+        assert_eq!(overriding(policy, matches, field), expected, "{policy} {matches} {field}");
+    }
+}
+
+#[test]
+fn a_sibling_that_matches_by_method_is_enough() {
+    let backend = Backend::start("one");
+    let spec = "{hostnames: [a.test], rules: [
+      {name: remove, matches: [{path: {value: /}, method: DELETE}], policy: {authentication: {anyOf: [{name: k, apiKey: {secretSelector: {matchLabels: {none: such}}}}]}}, backendRefs: [{kind: GatewayBackend, name: one}]},
+      {name: open, backendRefs: [{kind: GatewayBackend, name: one}]}]}";
+    let gateway = Gateway::start(&[("all.yaml", &(backend.manifest("one") + &route("a", spec)))]);
+    assert_eq!(gateway.request("DELETE", "a.test", "/", &[], "").status, 401);
+    let answer = gateway.request("POST", "a.test", "/", &["X-HTTP-Method-Override: DELETE"], "");
+    assert_eq!((answer.status, answer.json()["headers"]["x-http-method-override"].as_str()), (200, None));
+}

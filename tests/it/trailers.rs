@@ -12,7 +12,7 @@ use hyper::client::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpStream;
 
-use super::proxy_rig::*;
+use super::{harness, proxy_rig::*};
 
 fn gateway(backend: &Backend, has_own: bool) -> Gateway {
     let gateway = Gateway::start();
@@ -30,6 +30,9 @@ const SPOOFED: &[&str] = &[
     "x_user_id",
     "X-USER-ID",
     "authorization",
+    "x-api-key",
+    "x-http-method-override",
+    "x.method.override",
     "cookie",
     "host",
     "content-length",
@@ -71,6 +74,41 @@ async fn a_request_s_trailers_name_nothing_that_counts_in_its_head() {
     assert_eq!(status(&exchange(gateway.http(), &request).await), 200);
     let heard = backend.last();
     assert_eq!(behind(&heard), "x-sum: 7\r\n\r\n", "{heard}");
+}
+
+/// Of the whole program, since the names come from policies.
+async fn behind_the_body(policy: &str) -> String {
+    let backend = Backend::ok().await;
+    let manifests = format!(
+        "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{name: one, namespace: test}}\nspec: {{hosts: [{{address: 127.0.0.1, port: {}}}]}}\n---\n",
+        backend.address.port()
+    ) + &harness::route(
+        "a",
+        &format!(
+            "{{hostnames: [a], rules: [{{name: other, matches: [{{path: {{value: /other}}}}], policy: {policy}, backendRefs: [{{kind: GatewayBackend, name: one}}]}}, {{name: one, backendRefs: [{{kind: GatewayBackend, name: one}}]}}]}}"
+        ),
+    );
+    let gateway = harness::Gateway::start(&[("all.yaml", &manifests)]);
+    let names = ["X-Partner-Key", "x_partner_key", "x.partner.key", "X-Role", "x.role", "x-api-key"];
+    let fields: String = names.iter().map(|name| format!("{name}: mine\r\n")).collect();
+    let request = format!(
+        "POST / HTTP/1.1\r\nhost: a\r\nconnection: close\r\ntrailer: x-sum, {}\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n0\r\nx-sum: 7\r\n{fields}\r\n",
+        names.join(", ")
+    );
+    assert_eq!(status(&exchange(gateway.http, &request).await), 200);
+    let heard = backend.last();
+    behind(&heard).to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_and_an_authorizer_s_word_do_not_come_behind_a_body_whatever_rule_it_meets() {
+    let key = "{authentication: {anyOf: [{name: k, apiKey: {from: [{header: X-Partner-Key}, {query: key}], secretSelector: {matchLabels: {none: such}}, forward: true}}]}}";
+    let role = "x-role: mine\r\nx.role: mine\r\n";
+    assert_eq!(behind_the_body(key).await, format!("x-sum: 7\r\n{role}\r\n"));
+    let authorizer =
+        "{extAuth: {backendRef: {kind: GatewayBackend, name: one}, backendHeaders: [X-Role, X-Api-Key]}}";
+    let partner = "x-partner-key: mine\r\nx.partner.key: mine\r\n";
+    assert_eq!(behind_the_body(authorizer).await, format!("x-sum: 7\r\n{partner}\r\n"));
 }
 
 #[tokio::test]

@@ -53,6 +53,18 @@ pub struct Plan {
     headers: ClaimHeaders,
 }
 
+impl Plan {
+    pub fn headers_with_keys(&self) -> Vec<&HeaderName> {
+        let mut headers = Vec::new();
+        for place in &self.from {
+            if let Place::Header(name) = place {
+                headers.push(name);
+            }
+        }
+        headers
+    }
+}
+
 impl EntryKind for ApiKeys {
     type Spec = Spec;
     type Plan = Plan;

@@ -177,6 +177,14 @@ impl EntryPlan {
 }
 
 impl Plan {
+    /// Header fields in which keys stand.
+    pub fn key_headers(&self) -> impl Iterator<Item = &HeaderName> {
+        self.entries.iter().flat_map(|entry| match entry {
+            EntryPlan::ApiKey(plan) => plan.headers_with_keys(),
+            _ => Vec::new(),
+        })
+    }
+
     /// Whether somebody is recognised by the certificate of the TLS handshake.
     pub fn asks_for_certificates(&self) -> bool {
         self.entries.iter().any(|entry| matches!(entry, EntryPlan::ClientCertificate(_)))

@@ -16,6 +16,7 @@ use crate::filters::header_edits::is_forbidden;
 use crate::filters::held::{self, Held};
 use crate::message::{
     AnswerBy, Body, ErrorKind, Exchange, FixedHost, Identity, ProxyError, Request, Response, Scheme,
+    take_method_overrides,
 };
 use crate::telemetry::Consulted;
 
@@ -55,13 +56,6 @@ pub(super) fn is_ours(name: &HeaderName) -> bool {
         .any(|start| name.starts_with(start))
         || matches!(name, "forwarded" | "x-real-ip" | "x-request-id" | "x-portcullis-passes")
 }
-
-/// By these a client has some servers take another method than the request has, which the authorizer was not told.
-static OVERRIDES: [HeaderName; 3] = [
-    HeaderName::from_static("x-http-method"),
-    HeaderName::from_static("x-http-method-override"),
-    HeaderName::from_static("x-method-override"),
-];
 
 /// The linked member.
 pub(super) struct Consulting {
@@ -138,9 +132,7 @@ impl Plan {
     /// What overrides the method reaches the backend only where the policy shows it to the authorizer by its name.
     fn take_overrides(&self, headers: &mut HeaderMap) {
         let is_shown = |name: &HeaderName| matches!(&self.shown, Shown::These(names) if names.contains(name));
-        for name in OVERRIDES.iter().filter(|name| !is_shown(name)) {
-            headers.remove(name);
-        }
+        take_method_overrides(headers, is_shown);
     }
 
     async fn hear(&self, response: Response) -> Result<Verdict, ProxyError> {
