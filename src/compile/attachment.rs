@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::gateway_policy::{LoweredPolicy, Target};
 use super::gateway_route::LoweredRoute;
 use crate::api::Precedence;
-use crate::filters::REGISTRY;
+use crate::filters::{Combine, REGISTRY};
 use crate::snapshot::Snapshot;
 use crate::values::{FieldPath, LabelSelector, ObjectName, Problem, Reason};
 
@@ -256,7 +256,8 @@ impl Index {
 }
 
 impl Conflicts {
-    /// Of two on one target the older wins each member; `policies` stand by age.
+    /// Of two on one target the older wins each member, but gates that are imposed: those add up. `policies` stand by
+    /// age.
     fn settle<'p>(&mut self, policies: impl Iterator<Item = &'p Arc<LoweredPolicy>>, target: &str) {
         let mut winners: BTreeMap<(bool, usize), &ObjectName> = BTreeMap::new();
         for policy in policies {
@@ -265,6 +266,9 @@ impl Conflicts {
             for row in rows.chain(policy.layer.disabled.iter().copied()) {
                 let standing = self.0.entry(policy.name.clone()).or_default();
                 standing.given += 1;
+                if imposes && REGISTRY[row].combine == Combine::Both {
+                    continue;
+                }
                 let Some(winner) = winners.get(&(imposes, row)) else {
                     winners.insert((imposes, row), &policy.name);
                     continue;

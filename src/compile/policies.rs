@@ -268,16 +268,16 @@ impl<'a> Stack<'a> {
             Some(given) => Some(Some((given, step.from))),
             None => step.layer.disabled.contains(&row).then_some(None),
         });
-        // Of two on one target the older wins.
-        let mut imposed = overrides
-            .iter()
-            .filter_map(|level| level.iter().find_map(|step| Some((step.layer.gives(row)?, step.from))));
+        // The strongest level first, and in each the oldest.
+        let mut imposed =
+            overrides.iter().flatten().filter_map(|step| Some((step.layer.gives(row)?, step.from)));
         match REGISTRY[row].combine {
             Combine::Replace => {
                 if let Some((given, from)) = imposed.next().or(default.flatten()) {
                     self.take(row, given, from, effective);
                 }
             }
+            // All that are imposed: two policies may meet in a namespace, and neither gate gives way.
             Combine::Both => {
                 let mut taken: Vec<&Arc<LoweredPolicy>> = Vec::new();
                 for (given, from) in imposed.chain(default.flatten()) {

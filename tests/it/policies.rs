@@ -126,3 +126,27 @@ fn behind_a_trusted_hop_no_client_takes_the_hop_s_address() {
         assert_eq!(answer.status, status, "{hops} {:?}", value.escape_ascii().to_string());
     }
 }
+
+#[test]
+fn two_imposed_gates_whose_namespaces_overlap_both_hold() {
+    let imposed = |name: &str, deny: &str| {
+        policy(
+            "default",
+            name,
+            &format!(
+                "{{precedence: Override, targetRefs: [{{kind: Namespace, selector: {{matchLabels: {{{name}: 'yes'}}}}}}], policy: {{ipAccess: {{deny: [{deny}]}}}}}}"
+            ),
+        )
+    };
+    let namespace = "---\napiVersion: v1\nkind: Namespace\nmetadata: {name: test, labels: {older: 'yes', other: 'yes'}}\n";
+    let shop = route(
+        "shop",
+        "{hostnames: [shop.example], rules: [{name: all, respond: {status: 200, text: served}}]}",
+    );
+    let both = imposed("older", "192.0.2.0/24") + &imposed("other", "203.0.113.0/24") + namespace;
+    let gateway = Gateway::with(&[("shop.yaml", &shop), ("policies.yaml", &both)], &["--trusted-hops", "1"]);
+    for (client, status) in [("192.0.2.1", 403), ("203.0.113.1", 403), ("198.51.100.1", 200)] {
+        let field = format!("X-Forwarded-For: {client}");
+        assert_eq!(gateway.request("GET", "shop.example", "/", &[&field], "").status, status, "{client}");
+    }
+}
