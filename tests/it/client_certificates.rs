@@ -23,19 +23,19 @@ use crate::cache_origin::{Origin, fresh};
 use crate::harness::{Backend, Gateway, connect, route, text, until};
 
 /// Whoever signs.
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
 }
 
 /// A certificate with its key.
-struct Leaf {
+pub struct Leaf {
     chain: String,
     key: String,
 }
 
 impl Authority {
-    fn new(name: &str) -> Self {
+    pub fn new(name: &str) -> Self {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -45,7 +45,11 @@ impl Authority {
         Self { issuer: Issuer::new(params, key), pem }
     }
 
-    fn server(&self, names: &[&str]) -> Leaf {
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    pub fn server(&self, names: &[&str]) -> Leaf {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         self.sign(CertificateParams::new(names).expect("names"))
     }
@@ -54,13 +58,13 @@ impl Authority {
         self.sign(client(name, serial))
     }
 
-    fn sign(&self, params: CertificateParams) -> Leaf {
+    pub fn sign(&self, params: CertificateParams) -> Leaf {
         let key = KeyPair::generate().expect("a key");
         let chain = params.signed_by(&key, &self.issuer).expect("signed").pem();
         Leaf { chain, key: key.serialize_pem() }
     }
 
-    fn revoking(&self, serials: &[u64]) -> String {
+    pub fn revoking(&self, serials: &[u64]) -> String {
         let revoked = |serial: &u64| RevokedCertParams {
             serial_number: SerialNumber::from(*serial),
             revocation_time: rcgen::date_time_ymd(2025, 1, 1),
@@ -79,7 +83,7 @@ impl Authority {
     }
 }
 
-fn client(name: &str, serial: u64) -> CertificateParams {
+pub fn client(name: &str, serial: u64) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();
     params.distinguished_name.push(DnType::OrganizationName, "Shop; \"quoted\"");
@@ -95,7 +99,7 @@ fn client(name: &str, serial: u64) -> CertificateParams {
 }
 
 impl Leaf {
-    fn secret(&self, name: &str) -> String {
+    pub fn secret(&self, name: &str) -> String {
         secret(name, "kubernetes.io/tls", &[("tls.crt", &self.chain), ("tls.key", &self.key)])
     }
 
@@ -107,7 +111,7 @@ impl Leaf {
     }
 }
 
-fn secret(name: &str, kind: &str, data: &[(&str, &str)]) -> String {
+pub fn secret(name: &str, kind: &str, data: &[(&str, &str)]) -> String {
     let data: serde_json::Map<_, _> =
         data.iter().map(|(key, value)| ((*key).to_owned(), json!(value))).collect();
     let secret = json!({"apiVersion": "v1", "kind": "Secret", "type": kind,
@@ -214,7 +218,7 @@ fn openssl_gets_in_with_a_good_certificate_and_with_no_other() {
 /// A client that stays.
 struct Kept(rustls::StreamOwned<rustls::ClientConnection, TcpStream>);
 
-fn config(leaf: Option<&Leaf>, alpn: &[&str]) -> Arc<rustls::ClientConfig> {
+pub fn config(leaf: Option<&Leaf>, alpn: &[&str]) -> Arc<rustls::ClientConfig> {
     let insecure = crate::proxy_tls::trusting_anything();
     let mut config = match leaf {
         None => insecure.with_no_client_auth(),

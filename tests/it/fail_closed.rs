@@ -2,7 +2,7 @@
 //! request ever reaches the backend that authentication did not let through.
 //!
 //! The backend judges: behind each policy here stands a field that the gateway alone sets, to what the Secret says.
-//! Clients show no key, a wrong one, and that field with a value of their own. `FAIL_CLOSED` says how many
+//! Clients show no key, a wrong one, one that authorization must refuse, and that field with a value of their own. `FAIL_CLOSED` says how many
 //! steps by chance follow those of the list, `FAIL_CLOSED_SEED` which.
 
 use std::collections::BTreeMap;
@@ -13,19 +13,21 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::harness::{Gateway, PATIENCE, connect, read_answer, responds, until};
 
-const KEY: &str = "6d0f7c1e5b9a4d3f8e2c1b0a9f8e7d6c";
-const WRONG: &str = "1f2e3d4c5b6a79880716253443526170";
+pub const KEY: &str = "6d0f7c1e5b9a4d3f8e2c1b0a9f8e7d6c";
+pub const WRONG: &str = "1f2e3d4c5b6a79880716253443526170";
+/// Valid, of somebody who may do nothing.
+const RIVAL: &str = "a41f09c2d7e83b5614f2c9d0e7b8a635";
 const HOSTS: [&str; 4] = ["by-rule.example", "by-route.example", "by-ref.example", "imposed.example"];
 
 /// Counts what it gets, and what of it nobody vouches for.
 #[derive(Clone, Default)]
-struct Counts {
+pub struct Counts {
     all: Arc<AtomicUsize>,
     strangers: Arc<AtomicUsize>,
 }
 
 impl Counts {
-    fn backend(&self) -> SocketAddr {
+    pub fn backend(&self) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("bound");
         let counts = self.clone();
@@ -47,7 +49,7 @@ impl Counts {
                 self.all.fetch_add(1, Ordering::SeqCst);
                 let said: Vec<_> =
                     head.split("\r\n").filter(|line| line.starts_with("x-consumer:")).collect();
-                if said != ["x-consumer: acme-inc"] {
+                if said != ["x-consumer: acme-inc"] || head.contains("x-body: bad") {
                     self.strangers.fetch_add(1, Ordering::SeqCst);
                 }
                 if stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").is_err() {
@@ -63,9 +65,9 @@ impl Counts {
     }
 }
 
-type Files = BTreeMap<&'static str, String>;
+pub type Files = BTreeMap<&'static str, String>;
 
-fn object(kind: &str, name: &str, spec: &str) -> String {
+pub fn object(kind: &str, name: &str, spec: &str) -> String {
     format!(
         "apiVersion: portcullis.dev/v1alpha1\nkind: {kind}\nmetadata: {{namespace: test, name: {name}}}\nspec: {spec}\n"
     )
@@ -82,7 +84,7 @@ fn world(backend: SocketAddr, authorizer: SocketAddr) -> Files {
     let jwt = "{name: users, jwt: {issuer: 'https://login.example', audiences: [shop], jwks: {configMapRef: {name: jwks, key: keys}}, claimsToHeaders: [{claim: sub, header: X-Consumer}]}}";
     let by_name = entry("named", "secretRef: {name: acme}");
     let by_label = entry("labelled", "secretSelector: {matchLabels: {keys: shop}}");
-    let rules = "authorization: {rules: [{name: nobody, action: Deny, when: \"identity.id == ''\"}, {name: known, action: Allow, when: \"identity.id != ''\"}]}";
+    let rules = "authorization: {rules: [{name: nobody, action: Deny, when: \"identity.id == ''\"}, {name: known, action: Allow, when: \"identity.id == 'acme-inc'\"}]}";
     let asks = "extAuth: {backendRef: {kind: GatewayBackend, name: authz}, path: /verify}";
     let checks = "validation: {queryParams: [{name: page, schema: {type: integer}}]}, ipAccess: {allow: [127.0.0.0/8]}";
     let server = |name: &str, address: SocketAddr| {
@@ -109,14 +111,18 @@ fn world(backend: SocketAddr, authorizer: SocketAddr) -> Files {
         ),
         (
             "imposed.yaml",
-            object("GatewayRoute", "imposed", &format!("{{hostnames: [imposed.example], policy: {{authentication: {{mode: Required, anyOf: [{by_label}]}}}}, rules: [{{name: all, {to}}}]}}")),
+            object("GatewayRoute", "imposed", &format!("{{hostnames: [imposed.example], policy: {{authentication: {{mode: Required, anyOf: [{by_label}]}}, {rules}}}, rules: [{{name: all, {to}}}]}}")),
         ),
         ("team.yaml", object("GatewayPolicy", "team", &format!("{{policy: {{authentication: {{anyOf: [{by_name}, {jwt}]}}, {rules}}}}}"))),
         ("limits.yaml", object("GatewayPolicy", "limits", &format!("{{policy: {{{checks}}}}}"))),
         ("more.yaml", object("GatewayPolicy", "more", &format!("{{policy: {{{asks}}}}}"))),
         (
             "imposing.yaml",
-            object("GatewayPolicy", "imposing", &format!("{{precedence: Override, targetRefs: [{{kind: GatewayRoute, name: imposed}}], policy: {{authentication: {{anyOf: [{by_name}]}}, {rules}}}}}")),
+            object("GatewayPolicy", "imposing", &format!("{{precedence: Override, targetRefs: [{{kind: GatewayRoute, name: imposed}}], policy: {{authentication: {{anyOf: [{by_label}]}}, {rules}}}}}")),
+        ),
+        (
+            "rival.yaml",
+            format!("apiVersion: v1\nkind: Secret\nmetadata: {{namespace: test, name: rival, labels: {{keys: shop}}, annotations: {{portcullis.dev/consumer: rival-co}}}}\nstringData: {{key: {RIVAL}}}\n"),
         ),
         (
             "acme.yaml",
@@ -130,7 +136,7 @@ fn world(backend: SocketAddr, authorizer: SocketAddr) -> Files {
 }
 
 /// What happens to a file.
-type Change = fn(&str) -> Option<String>;
+pub type Change = fn(&str) -> Option<String>;
 
 /// Each takes away, breaks or turns around one thing; where it takes a protection away cleanly, another one stands
 /// behind it. `None`: the file is gone.
@@ -184,9 +190,11 @@ const CHANGES: &[(&str, &str, Change)] = &[
     ("by-rule.yaml", "no entries", |text| Some(text.replace("anyOf:", "anyOff:"))),
     ("by-rule.yaml", "entries in nothing", |text| Some(text.replace("anyOf: [", "anyOf: [[], "))),
     ("by-rule.yaml", "a mode that is none", |text| Some(text.replace("{anyOf:", "{mode: Sometimes, anyOf:"))),
-    ("by-rule.yaml", "a broken expression", |text| Some(text.replace("identity.id != ''", "identity.id !="))),
+    ("by-rule.yaml", "a broken expression", |text| {
+        Some(text.replace("identity.id == 'acme-inc'", "identity.id =="))
+    }),
     ("by-rule.yaml", "an unknown name in an expression", |text| {
-        Some(text.replace("identity.id != ''", "identity.ids != ''"))
+        Some(text.replace("identity.id == 'acme-inc'", "identity.ids == 'acme-inc'"))
     }),
     ("by-rule.yaml", "authorization gone", |text| remove(text, "authorization: {rules: [", "]}, ")),
     ("by-rule.yaml", "rules turned around", turned),
@@ -252,6 +260,13 @@ const CHANGES: &[(&str, &str, Change)] = &[
     ("imposing.yaml", "no YAML", |text| Some(format!("{text}]: {{"))),
     ("imposed.yaml", "its own misspelled", |text| Some(text.replace("anyOf", "anyof"))),
     ("imposed.yaml", "its own gone", |text| remove(text, "policy: {authentication", "]}}, ")),
+    // Somebody else's key is known there: what is left must refuse it.
+    ("imposed.yaml", "its own authorization gone", |text| remove(text, ", authorization: {rules: [", "]}")),
+    ("imposing.yaml", "authorization gone", |text| remove(text, ", authorization: {rules: [", "]}")),
+    ("imposing.yaml", "rules turned around", turned),
+    ("by-route.yaml", "authorization gone", |text| remove(text, ", authorization: {rules: [", "]}")),
+    ("rival.yaml", "no consumer", |text| Some(text.replace("rival-co", "''"))),
+    ("rival.yaml", "the key of another", |text| Some(text.replace(RIVAL, KEY))),
     ("imposed.yaml", "gone", |_| None),
 ];
 
@@ -265,15 +280,15 @@ fn remove(text: &str, from: &str, to: &str) -> Option<String> {
 /// The rules of authorization the other way round.
 fn turned(text: &str) -> Option<String> {
     const NOBODY: &str = "{name: nobody, action: Deny, when: \"identity.id == ''\"}";
-    const KNOWN: &str = "{name: known, action: Allow, when: \"identity.id != ''\"}";
+    const KNOWN: &str = "{name: known, action: Allow, when: \"identity.id == 'acme-inc'\"}";
     let turned = text.replace(&format!("{NOBODY}, {KNOWN}"), &format!("{KNOWN}, {NOBODY}"));
     assert_ne!(turned, text);
     Some(turned)
 }
 
-struct Scene {
-    gateway: Gateway,
-    files: Files,
+pub struct Scene {
+    pub gateway: Gateway,
+    pub files: Files,
     counts: Counts,
     marks: usize,
 }
@@ -282,14 +297,17 @@ impl Scene {
     fn start() -> Self {
         let counts = Counts::default();
         let yes = Counts::default();
-        let files = world(counts.backend(), yes.backend());
-        let given: Vec<_> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
-        let scene = Self { gateway: Gateway::start(&given), files, counts, marks: 0 };
+        let scene = Self::over(world(counts.backend(), yes.backend()), counts);
         scene.passes();
         scene
     }
 
-    fn put(&mut self, name: &str, text: Option<&str>) {
+    pub fn over(files: Files, counts: Counts) -> Self {
+        let given: Vec<_> = files.iter().map(|(name, text)| (*name, text.as_str())).collect();
+        Self { gateway: Gateway::start(&given), files, counts, marks: 0 }
+    }
+
+    pub fn put(&mut self, name: &str, text: Option<&str>) {
         match text {
             Some(text) => self.gateway.write(name, text),
             None => std::fs::remove_file(self.gateway.path(name)).expect("removed"),
@@ -312,7 +330,7 @@ impl Scene {
         }
     }
 
-    fn strangers(&self) -> usize {
+    pub fn strangers(&self) -> usize {
         self.counts.strangers.load(Ordering::SeqCst)
     }
 }
@@ -342,12 +360,13 @@ fn ask_over(mut stream: TcpStream, host: &str, fields: &[&str]) -> u16 {
     }
 }
 
-/// Asks without a key, with a wrong one and under a name of its own, until told to stop. How often.
+/// Asks without a key, with a wrong one, with one that authorization refuses, and under a name of its own, until told to stop. How often.
 fn knock(gateway: SocketAddr, stop: &AtomicBool) -> usize {
-    let wrong = format!("X-Api-Key: {WRONG}");
-    let tries: [&[&str]; 5] = [
+    let (wrong, rival) = (format!("X-Api-Key: {WRONG}"), format!("X-Api-Key: {RIVAL}"));
+    let tries: [&[&str]; 6] = [
         &[],
         &[&wrong],
+        &[&rival],
         &["X-Consumer: acme-inc"],
         &["X_Consumer: acme-inc", "X-Consumer: root"],
         &["Authorization: Bearer eyJhbGciOiJub25lIn0.eyJpc3MiOiJodHRwczovL2xvZ2luLmV4YW1wbGUifQ."],
@@ -445,4 +464,18 @@ fn the_control_a_policy_without_authentication_is_seen() {
     // What clients say of themselves is judged too: nothing takes it away here.
     assert_eq!(ask(scene.gateway.http, "by-ref.example", &["X-Consumer: root"]), 200);
     assert_eq!(scene.strangers(), 2);
+}
+
+#[test]
+fn the_control_a_policy_without_authorization_is_seen() {
+    let mut scene = Scene::start();
+    let rival = format!("X-Api-Key: {RIVAL}");
+    assert_eq!(ask(scene.gateway.http, "imposed.example", &[&rival]), 403);
+    for file in ["imposed.yaml", "imposing.yaml"] {
+        let open = remove(&scene.files[file].clone(), ", authorization: {rules: [", "]}");
+        scene.put(file, open.as_deref());
+    }
+    assert_eq!(scene.strangers(), 0);
+    assert_eq!(ask(scene.gateway.http, "imposed.example", &[&rival]), 200);
+    assert_eq!(scene.strangers(), 1);
 }

@@ -27,6 +27,7 @@ mod examples;
 mod external_authorization;
 mod fail_closed;
 mod fault_injection;
+mod fail_closed_kinds;
 mod file_mode;
 mod grpc;
 mod hardening;
