@@ -3,7 +3,8 @@
 //! access log, statuses, metrics, answers, `check`, `explain`, dumps and `Debug` of what was compiled, with good
 //! Secrets, with broken ones, with wrong credentials and with servers that are gone.
 //!
-//! A new kind of Secret is a line of [`CANARIES`]; a field of the schemas without one fails a test.
+//! A new kind of Secret is a line of [`CANARIES`]; a field of the schemas without one fails a test. `canaries_under_load`
+//! has the same Secrets while much happens at once.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -21,13 +22,13 @@ use crate::harness::{Backend, Gateway, certificate, run, text, until};
 use crate::proxy_rig;
 
 /// A field that names Secrets, the Secret that it names here, and what is in that.
-struct Canary {
+pub struct Canary {
     field: &'static str,
     secret: &'static str,
     holds: Holds,
 }
 
-enum Holds {
+pub enum Holds {
     /// A certificate and its private key, which is the canary.
     Certificate,
     /// These, where `{canary}` stands for the canary.
@@ -36,7 +37,7 @@ enum Holds {
     Authority,
 }
 
-const CANARIES: &[Canary] = &[
+pub const CANARIES: &[Canary] = &[
     Canary { field: "GatewayRoute.spec.tls.certificateRefs", secret: "served", holds: Holds::Certificate },
     Canary {
         field: "GatewayRoute.spec.tls.clientValidation.caCertificateRefs",
@@ -111,16 +112,16 @@ const CANARIES: &[Canary] = &[
 const SETTINGS: &[(&str, &str)] = &[("--redis", "redis://gateway:{canary}@127.0.0.1:{nobody}/0")];
 
 /// A Secret of the world, and the texts that may never be said.
-struct Planted {
-    name: &'static str,
-    manifest: String,
-    broken: String,
-    canaries: Vec<Vec<u8>>,
+pub struct Planted {
+    pub name: &'static str,
+    pub manifest: String,
+    pub broken: String,
+    pub canaries: Vec<Vec<u8>>,
 }
 
 impl Planted {
     /// Of a flag, in no Secret.
-    fn told(flag: &'static str) -> Self {
+    pub fn told(flag: &'static str) -> Self {
         Self {
             name: flag,
             manifest: String::new(),
@@ -136,7 +137,7 @@ impl Canary {
         canary(self.secret)
     }
 
-    fn plant(&self, folder: &Path) -> Planted {
+    pub fn plant(&self, folder: &Path) -> Planted {
         let canary = self.text();
         let (mut manifest, mut canaries) = (String::new(), vec![canary.clone().into_bytes()]);
         match &self.holds {
@@ -230,7 +231,7 @@ fn forms(canary: &[u8]) -> Vec<String> {
 }
 
 /// Which canaries a text gives away.
-fn sung<'p>(said: &str, planted: &'p [Planted]) -> BTreeSet<&'p str> {
+pub fn sung<'p>(said: &str, planted: &'p [Planted]) -> BTreeSet<&'p str> {
     planted
         .iter()
         .filter(|one| one.canaries.iter().flat_map(|canary| forms(canary)).any(|form| said.contains(&form)))
@@ -239,7 +240,7 @@ fn sung<'p>(said: &str, planted: &'p [Planted]) -> BTreeSet<&'p str> {
 }
 
 /// Routes and backends that name all of them.
-fn world(backend: &Backend, nobody: u16) -> String {
+pub fn world(backend: &Backend, nobody: u16) -> String {
     let route = |host: &str, spec: &str| {
         format!(
             "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayRoute\nmetadata: {{namespace: test, name: {host}}}\nspec: {{hostnames: [{host}.example], {spec}}}\n---\n"
@@ -279,7 +280,7 @@ fn world(backend: &Backend, nobody: u16) -> String {
     .concat()
 }
 
-const HOSTS: [&str; 13] = [
+pub const HOSTS: [&str; 13] = [
     "shop", "paid", "lent", "schema", "mtls", "crl", "secure", "named", "labelled", "people", "jwt", "token",
     "limited",
 ];
@@ -454,7 +455,7 @@ fn compiled(manifests: &str) -> String {
 }
 
 /// Where it stands, for whoever mends it.
-fn around(said: &str, planted: &[Planted]) -> String {
+pub fn around(said: &str, planted: &[Planted]) -> String {
     let mut places = String::new();
     for one in planted {
         for form in one.canaries.iter().flat_map(|canary| forms(canary)) {
