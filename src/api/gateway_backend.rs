@@ -50,6 +50,10 @@ use crate::values::{CaCertificateRef, Duration, SecretKeyRef, SecretRef};
     validation = (
         "!has(self.tls) || has(self.hosts) || has(self.tls.serverName)",
         "a Service has no name of its own; set tls.serverName"
+    ),
+    validation = (
+        "!has(self.protocol) || self.protocol != 'HTTP1' || !has(self.healthCheck) || !has(self.healthCheck.active) || !has(self.healthCheck.active.grpc)",
+        "a check by grpc needs HTTP/2; set protocol to HTTP2 or H2C"
     )
 )]
 pub struct GatewayBackendSpec {
@@ -136,15 +140,21 @@ pub struct HealthCheck {
 /// Endpoints are asked by each replica; those that answer badly get no requests.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(validation = (
-    "duration(has(self.timeout) ? self.timeout : '1s') <= duration(has(self.interval) ? self.interval : '5s')",
-    "timeout is at most as long as interval"
-))]
+#[x_kube(
+    validation = (
+        "duration(has(self.timeout) ? self.timeout : '1s') <= duration(has(self.interval) ? self.interval : '5s')",
+        "timeout is at most as long as interval"
+    ),
+    validation = ("!has(self.path) || !has(self.grpc)", "a check is by path or by grpc, not by both")
+)]
 pub struct ActiveCheck {
     /// GET of this path has to give 2xx or 3xx; without it a connection is enough.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 1024), regex(pattern = TARGET))]
     pub path: Option<String>,
+    /// grpc.health.v1.Health/Check has to say SERVING; needs HTTP/2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<GrpcCheck>,
     /// From the end of a check to the next, a tenth more or less; 5s by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = ("duration(self) >= duration('100ms') && duration(self) <= duration('1h')", "from 100ms to 1h are possible"))]
@@ -162,6 +172,19 @@ pub struct ActiveCheck {
     #[schemars(range(min = 1, max = 100))]
     pub unhealthy_after: Option<i32>,
 }
+
+/// gRPC's own health service is asked.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct GrpcCheck {
+    /// Service that is asked about, like shop.v1.Orders; by default the whole server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256), regex(pattern = GRPC_SERVICE))]
+    pub service: Option<String>,
+}
+
+/// A full name of protobuf's.
+const GRPC_SERVICE: &str = "^[A-Za-z_][A-Za-z0-9_]*([.][A-Za-z_][A-Za-z0-9_]*)*$";
 
 /// An endpoint that fails is left alone for a while.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]

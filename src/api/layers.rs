@@ -171,7 +171,13 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
         refuse(at.field("protocol"), "HTTP2 needs tls, and H2C is without it".into());
     }
     if let Some(check) = &spec.health_check {
-        refuse_times(check, &at.field("healthCheck"), &mut refuse);
+        let at = at.field("healthCheck");
+        refuse_times(check, &at, &mut refuse);
+        let is_grpc = check.active.as_ref().is_some_and(|active| active.grpc.is_some());
+        if is_grpc && spec.protocol == Some(Protocol::Http1) {
+            let message = "a check by grpc needs HTTP/2; set protocol to HTTP2 or H2C";
+            refuse(at.field("active").field("grpc"), message.into());
+        }
     }
     if let Some((field, message)) = spec.credentials.as_ref().and_then(BackendCredentials::problem) {
         let at = at.field("credentials");
@@ -232,6 +238,9 @@ fn refuse_times(check: &HealthCheck, at: &FieldPath, refuse: &mut impl FnMut(Fie
     let interval = active.and_then(|active| active.interval).unwrap_or(Duration::from_secs(5));
     if active.is_some_and(|active| active.timeout.unwrap_or(Duration::from_secs(1)) > interval) {
         refuse(at.field("active").field("timeout"), "timeout is at most as long as interval".into());
+    }
+    if active.is_some_and(|active| active.path.is_some() && active.grpc.is_some()) {
+        refuse(at.field("active"), "a check is by path or by grpc, not by both".into());
     }
 }
 

@@ -1,7 +1,9 @@
 //! Active health checks: endpoints are asked how they are, once for all workers of a replica. A task a backend, which
-//! ends with it.
+//! ends with it, or when another one is served in its place.
 
-use std::sync::Weak;
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
@@ -9,24 +11,50 @@ use futures_util::stream;
 use http::header::{HOST, USER_AGENT};
 use http::{Request, StatusCode};
 use http_body_util::Full;
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::client::{Connection, authority, random_byte};
-use crate::route_map::CheckPlan;
-use crate::upstream::{Backend, Checked, Guard};
+use super::grpc_health;
+use crate::route_map::{CheckPlan, Question};
+use crate::upstream::{Backend, Checked, Guard, Spoken, Term};
 
 /// Endpoints of a backend that are asked at once.
 const AT_ONCE: usize = 32;
+/// And of all backends together.
+const AT_ONCE_IN_ALL: usize = 128;
+/// New endpoints are asked within this time, each backend's at another moment of it.
+const FIRST: Duration = Duration::from_secs(1);
+const USER_AGENT_OF_CHECKS: &str = "portcullis-health-check";
+
+/// What all checks share.
+struct Asking {
+    guard: Guard,
+    places: Semaphore,
+}
 
 /// Checks the endpoints of whatever backends come until the channel is closed.
-pub async fn keep_checking(mut backends: mpsc::UnboundedReceiver<Weak<Backend>>, guard: Guard) {
+pub async fn keep_checking(backends: mpsc::UnboundedReceiver<Weak<Backend>>, guard: Guard) {
+    check_all(backends, Asking { guard, places: Semaphore::new(AT_ONCE_IN_ALL) }).await;
+}
+
+async fn check_all(mut backends: mpsc::UnboundedReceiver<Weak<Backend>>, asking: Asking) {
+    let asking = Arc::new(asking);
     let mut tasks = JoinSet::new();
     loop {
         tokio::select! {
             next = backends.recv() => match next {
-                Some(backend) => drop(tasks.spawn(check(backend, guard.clone()))),
+                Some(backend) => {
+                    let Some(term) = backend.upgrade().map(|backend| backend.term()) else { continue };
+                    let asking = Arc::clone(&asking);
+                    tasks.spawn(async move {
+                        tokio::select! {
+                            () = term.over() => {}
+                            () = check(backend, &term, &asking) => {}
+                        }
+                    });
+                }
                 None => return,
             },
             Some(_) = tasks.join_next() => {}
@@ -34,34 +62,74 @@ pub async fn keep_checking(mut backends: mpsc::UnboundedReceiver<Weak<Backend>>,
     }
 }
 
-async fn check(backend: Weak<Backend>, guard: Guard) {
+async fn check(backend: Weak<Backend>, term: &Term, asking: &Asking) {
+    let mut asked: HashSet<SocketAddr> = HashSet::new();
+    // None: nobody was asked yet.
+    let mut due: Option<Instant> = None;
     loop {
+        let of_all = match due {
+            None => true,
+            Some(due) => tokio::select! {
+                () = tokio::time::sleep_until(due) => true,
+                () = term.new_endpoints() => false,
+            },
+        };
+        let Some(interval) = backend.upgrade().and_then(|known| known.check().map(|plan| plan.interval)) else {
+            return;
+        };
+        if due.is_none() || !of_all {
+            tokio::time::sleep(first(interval)).await;
+        }
         let Some(known) = backend.upgrade() else { return };
-        let Some(plan) = known.check().cloned() else { return };
-        stream::iter(known.checked())
-            .for_each_concurrent(AT_ONCE, |one| {
-                let (known, plan, guard) = (&known, &plan, &guard);
-                async move {
-                    let asking = tokio::time::timeout(plan.timeout, ask(known, &one, plan, guard));
-                    let late = |_| Err(format!("no answer within {:?}", plan.timeout));
-                    known.found(&one, asking.await.unwrap_or_else(late));
-                }
-            })
-            .await;
+        let mut endpoints = known.checked();
+        let addresses = endpoints.iter().map(|one| one.endpoint.address).collect();
+        if !of_all {
+            endpoints.retain(|one| !asked.contains(&one.endpoint.address));
+        }
+        asked = addresses;
+        round(&known, endpoints, asking).await;
         drop(known);
-        tokio::time::sleep(jittered(plan.interval)).await;
+        if of_all {
+            due = Some(Instant::now() + jittered(interval));
+        }
     }
+}
+
+async fn round(known: &Backend, endpoints: Vec<Checked>, asking: &Asking) {
+    let Some(plan) = known.check() else { return };
+    stream::iter(endpoints)
+        .for_each_concurrent(AT_ONCE, |one| async move {
+            // Waiting for a place is none of the endpoint's time.
+            let _place = asking.places.acquire().await;
+            let asked = tokio::time::timeout(plan.timeout, ask(known, &one, plan, &asking.guard)).await;
+            known.found(&one, asked.unwrap_or_else(|_| Err(format!("no answer within {:?}", plan.timeout))));
+        })
+        .await;
 }
 
 /// # Errors
 /// Why it is not well, for the log.
 async fn ask(backend: &Backend, one: &Checked, plan: &CheckPlan, guard: &Guard) -> Result<(), String> {
     let (stream, spoken) = backend.dial(&one.endpoint, guard, Instant::now() + plan.timeout).await?;
-    let Some(target) = &plan.target else { return Ok(()) };
+    let service = match &plan.question {
+        Question::Connect => return Ok(()),
+        Question::Get(_) => None,
+        Question::Grpc(_) if spoken == Spoken::Http1 => return Err("it does not speak HTTP/2".into()),
+        Question::Grpc(service) => Some(service),
+    };
     let mut connection = Connection::on(stream, &authority(&backend.plan, &one.endpoint), spoken).await?;
+    if let Some(service) = service {
+        let request = grpc_health::request()
+            .header(HOST, &connection.authority)
+            .header(USER_AGENT, USER_AGENT_OF_CHECKS)
+            .body(Full::from(grpc_health::message(service)))
+            .map_err(|error| error.to_string())?;
+        return grpc_health::judge(&connection.whole(request, grpc_health::MAX_ANSWER).await?);
+    }
+    let Question::Get(target) = &plan.question else { return Ok(()) };
     let request = Request::get(&**target)
         .header(HOST, &connection.authority)
-        .header(USER_AGENT, "portcullis-health-check")
+        .header(USER_AGENT, USER_AGENT_OF_CHECKS)
         .body(Full::default())
         .map_err(|error| error.to_string())?;
     let status = connection.status(request).await?;
@@ -80,9 +148,22 @@ fn jittered(interval: Duration) -> Duration {
     interval * (230 + u32::from(random_byte()) / 5) / 256
 }
 
+/// Any time from none to the bound: backends that are installed together are not asked together.
+fn first(interval: Duration) -> Duration {
+    interval.min(FIRST) * u32::from(random_byte()) / 256
+}
+
 #[cfg(test)]
 mod tests {
+    use tokio::net::{TcpListener, TcpStream};
+
     use super::*;
+    use crate::route_map::{
+        Address, BackendPlan, BackendTarget, Endpoint, EndpointSet, HostHeader, TrafficPlan,
+    };
+    use crate::telemetry::Telemetry;
+    use crate::upstream::Loopback;
+    use crate::values::{BackendId, ObjectName};
 
     #[test]
     fn what_leads_on_is_well_and_what_fails_is_not() {
@@ -94,11 +175,99 @@ mod tests {
     }
 
     #[test]
-    fn intervals_differ_by_a_tenth() {
+    fn intervals_differ_by_a_tenth_and_the_first_is_short() {
         let interval = Duration::from_secs(10);
+        let mut firsts = HashSet::new();
         for _ in 0..200 {
             let one = jittered(interval);
             assert!((Duration::from_millis(8900)..Duration::from_millis(11_100)).contains(&one), "{one:?}");
+            firsts.insert(first(interval));
         }
+        assert!(firsts.len() > 50 && firsts.iter().all(|one| *one < FIRST), "{firsts:?}");
+        assert!(first(Duration::from_millis(100)) < Duration::from_millis(100));
+    }
+
+    fn backend(name: &str, port: u16, endpoints: u8) -> Arc<Backend> {
+        let endpoint = |last: u8| Endpoint::from(SocketAddr::from(([127, 0, 0, last], port)));
+        let addresses: Vec<_> = (1..=endpoints).map(endpoint).collect();
+        let check = CheckPlan {
+            question: Question::Get("/".into()),
+            interval: Duration::from_millis(100),
+            timeout: Duration::from_secs(20),
+            healthy_after: 1,
+            unhealthy_after: 1,
+        };
+        let plan = BackendPlan {
+            id: BackendId::GatewayBackend(ObjectName::new("ns", name)),
+            target: BackendTarget::Hosts(vec![(Address::Name("a".into()), port)]),
+            host_header: HostHeader::Preserve,
+            tls: None,
+            traffic: TrafficPlan { check: Some(check), ..TrafficPlan::default() },
+            credential: None,
+            protocol: Default::default(),
+        };
+        let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend(name));
+        backend.set_endpoints(EndpointSet { endpoints: addresses, known: true });
+        Arc::new(backend)
+    }
+
+    /// Holds connections until so many are open at once. How many were.
+    async fn most_at_once(places: usize, hold: usize) -> usize {
+        let listener = TcpListener::bind("0.0.0.0:0").await.expect("a port");
+        let port = listener.local_addr().expect("bound").port();
+        let backends = [backend("one", port, 6), backend("two", port, 6)];
+        let (sender, receiver) = mpsc::unbounded_channel();
+        for backend in &backends {
+            sender.send(Arc::downgrade(backend)).expect("it listens");
+        }
+        let guard = Guard::denying(Loopback::Allowed, Vec::new());
+        let checks = tokio::spawn(check_all(receiver, Asking { guard, places: Semaphore::new(places) }));
+        let mut open: Vec<TcpStream> = Vec::new();
+        let mut most = 0;
+        for _ in 0..3 * hold {
+            open.push(listener.accept().await.expect("accepted").0);
+            // Those that are waiting already.
+            while let Ok(Ok((stream, _))) =
+                tokio::time::timeout(Duration::from_millis(1), listener.accept()).await
+            {
+                open.push(stream);
+            }
+            most = most.max(open.len());
+            if open.len() >= hold {
+                open.clear();
+            }
+        }
+        checks.abort();
+        most
+    }
+
+    #[tokio::test]
+    async fn all_backends_together_ask_no_more_endpoints_at_once_than_there_are_places() {
+        assert_eq!(most_at_once(3, 3).await, 3);
+        assert_eq!(most_at_once(100, 12).await, 12, "the control: all of them");
+    }
+
+    #[tokio::test]
+    async fn a_superseded_backend_is_asked_no_more_and_nothing_more_is_found() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let backend = backend("one", listener.local_addr().expect("bound").port(), 1);
+        let (sender, receiver) = mpsc::unbounded_channel();
+        sender.send(Arc::downgrade(&backend)).expect("it listens");
+        let guard = Guard::denying(Loopback::Allowed, Vec::new());
+        let checks = tokio::spawn(check_all(receiver, Asking { guard, places: Semaphore::new(9) }));
+        for _ in 0..3 {
+            drop(listener.accept().await.expect("asked again and again"));
+        }
+        let endpoint = backend.checked().remove(0);
+        let next = Backend::after(&backend, backend.plan.clone());
+        drop(sender);
+        backend.found(&endpoint, Ok(()));
+        next.set_endpoints(EndpointSet { endpoints: vec![endpoint.endpoint.clone()], known: true });
+        backend.found(&endpoint, Err("late".into()));
+        assert!(!next.checked().remove(0).is_unhealthy(), "what the old one finds is not said of the new one's");
+        next.found(&endpoint, Err("in time".into()));
+        assert!(next.checked().remove(0).is_unhealthy(), "the control");
+        assert!(tokio::time::timeout(Duration::from_secs(20), backend.term().over()).await.is_ok());
+        checks.await.expect("ends");
     }
 }

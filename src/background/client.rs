@@ -8,7 +8,7 @@ use std::time::Duration;
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use bytes::Bytes;
 use http::header::HOST;
-use http::{HeaderValue, Request, Response, StatusCode, Uri, Version};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Uri, Version};
 use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
@@ -59,6 +59,14 @@ enum Sender {
     Http1(http1::SendRequest<Full<Bytes>>),
     /// And how its targets begin.
     Http2(http2::SendRequest<Full<Bytes>>, &'static str),
+}
+
+/// An answer to its end.
+#[derive(Debug)]
+pub(super) struct Whole {
+    pub head: http::response::Parts,
+    pub body: Bytes,
+    pub trailers: Option<HeaderMap>,
 }
 
 /// Why there is no answer.
@@ -184,6 +192,18 @@ impl Connection {
     pub async fn status(&mut self, request: Request<Full<Bytes>>) -> Result<StatusCode, String> {
         let answer = self.sender.ask(request).await.map_err(|error| error.to_string())?;
         Ok(answer.status())
+    }
+
+    /// Sends a request and gathers its answer with what comes behind its body. The caller bounds the time.
+    ///
+    /// # Errors
+    /// Why there is none, for the log.
+    pub async fn whole(&mut self, request: Request<Full<Bytes>>, max_body: usize) -> Result<Whole, String> {
+        let answer = self.sender.ask(request).await.map_err(|error| error.to_string())?;
+        let (head, body) = answer.into_parts();
+        let body = Limited::new(body, max_body).collect().await.map_err(|error| error.to_string())?;
+        let trailers = body.trailers().cloned();
+        Ok(Whole { head, body: body.to_bytes(), trailers })
     }
 
     pub fn is_closed(&self) -> bool {

@@ -5,6 +5,7 @@ mod check;
 mod client;
 mod dns;
 mod fetch;
+mod grpc_health;
 mod store;
 
 pub use check::keep_checking;

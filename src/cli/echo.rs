@@ -11,6 +11,7 @@
 //! | anything with `Upgrade: websocket` | a WebSocket that sends back what it gets |
 //! | anything of `Content-Type: application/grpc` | each message as it comes, then `grpc-status: 0` |
 //! | the same at `…/grpc-status/5` | that status at once |
+//! | the same at `/grpc.health.v1.Health/Check` | SERVING; NOT_SERVING once it drains |
 //!
 //! HTTP/1.1, and HTTP/2 to those who begin with it (h2c).
 //!
@@ -50,6 +51,10 @@ const CHUNK: usize = 64 << 10;
 /// What a connection of HTTP/2 begins with (RFC 9113, 3.4), as far as no method does.
 const PREFACE: &[u8] = b"PRI ";
 const TRAILER: &str = "x-echo-trailer";
+const GRPC_STATUS: &str = "grpc-status";
+/// `HealthCheckResponse {status}` in its frame.
+const SERVING: &[u8; 7] = &[0, 0, 0, 0, 2, 8, 1];
+const NOT_SERVING: &[u8; 7] = &[0, 0, 0, 0, 2, 8, 2];
 /// So many paths below `fails` are counted.
 const MAX_PATHS: usize = 10_000;
 
@@ -207,7 +212,11 @@ impl Server {
             };
         }
         if is_grpc(request.headers()) {
-            return grpc(request);
+            return match request.uri().path() {
+                "/grpc.health.v1.Health/Check" if self.leaving.is_cancelled() => grpc_health(NOT_SERVING),
+                "/grpc.health.v1.Health/Check" => grpc_health(SERVING),
+                _ => grpc(request),
+            };
         }
         let mut status = StatusCode::OK;
         let path = request.uri().path().to_owned();
@@ -298,6 +307,15 @@ fn is_grpc(headers: &HeaderMap) -> bool {
         .is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';')))
 }
 
+fn grpc_health(message: &'static [u8; 7]) -> Response<Answer> {
+    let message = Bytes::from_static(message);
+    let trailers = HeaderMap::from_iter([(header::HeaderName::from_static(GRPC_STATUS), HeaderValue::from(0))]);
+    let mut response =
+        Response::new(Answer { chunks: vec![message], trailers: Some(trailers), ..Answer::default() });
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    response
+}
+
 /// Messages go back as they come; each is whole in its own prefix, so nothing needs to be known of them.
 fn grpc(request: Request<Incoming>) -> Response<Answer> {
     let mut segments = request.uri().path().rsplit('/');
@@ -306,7 +324,7 @@ fn grpc(request: Request<Incoming>) -> Response<Answer> {
         _ => None,
     };
     let mut trailers = HeaderMap::new();
-    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    trailers.insert(GRPC_STATUS, HeaderValue::from_static("0"));
     let body = match &status {
         Some(_) => Answer::default(),
         None => Answer { incoming: Some(request.into_body()), trailers: Some(trailers), ..Answer::default() },
@@ -314,7 +332,7 @@ fn grpc(request: Request<Incoming>) -> Response<Answer> {
     let mut response = Response::new(body);
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     if let Some(status) = status {
-        response.headers_mut().insert("grpc-status", status);
+        response.headers_mut().insert(GRPC_STATUS, status);
     }
     response
 }

@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use crate::api::{ActiveCheck, BalancePolicy, GatewayBackendSpec, PassiveCheck};
-use crate::route_map::{Balance, CheckPlan, EjectionPlan, TrafficPlan};
+use crate::route_map::{BackendProtocol, Balance, CheckPlan, EjectionPlan, Question, TrafficPlan};
+use crate::values::{FieldPath, Problem, Reason};
 
 pub(super) fn plan(spec: &GatewayBackendSpec) -> TrafficPlan {
     let balance = match spec.load_balancer.as_ref().map(|wanted| wanted.policy).unwrap_or_default() {
@@ -23,10 +24,23 @@ pub(super) fn plan(spec: &GatewayBackendSpec) -> TrafficPlan {
     }
 }
 
+/// What cannot be asked over what is spoken to the backend.
+pub(super) fn problem(traffic: &TrafficPlan, protocol: BackendProtocol) -> Option<Problem> {
+    let question = traffic.check.as_ref().map(|check| &check.question);
+    let impossible = matches!(question, Some(Question::Grpc(_))) && protocol == BackendProtocol::Http1;
+    let message = "gRPC needs HTTP/2 and this backend is asked by HTTP/1.1; set protocol: H2C, or tls, or give the Service's port appProtocol: kubernetes.io/h2c";
+    let at = FieldPath::new("spec").field("healthCheck").field("active").field("grpc");
+    impossible.then(|| Problem::error(at, Reason::Invalid, message.to_owned()))
+}
+
 fn check(check: &ActiveCheck) -> CheckPlan {
     let time = |given: Option<crate::values::Duration>, usual| given.map_or(usual, |given| given.std());
     CheckPlan {
-        target: check.path.as_deref().map(Into::into),
+        question: match (&check.grpc, check.path.as_deref()) {
+            (Some(grpc), _) => Question::Grpc(grpc.service.as_deref().unwrap_or_default().into()),
+            (None, Some(path)) => Question::Get(path.into()),
+            (None, None) => Question::Connect,
+        },
         interval: time(check.interval, Duration::from_secs(5)),
         timeout: time(check.timeout, Duration::from_secs(1)),
         healthy_after: check.healthy_after.unwrap_or(2).unsigned_abs(),

@@ -46,6 +46,10 @@ pub(super) fn lower(
             Some(Protocol::Http2 | Protocol::H2c) => BackendProtocol::Http2,
         };
         plan.traffic = backend_traffic::plan(&spec);
+        if let Some(problem) = backend_traffic::problem(&plan.traffic, plan.protocol) {
+            problems.push(problem);
+            return None;
+        }
         Some(plan)
     });
     problems.sort();

@@ -143,6 +143,9 @@ impl DataPlane {
             // Without a listener, as in a test of something else, nobody asks.
             let _ = self.0.checked.send(Arc::downgrade(backend));
         }
+        for backend in before.backends_new_since(&live) {
+            backend.supersede();
+        }
         shared.live.store(Arc::new(live));
         // Workers compare this number with each request.
         shared.generation.fetch_add(1, Ordering::Release);

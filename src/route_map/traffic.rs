@@ -44,8 +44,7 @@ pub struct EjectionPlan {
 /// How endpoints are asked how they are.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CheckPlan {
-    /// Path and query of a GET. `None`: a connection is enough.
-    pub target: Option<Arc<str>>,
+    pub question: Question,
     pub interval: Duration,
     pub timeout: Duration,
     /// Checks in a row.
@@ -53,10 +52,32 @@ pub struct CheckPlan {
     pub unhealthy_after: u32,
 }
 
+/// What an endpoint is asked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Question {
+    /// A connection is enough.
+    Connect,
+    /// Path and query of a GET.
+    Get(Arc<str>),
+    /// gRPC's own health service, about this service; empty: about the server.
+    Grpc(Arc<str>),
+}
+
 impl TrafficPlan {
     /// Whether the requests under way at each endpoint matter.
     pub fn counts_requests(&self) -> bool {
         matches!(self.balance, Balance::LeastRequest | Balance::PeakEwma)
+    }
+}
+
+impl Display for Question {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Connect => f.write_str("by connecting"),
+            Self::Get(target) => f.write_str(target),
+            Self::Grpc(service) if service.is_empty() => f.write_str("by gRPC"),
+            Self::Grpc(service) => write!(f, "by gRPC for {service}"),
+        }
     }
 }
 
@@ -73,7 +94,7 @@ impl Display for TrafficPlan {
             )?;
         }
         if let Some(plan) = &self.check {
-            let how = plan.target.as_deref().unwrap_or("by connecting");
+            let how = &plan.question;
             write!(
                 f,
                 ", checked {how} every {:?} for {:?}, unhealthy after {}, healthy after {}",

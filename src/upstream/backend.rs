@@ -7,14 +7,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::StatusCode;
-use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::budget::RetryBudget;
+use super::checked::Term;
 use super::health::{Health, Standing};
-use super::tls::{Offer, Security};
-use super::{Guard, connect};
-use crate::route_map::{BackendPlan, BackendProtocol, Balance, CheckPlan, Endpoint, EndpointSet};
+use super::tls::Security;
+use crate::route_map::{BackendPlan, Balance, Endpoint, EndpointSet};
 use crate::telemetry::BackendStats;
 
 /// What an endpoint that gives no answer, or a server's error, is taken to need for one at least.
@@ -35,7 +34,9 @@ pub struct Backend {
     budget: RetryBudget,
     endpoints: ArcSwap<Endpoints>,
     /// Held by who ejects an endpoint, which is seldom: how many others are left must not change meanwhile.
-    ejecting: Mutex<()>,
+    pub(super) ejecting: Mutex<()>,
+    /// Of the checks by this plan.
+    pub(super) term: Term,
     /// Never that of another backend, nor of this one with another plan.
     pub number: u64,
 }
@@ -51,23 +52,6 @@ pub(super) struct Endpoints {
     panic: AtomicBool,
 }
 
-/// An endpoint that is asked how it is.
-#[derive(Clone, Debug)]
-pub struct Checked {
-    pub endpoint: Endpoint,
-    health: Arc<Health>,
-}
-
-/// What is to be spoken on a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Spoken {
-    Http1,
-    /// From the first byte, or as it was agreed on.
-    Http2 {
-        scheme: &'static str,
-    },
-}
-
 impl Backend {
     pub fn new(plan: Arc<BackendPlan>, slot: usize, stats: Arc<BackendStats>) -> Self {
         let security = Security::new(plan.tls.as_deref(), plan.protocol, &plan.id);
@@ -81,12 +65,15 @@ impl Backend {
             budget,
             endpoints: ArcSwap::default(),
             ejecting: Mutex::default(),
+            term: Term::default(),
             number: MADE.fetch_add(1, Ordering::Relaxed),
         }
     }
 
     /// As [`Backend::new`], in place of one whose plan was another: what is known of its endpoints stays known.
     pub fn after(before: &Self, plan: Arc<BackendPlan>) -> Self {
+        // First: what the plan before finds out must not be said of endpoints that are this one's.
+        before.supersede();
         let backend = Self::new(plan, before.slot, before.stats.clone());
         let known = before.endpoints.load();
         let departed = known.healths.iter().chain(&known.departed).take(MAX_DEPARTED).cloned().collect();
@@ -116,10 +103,11 @@ impl Backend {
         }
         self.endpoints.store(Arc::new(Endpoints { set, healths, departed, panic: AtomicBool::new(false) }));
         self.judge();
+        self.term.endpoints_changed();
     }
 
     /// Counts who is fit.
-    fn judge(&self) {
+    pub(super) fn judge(&self) {
         let all = self.endpoints.load();
         let traffic = &self.plan.traffic;
         if traffic.check.is_some() {
@@ -135,38 +123,6 @@ impl Backend {
                 tracing::warn!(backend = %self.plan.id, fit, of = count, in_panic, "fit endpoints");
             }
         }
-    }
-
-    /// How its endpoints are to be asked how they are.
-    pub fn check(&self) -> Option<&CheckPlan> {
-        self.plan.traffic.check.as_ref()
-    }
-
-    /// Who is to be asked; each address once.
-    pub fn checked(&self) -> Vec<Checked> {
-        let all = self.endpoints.load();
-        let mut known = std::collections::HashSet::new();
-        let both = all.set.endpoints.iter().zip(&all.healths);
-        both.filter(|(endpoint, _)| known.insert(endpoint.address))
-            .map(|(endpoint, health)| Checked { endpoint: endpoint.clone(), health: Arc::clone(health) })
-            .collect()
-    }
-
-    /// What came of asking one.
-    pub fn found(&self, one: &Checked, outcome: Result<(), String>) {
-        let Some(plan) = self.check() else { return };
-        self.stats.check(outcome.is_ok());
-        match (one.health.checked(outcome.is_ok(), plan), outcome) {
-            (None, _) => return,
-            (Some(_), Ok(())) => {
-                tracing::info!(backend = %self.plan.id, endpoint = %one.endpoint.address, "endpoint healthy");
-            }
-            (Some(_), Err(error)) => {
-                let endpoint = one.endpoint.address;
-                tracing::warn!(backend = %self.plan.id, %endpoint, error, "endpoint unhealthy");
-            }
-        }
-        self.judge();
     }
 
     pub(super) fn endpoints(&self) -> Arc<Endpoints> {
@@ -251,34 +207,6 @@ impl Backend {
     /// Where requests can go now, for who asks it beside the requests.
     pub fn known_endpoints(&self) -> Vec<Endpoint> {
         self.endpoints.load().set.endpoints.clone()
-    }
-
-    /// A connection to one of its endpoints, by the guard and with what its plan has to prove, for who speaks on it
-    /// beside the requests.
-    ///
-    /// # Errors
-    /// One sentence for the log.
-    pub async fn dial(
-        &self,
-        endpoint: &Endpoint,
-        guard: &Guard,
-        until: Instant,
-    ) -> Result<(impl AsyncRead + AsyncWrite + Unpin + Send + use<>, Spoken), String> {
-        let tls = match &self.security {
-            Security::Plain => None,
-            Security::Tls(client) => Some((client, client.name_of(endpoint))),
-            Security::Unusable => return Err("TLS to it cannot be set up".into()),
-        };
-        let scheme = if tls.is_some() { "https" } else { "http" };
-        let (offer, spoken) = match self.plan.protocol {
-            BackendProtocol::Http2 => (Offer::Planned, Spoken::Http2 { scheme }),
-            BackendProtocol::Http1 | BackendProtocol::Negotiated => (Offer::Http1, Spoken::Http1),
-        };
-        let reached = connect::reach(endpoint.address, guard, tls, offer, until).await;
-        reached.map(|stream| (stream, spoken)).map_err(|error| {
-            let cause = std::error::Error::source(&error).map(|cause| format!(": {cause}"));
-            format!("{error}{}", cause.unwrap_or_default())
-        })
     }
 
     /// Whether `known` is still the newest set; cheaper than to fetch it.

@@ -18,6 +18,7 @@ use super::tls::{Failed, Offer, TlsClient};
 use super::wire::{Exchanged, Wire};
 use super::{Guard, HeadLines};
 use crate::message::{Body, ErrorKind, Hinted, ProxyError, Request};
+use crate::route_map::BackendProtocol;
 
 /// Response heads over this, or of more than hyper's 100 fields, answer 502. Another number of fields would cost an
 /// allocation of 32 bytes a possible field for each answer.
@@ -203,6 +204,26 @@ pub(super) async fn reach(
     let shaken = tokio::time::timeout_at(until, handshake).await.map_err(|_| late())?;
     let stream = shaken.map_err(|error| ConnectError::Tls(address, Failed::of(&error), error))?;
     Ok(Socket::Tls(Box::new(stream)))
+}
+
+/// Whether HTTP/2 is spoken on what was reached.
+///
+/// # Errors
+/// It has to be, and TLS did not agree on it.
+pub(super) fn is_http2(
+    protocol: BackendProtocol,
+    socket: &Socket,
+    address: SocketAddr,
+) -> Result<bool, ConnectError> {
+    match (protocol, socket.protocol()) {
+        (BackendProtocol::Http1, _) => Ok(false),
+        (BackendProtocol::Http2, None) if !socket.is_tls() => Ok(true),
+        (BackendProtocol::Http2, agreed) if agreed != Some(b"h2") => {
+            let error = std::io::Error::other("the endpoint does not speak HTTP/2 over TLS (ALPN)");
+            Err(ConnectError::Tls(address, Failed::NothingInCommon, error))
+        }
+        (_, agreed) => Ok(agreed == Some(b"h2")),
+    }
 }
 
 async fn dial(address: SocketAddr) -> Result<TcpStream, ConnectError> {

@@ -15,11 +15,11 @@ use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
 use super::carrier::Carrier;
-use super::connect::{ConnectError, Connection, reach};
+use super::connect::{ConnectError, Connection, is_http2, reach};
 use super::connect_http2::{Multiplexed, Stream};
 use super::health::Health;
 use super::repeatable::Upload;
-use super::tls::{Failed, Offer, Security, TlsClient};
+use super::tls::{Offer, Security, TlsClient};
 use crate::route_map::{BackendProtocol, Endpoint};
 use crate::telemetry::{BackendStats, Connect};
 use crate::upstream::{Backend, Guard};
@@ -213,15 +213,7 @@ impl EndpointPool {
         until: Instant,
     ) -> Result<Carrier, ConnectError> {
         let socket = reach(self.address, guard, tls, offer, until).await?;
-        let is_http2 = match (self.protocol, socket.protocol()) {
-            (BackendProtocol::Http1, _) => false,
-            (BackendProtocol::Http2, None) if !socket.is_tls() => true,
-            (BackendProtocol::Http2, agreed) if agreed != Some(b"h2") => {
-                let error = std::io::Error::other("the endpoint does not speak HTTP/2 over TLS (ALPN)");
-                return Err(ConnectError::Tls(self.address, Failed::NothingInCommon, error));
-            }
-            (_, agreed) => agreed == Some(b"h2"),
-        };
+        let is_http2 = is_http2(self.protocol, &socket, self.address)?;
         if !self.takes_http1(offer) {
             self.spoken.set(Some(if is_http2 { Spoken::Http2 } else { Spoken::Http1 }));
         }

@@ -206,8 +206,14 @@ pub struct Backend {
 
 impl Backend {
     pub fn start(name: &str) -> Self {
+        Self::with(name, &[])
+    }
+
+    /// With these arguments besides.
+    pub fn with(name: &str, arguments: &[&str]) -> Self {
         let mut command = program();
-        command.args(["echo", "--listen", "127.0.0.1:0", "--name", name]).stdout(Stdio::piped());
+        command.args(["echo", "--listen", "127.0.0.1:0", "--name", name]).args(arguments);
+        command.stdout(Stdio::piped());
         let mut process = Process::start(command);
         let mut line = String::new();
         let stdout = process.child.stdout.take().expect("piped");

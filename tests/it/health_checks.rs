@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use crate::harness::{Gateway, route, until};
+use crate::harness::{Backend, Gateway, connect, route, until};
 
 /// A server that answers requests with its name, and `/healthz` as it is told.
 struct Server {
@@ -13,19 +13,23 @@ struct Server {
     well: Arc<AtomicBool>,
     requests: Arc<AtomicUsize>,
     checks: Arc<AtomicUsize>,
+    held: Arc<AtomicUsize>,
 }
 
 impl Server {
     fn start(name: &'static str) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
         let address = listener.local_addr().expect("an address");
-        let (well, requests, checks) = (Arc::new(AtomicBool::new(true)), Arc::default(), Arc::default());
-        let server = Self { address, well, requests, checks };
+        let well = Arc::new(AtomicBool::new(true));
+        let server =
+            Self { address, well, requests: Arc::default(), checks: Arc::default(), held: Arc::default() };
         let (well, requests, checks) = (server.well.clone(), server.requests.clone(), server.checks.clone());
+        let held = server.held.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { return };
                 let (well, requests, checks) = (well.clone(), requests.clone(), checks.clone());
+                let held = held.clone();
                 std::thread::spawn(move || {
                     let mut head = Vec::new();
                     let mut byte = [0];
@@ -35,7 +39,13 @@ impl Server {
                             continue;
                         }
                         let is_check = head.starts_with(b"GET /healthz?deep=1 ");
+                        let is_held = head.starts_with(b"GET /held ");
                         head.clear();
+                        if is_held {
+                            // No answer: it is over when the client leaves.
+                            held.fetch_add(1, Ordering::SeqCst);
+                            continue;
+                        }
                         let status = if is_check && !well.load(Ordering::SeqCst) { 503 } else { 200 };
                         let count = if is_check { &checks } else { &requests };
                         count.fetch_add(1, Ordering::SeqCst);
@@ -136,4 +146,75 @@ fn an_endpoint_that_is_gone_is_found_out_without_a_request() {
         assert_eq!(gateway.get("shop.example", "/").status, 200);
     }
     assert_eq!(one.requests.load(Ordering::SeqCst), 10);
+}
+
+/// A GatewayBackend `two` with these hosts.
+fn two(addresses: [SocketAddr; 2], more: &str) -> String {
+    let hosts = addresses.map(|address| format!("{{address: 127.0.0.1, port: {}}}", address.port())).join(", ");
+    format!(
+        "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{namespace: test, name: two}}\nspec: {{hosts: [{hosts}]{more}}}\n---\n"
+    )
+}
+
+const TO_TWO: &str =
+    "{hostnames: [shop.example], rules: [{name: all, backendRefs: [{kind: GatewayBackend, name: two}]}]}";
+
+#[test]
+fn a_superseded_description_is_checked_no_more_while_a_request_still_holds_it() {
+    let (one, two_) = (Server::start("one"), Server::start("two"));
+    let checked = |path: &str| {
+        let check = format!(", healthCheck: {{active: {{path: '{path}', interval: 100ms, timeout: 100ms}}}}");
+        two([one.address, two_.address], &check)
+    };
+    let files = [("backend.yaml", &*checked("/healthz?deep=1")), ("route.yaml", &route("shop", TO_TWO))];
+    let gateway = Gateway::start(&files);
+    let count = |server: &Server| server.checks.load(Ordering::SeqCst);
+    until("checks", || (count(&one) > 1).then_some(()));
+
+    let mut held = connect(gateway.http);
+    held.write_all(b"GET /held HTTP/1.1\r\nhost: shop.example\r\n\r\n").expect("sent");
+    let is_held = || one.held.load(Ordering::SeqCst) + two_.held.load(Ordering::SeqCst) == 1;
+    until("the request to be under way", || is_held().then_some(()));
+    // Other checks than these count as requests.
+    gateway.write("backend.yaml", &checked("/other"));
+    let of_new = || one.requests.load(Ordering::SeqCst);
+    until("the new checks", || (of_new() > 0).then_some(()));
+    let (before, begun) = (count(&one), of_new());
+    until("more of them", || (of_new() > begun + 5).then_some(()));
+    assert!(is_held(), "the control: it is still under way");
+    assert_eq!(count(&one), before, "nobody asks by the old description");
+}
+
+#[test]
+fn grpc_s_own_health_service_says_who_is_well() {
+    let servers = ["one", "two"].map(|name| Backend::with(name, &["--drain", "60s"]));
+    let check = ", protocol: H2C, healthCheck: {active: {grpc: {service: shop.v1.Orders}, interval: 100ms, timeout: 100ms, unhealthyAfter: 2}}";
+    let backend = two([servers[0].address, servers[1].address], check);
+    let gateway = Gateway::start(&[("backend.yaml", &backend), ("route.yaml", &route("shop", TO_TWO))]);
+    let asked = || -> std::collections::BTreeSet<String> {
+        let name = |_| gateway.get("shop.example", "/").json()["name"].as_str().expect("told").to_owned();
+        (0..12).map(name).collect()
+    };
+    until("checks", || {
+        let line =
+            "portcullis_upstream_health_checks_total{backend=\"GatewayBackend/test/two\",result=\"passed\"}";
+        gateway.ask_admin("/metrics").body.contains(line).then_some(())
+    });
+    assert_eq!(asked().len(), 2, "the control: both are asked");
+    // It still answers, and says that it is about to go.
+    servers[0].process.signal(rustix::process::Signal::TERM);
+    gauge(&gateway, 1);
+    assert_eq!(asked(), ["two".to_owned()].into());
+    let log = gateway.process.log();
+    assert!(log.contains("endpoint unhealthy") && log.contains("it says NOT_SERVING"), "{log}");
+}
+
+#[test]
+fn a_server_without_grpc_s_health_service_is_unwell() {
+    let (one, two_) = (Server::start("one"), Server::start("two"));
+    let check =
+        ", protocol: H2C, healthCheck: {active: {grpc: {}, interval: 100ms, timeout: 100ms, unhealthyAfter: 1}}";
+    let backend = two([one.address, two_.address], check);
+    let gateway = Gateway::start(&[("backend.yaml", &backend), ("route.yaml", &route("shop", TO_TWO))]);
+    gauge(&gateway, 2);
 }

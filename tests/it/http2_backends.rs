@@ -275,6 +275,42 @@ async fn over_tls_what_is_spoken_is_agreed_on() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn endpoints_are_checked_by_what_is_spoken_to_them() {
+    let authority = Authority::new("ours");
+    let leaf = authority.certify(&["db.example"]);
+    let two = over_tls(&leaf, &["h2"]).await;
+    let h2c = Backend::start("h2c");
+    let check = "healthCheck: {active: {path: /healthz, interval: 100ms, unhealthyAfter: 1, timeout: 100ms}}";
+    let tls = "tls: {serverName: db.example, caCertificateRefs: [{name: ca}]}";
+    let hosts = format!("hosts: [{{address: {}, port: {}}}]", two.ip(), two.port());
+    let manifests = [
+        authority.config_map("ca"),
+        gateway_backend("agreed", &format!("{{{hosts}, {tls}, {check}}}")),
+        gateway_backend("not-agreed", &format!("{{{hosts}, {tls}, protocol: HTTP1, {check}}}")),
+        service("h2c", &h2c, json!("kubernetes.io/h2c")),
+        gateway_backend("by-port", &format!("{{service: {{name: h2c, port: 80}}, {check}}}")),
+        to("agreed", "kind: GatewayBackend, name: agreed"),
+        to("not-agreed", "kind: GatewayBackend, name: not-agreed"),
+        to("by-port", "kind: GatewayBackend, name: by-port"),
+    ];
+    let gateway = Gateway::start(&[("all.yaml", &manifests.concat())]);
+    for (name, result, other) in
+        [("agreed", "passed", "failed"), ("by-port", "passed", "failed"), ("not-agreed", "failed", "passed")]
+    {
+        let count = |result: &str| {
+            let series = format!(
+                "portcullis_upstream_health_checks_total{{backend=\"GatewayBackend/test/{name}\",result=\"{result}\"}} "
+            );
+            let metrics = gateway.ask_admin("/metrics").body;
+            let found = metrics.lines().find_map(|line| line.strip_prefix(&series));
+            found.map_or(0, |count| count.parse::<u64>().expect("a number"))
+        };
+        super::harness::until("checks", || (count(result) > 2).then_some(()));
+        assert_eq!(count(other), 0, "{name}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_client_that_leaves_takes_its_request_along() {
     let backend = Backend::start("b");
     let manifests =
