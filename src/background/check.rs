@@ -74,7 +74,8 @@ async fn check(backend: Weak<Backend>, term: &Term, asking: &Asking) {
                 () = term.new_endpoints() => false,
             },
         };
-        let Some(interval) = backend.upgrade().and_then(|known| known.check().map(|plan| plan.interval)) else {
+        let Some(interval) = backend.upgrade().and_then(|known| known.check().map(|plan| plan.interval))
+        else {
             return;
         };
         if due.is_none() || !of_all {
@@ -187,11 +188,11 @@ mod tests {
         assert!(first(Duration::from_millis(100)) < Duration::from_millis(100));
     }
 
-    fn backend(name: &str, port: u16, endpoints: u8) -> Arc<Backend> {
+    fn backend(name: &str, question: Question, port: u16, endpoints: u8) -> Arc<Backend> {
         let endpoint = |last: u8| Endpoint::from(SocketAddr::from(([127, 0, 0, last], port)));
         let addresses: Vec<_> = (1..=endpoints).map(endpoint).collect();
         let check = CheckPlan {
-            question: Question::Get("/".into()),
+            question,
             interval: Duration::from_millis(100),
             timeout: Duration::from_secs(20),
             healthy_after: 1,
@@ -215,7 +216,7 @@ mod tests {
     async fn most_at_once(places: usize, hold: usize) -> usize {
         let listener = TcpListener::bind("0.0.0.0:0").await.expect("a port");
         let port = listener.local_addr().expect("bound").port();
-        let backends = [backend("one", port, 6), backend("two", port, 6)];
+        let backends = ["one", "two"].map(|name| backend(name, Question::Get("/".into()), port, 6));
         let (sender, receiver) = mpsc::unbounded_channel();
         for backend in &backends {
             sender.send(Arc::downgrade(backend)).expect("it listens");
@@ -250,7 +251,8 @@ mod tests {
     #[tokio::test]
     async fn a_superseded_backend_is_asked_no_more_and_nothing_more_is_found() {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
-        let backend = backend("one", listener.local_addr().expect("bound").port(), 1);
+        let port = listener.local_addr().expect("bound").port();
+        let backend = backend("one", Question::Connect, port, 1);
         let (sender, receiver) = mpsc::unbounded_channel();
         sender.send(Arc::downgrade(&backend)).expect("it listens");
         let guard = Guard::denying(Loopback::Allowed, Vec::new());
@@ -264,7 +266,10 @@ mod tests {
         backend.found(&endpoint, Ok(()));
         next.set_endpoints(EndpointSet { endpoints: vec![endpoint.endpoint.clone()], known: true });
         backend.found(&endpoint, Err("late".into()));
-        assert!(!next.checked().remove(0).is_unhealthy(), "what the old one finds is not said of the new one's");
+        assert!(
+            !next.checked().remove(0).is_unhealthy(),
+            "what the old one finds is not said of the new one's"
+        );
         next.found(&endpoint, Err("in time".into()));
         assert!(next.checked().remove(0).is_unhealthy(), "the control");
         assert!(tokio::time::timeout(Duration::from_secs(20), backend.term().over()).await.is_ok());

@@ -45,7 +45,9 @@ pub(super) fn judge(answer: &Whole) -> Result<(), String> {
         Some(code) if code == "0" => {}
         Some(code) if code == "5" => return Err("its health service does not know the service".into()),
         Some(code) if code == "12" => return Err("it has no health service (grpc-status 12)".into()),
-        Some(code) => return Err(format!("its health service answered grpc-status {}", code.escape_default())),
+        Some(code) => {
+            return Err(format!("its health service answered grpc-status {}", code.escape_default()));
+        }
         None => return Err("its answer has no grpc-status".into()),
     }
     match serving(&answer.body) {

@@ -8,7 +8,7 @@
 //! | `…/delay/200ms` | after that time |
 //! | `…/bytes/1048576` | that many bytes |
 //! | `…/trailers` | a body in two chunks and trailers |
-//! | anything with `Upgrade: websocket` | a WebSocket that sends back what it gets |
+//! | anything with `Upgrade: websocket`, or CONNECT for one by HTTP/2 | a WebSocket that sends back what it gets |
 //! | anything of `Content-Type: application/grpc` | each message as it comes, then `grpc-status: 0` |
 //! | the same at `…/grpc-status/5` | that status at once |
 //! | the same at `/grpc.health.v1.Health/Check` | SERVING; NOT_SERVING once it drains |
@@ -28,7 +28,7 @@ use std::task::{Context, Poll};
 use anyhow::Context as _;
 use bytes::Bytes;
 use clap::Args;
-use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, Version, header};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version, header};
 use http_body::{Frame, SizeHint};
 use http_body_util::{BodyExt, Limited};
 use hyper::body::Incoming;
@@ -135,6 +135,7 @@ async fn connection(stream: TcpStream, server: Rc<Server>, closing: Cancellation
         let serving = hyper::server::conn::http2::Builder::new(OnThisThread)
             .timer(TokioTimer::new())
             .max_header_list_size(64 << 10)
+            .enable_connect_protocol()
             .serve_connection(TokioIo::new(stream), service);
         tokio::pin!(serving);
         tokio::select! {
@@ -204,6 +205,12 @@ impl Server {
                 if leaving { StatusCode::SERVICE_UNAVAILABLE } else { StatusCode::OK },
                 if leaving { "draining\n" } else { "ok\n" },
             );
+        }
+        if request.method() == Method::CONNECT {
+            return match websocket::accept_connect(&mut request) {
+                Ok(answer) => answer.map(|()| Answer::default()),
+                Err(why) => text(StatusCode::NOT_IMPLEMENTED, why),
+            };
         }
         if websocket::is_handshake(request.headers()) {
             return match websocket::accept(&mut request) {
@@ -309,7 +316,8 @@ fn is_grpc(headers: &HeaderMap) -> bool {
 
 fn grpc_health(message: &'static [u8; 7]) -> Response<Answer> {
     let message = Bytes::from_static(message);
-    let trailers = HeaderMap::from_iter([(header::HeaderName::from_static(GRPC_STATUS), HeaderValue::from(0))]);
+    let trailers =
+        HeaderMap::from_iter([(header::HeaderName::from_static(GRPC_STATUS), HeaderValue::from(0))]);
     let mut response =
         Response::new(Answer { chunks: vec![message], trailers: Some(trailers), ..Answer::default() });
     response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));

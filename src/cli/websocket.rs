@@ -31,13 +31,26 @@ pub fn accept(request: &mut Request<Incoming>) -> Result<Response<()>, &'static 
     let accept =
         HeaderValue::from_str(&accept_key(key.as_bytes())).map_err(|_| "Sec-WebSocket-Key is not a key\n")?;
     headers.insert("sec-websocket-accept", accept);
-    let upgrade = hyper::upgrade::on(request);
+    echo_on(hyper::upgrade::on(request));
+    Ok(response)
+}
+
+/// Answers a CONNECT of HTTP/2 for a WebSocket (RFC 8441) and starts the echo on its stream.
+pub fn accept_connect(request: &mut Request<Incoming>) -> Result<Response<()>, &'static str> {
+    let protocol = request.extensions().get::<hyper::ext::Protocol>();
+    if protocol.is_none_or(|protocol| protocol.as_str() != "websocket") {
+        return Err("CONNECT is for WebSockets alone\n");
+    }
+    echo_on(hyper::upgrade::on(request));
+    Ok(Response::new(()))
+}
+
+fn echo_on(upgrade: hyper::upgrade::OnUpgrade) {
     tokio::task::spawn_local(async move {
         if let Ok(connection) = upgrade.await {
             let _ = echo(TokioIo::new(connection)).await;
         }
     });
-    Ok(response)
 }
 
 fn accept_key(key: &[u8]) -> String {

@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use super::contract::{Applies, Member, Scope};
-use crate::values::{Duration, FieldPath, Problem, Reason};
+use crate::values::{Duration, FieldPath, GrpcCode, Problem, Reason};
 
 pub struct Retry;
 
@@ -21,6 +21,11 @@ pub struct Spec {
     #[schemars(length(min = 1, max = 16), inner(range(min = 400, max = 599)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub codes: Vec<i32>,
+    /// Statuses of gRPC with which a call is tried again.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub grpc_codes: Vec<GrpcCode>,
     /// Wait before the second try, doubled for each further; 25ms by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backoff: Option<Duration>,
@@ -39,6 +44,8 @@ pub struct RetryPlan {
     pub attempts: u8,
     /// In order, each once.
     pub codes: Box<[u16]>,
+    /// The same of gRPC.
+    pub grpc_codes: Box<[GrpcCode]>,
     pub backoff: std::time::Duration,
     /// Retries in a hundred requests.
     pub budget_percent: u8,
@@ -84,9 +91,11 @@ impl Member for Retry {
             return Err(problems);
         }
         let codes: std::collections::BTreeSet<_> = spec.codes.iter().map(|code| *code as u16).collect();
+        let grpc_codes: std::collections::BTreeSet<_> = spec.grpc_codes.into_iter().collect();
         Ok(RetryPlan {
             attempts: attempts as u8,
             codes: codes.into_iter().collect(),
+            grpc_codes: grpc_codes.into_iter().collect(),
             backoff,
             budget_percent: budget_percent as u8,
             non_idempotent: spec.non_idempotent,
@@ -125,6 +134,8 @@ mod tests {
         ] {
             assert_eq!(compile(spec.clone()), Err(vec![at.to_owned()]), "{spec}");
         }
+        let codes = compile(json!({"grpcCodes": ["Unavailable", "Aborted", "Unavailable"]}));
+        assert_eq!(*codes.expect("valid").grpc_codes, [GrpcCode::Aborted, GrpcCode::Unavailable]);
         assert_eq!(*compile(json!({"codes": [504, 503, 504]})).expect("valid").codes, [503, 504]);
     }
 }

@@ -19,10 +19,10 @@ pub struct Timeouts;
     .field_path(".backendRequest")
 )]
 pub struct Spec {
-    /// From the request's head to the answer's head; 30s by default.
+    /// From the request's end to the answer's head; 30s by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub request: Option<Duration>,
-    /// One try at a backend, up to the answer's head.
+    /// One try at a backend, from the request's end to the answer's head.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend_request: Option<Duration>,
     /// To connect to an endpoint; 2s by default.

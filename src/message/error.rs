@@ -86,6 +86,8 @@ pub enum ErrorKind {
     /// What came is no HTTP answer that may be passed on.
     InvalidResponse,
     NameResolution,
+    /// It speaks HTTP/2, and takes no WebSocket there.
+    NoWebSockets,
     /// A call of an aggregation was not answered in a way that can be used.
     CallFailed,
     /// An expression has no value for what was answered, or none that an answer can have.
@@ -144,6 +146,7 @@ impl ErrorKind {
         Self::BackendTimeout,
         Self::InvalidResponse,
         Self::NameResolution,
+        Self::NoWebSockets,
         Self::CallFailed,
         Self::TransformFailed,
     ];
@@ -200,6 +203,7 @@ impl ErrorKind {
             Self::BackendTimeout => "BackendTimeout",
             Self::InvalidResponse => "InvalidResponse",
             Self::NameResolution => "NameResolution",
+            Self::NoWebSockets => "NoWebSockets",
             Self::CallFailed => "CallFailed",
             Self::TransformFailed => "TransformFailed",
         }

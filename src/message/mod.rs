@@ -12,12 +12,14 @@ mod error;
 mod exchange;
 mod failure;
 mod frames;
+mod grpc;
 mod hints;
 mod identity;
 mod method_override;
 mod outbound;
 mod raw_json;
 mod strict_json;
+mod websocket;
 
 pub use body::{Body, BodyError, TooLarge};
 pub use called::Called;
@@ -31,12 +33,14 @@ pub use exchange::{
 };
 pub use failure::{FailureCause, FailureDocument, FailureForm, escape_html};
 pub use frames::FrameBudget;
+pub use grpc::{GrpcStatus, grpc_timeout, is_grpc_call, set_grpc_timeout};
 pub use hints::{Hinted, Hints, Waiting};
 pub use identity::{Identity, IdentityKind, KnownIdentity};
 pub use method_override::{overrides_method, take_method_overrides};
 pub use outbound::{AnswerBy, FixedHost, LocalFuture, Outbound};
 pub use raw_json::{NotJson, Piece, PieceKind, RawJson, TooMuch};
 pub use strict_json::{Document, JsonBounds};
+pub use websocket::{websocket_accept, websocket_key};
 
 /// An answer on its way to the client.
 pub type Response = http::Response<Body>;

@@ -7,16 +7,18 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use http::{HeaderValue, Method, Uri};
+use http::{HeaderMap, HeaderValue, Method, Uri};
 use tokio::time::Instant;
 
 use super::live::LiveRule;
 use super::observed::Upload;
 use super::worker::Worker;
 use crate::message::{
-    Compressed, ErrorKind, FailureCause, Identity, Labels, Place, Protocol, RequestId, Scheme,
+    Compressed, ErrorKind, FailureCause, GrpcStatus, Identity, Labels, Place, Protocol, RequestId, Scheme,
 };
-use crate::telemetry::{Cached, Consulted, InFlight, Limited, Packed, Record, Ruling, Sample, Somebody};
+use crate::telemetry::{
+    Cached, CallStatus, Consulted, InFlight, Limited, Packed, Record, Ruling, Sample, Somebody,
+};
 use crate::upstream::Backend;
 
 pub struct Account {
@@ -45,6 +47,8 @@ pub struct Account {
     pub compressed: Option<Compressed>,
     /// What the cache did.
     pub cached: Option<Cached>,
+    /// What a call of gRPC came to. None: it is none.
+    pub call: Option<CallStatus>,
     pub upload: Option<Rc<Upload>>,
     pub response_bytes: u64,
     /// The answer was sent as a whole.
@@ -97,6 +101,7 @@ impl Account {
             places: Vec::new(),
             compressed: None,
             cached: None,
+            call: None,
             upload: None,
             response_bytes: 0,
             complete: false,
@@ -126,6 +131,15 @@ impl Account {
         self.rule = Some(rule.stats.start(self.worker.index));
         if let Some(line) = &mut self.log {
             line.labels = Some(rule.rule.labels.clone());
+        }
+    }
+
+    /// What its head or its trailers say that a call came to.
+    pub fn called(&mut self, fields: &HeaderMap) {
+        if self.call.is_some()
+            && let Some(status) = GrpcStatus::of(fields)
+        {
+            self.call = Some(CallStatus::Number(status.number()));
         }
     }
 
@@ -159,6 +173,7 @@ impl Account {
             protocol: sample.protocol,
             scheme: sample.scheme,
             status: sample.status,
+            grpc_status: sample.call.map(CallStatus::as_str),
             reason: sample.reason,
             cause: self.cause.as_ref().map(FailureCause::as_str),
             identity: self.identity.known().map(|known| Somebody {
@@ -232,6 +247,7 @@ impl Drop for Account {
                 plain: compressed.plain.get(),
             }),
             cached: self.cached,
+            call: self.call,
         };
         match &self.rule {
             Some(rule) => rule.record(&sample),

@@ -3,7 +3,6 @@
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, Version};
@@ -13,16 +12,14 @@ use tokio::time::Instant;
 use super::account::Hop;
 use super::connection::Connection;
 use super::forwarded::Seen;
-use super::grpc;
 use super::live::{Live, LiveRule, Target};
 use super::observed::Upload;
 use super::request_head::{Intake, lists, strip_hop_by_hop};
 use super::tunnel::Pending;
 use super::watch::Watch;
-use crate::filters::TimeoutsPlan;
 use crate::message::{ErrorKind, Exchange, FixedHost, Protocol, ProxyError, Request, Response, Waiting};
 use crate::route_map::{BackendProtocol, ForwardPlan, RetryPlan};
-use crate::upstream::{Answer, Backend, HeadLines, Place, SendLimits, Stream, Tries};
+use crate::upstream::{Answer, Backend, Call, HeadLines, Pace, Place, SendLimits, Tries, Uploading};
 
 /// What the way to a backend needs beside the exchange.
 pub struct Way<'a> {
@@ -83,17 +80,19 @@ pub async fn answer(
         uploaded: upload.map(|upload| &upload.ended),
         ..SendLimits::default()
     };
-    if let Some(called) = &way.called {
-        pass_on_deadline(request.headers_mut(), &plan.timeouts, called);
-        if backend.plan.protocol != BackendProtocol::Http1 {
-            // It may be a stream: no limit of a request's time or size ends it, silence does.
-            if let Some(watch) = way.watch {
-                watch.set_answer_idle(plan.timeouts.tunnel_idle);
-                watch.streams();
-            }
-            upload.iter().for_each(|upload| upload.streams.set(true));
-            limits.stream = Some(Stream { until: called.until, patience: plan.timeouts.request });
+    // Of an upload the client says when it is over: the time of a request begins then.
+    let pace = upload.map(|upload| Pace { bytes: &upload.bytes, waits: &upload.waits });
+    let until = way.called.and_then(|called| called.until);
+    limits.upload = Some(Uploading { since: exchange.started, until, patience: plan.timeouts.request, pace });
+    limits.call = way.called.map(|called| Call { until: called.until });
+    if way.called.is_some() && backend.plan.protocol != BackendProtocol::Http1 {
+        // It may be a stream: no limit of a request's time or size ends it, silence does.
+        if let Some(watch) = way.watch {
+            watch.set_answer_idle(plan.timeouts.tunnel_idle);
+            watch.streams();
         }
+        upload.iter().for_each(|upload| upload.streams.set(true));
+        limits.upload = limits.upload.map(|upload| Uploading { pace: None, ..upload });
     }
     if let Some(hop) = hop {
         hop.asked(backend);
@@ -109,9 +108,9 @@ pub async fn answer(
     if let Some(hop) = hop {
         hop.answered(answer.endpoint);
     }
-    let mut response = answer.response;
+    let Answer { mut response, place, .. } = answer;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return switch(way.tunnel, plan, intake, response);
+        return switch(way.tunnel, plan, intake, response, place);
     }
     if response.status().is_informational() {
         return Err(ErrorKind::InvalidResponse.into());
@@ -134,16 +133,6 @@ async fn again(
     let tries = Tries::counted_in(way.hop.map_or(&own, |hop| &hop.retries));
     // Boxed: it is large, and rules without retries would carry the room for it.
     Box::pin(pools.send_retrying(backend, request, Some(lines), limits, plan, &tries)).await
-}
-
-/// Of a call with a deadline the backend hears what is left of it, or less where the rule has a shorter limit of its own.
-/// A call without one may be a stream, which must not be given one.
-fn pass_on_deadline(headers: &mut HeaderMap, timeouts: &TimeoutsPlan, called: &Called) {
-    let Some(until) = called.until.filter(|_| grpc::timeout(headers).is_some()) else { return };
-    let own = timeouts.request.filter(|limit| Some(*limit) != TimeoutsPlan::default().request);
-    let left = until.saturating_duration_since(Instant::now());
-    let shortest = [own, timeouts.backend_request].into_iter().flatten().fold(left, Duration::min);
-    grpc::set_timeout(headers, shortest);
 }
 
 /// What concerns this hop only: framing, an upgrade that we pass on, trailers.
@@ -175,6 +164,7 @@ fn switch(
     plan: &ForwardPlan,
     intake: &Intake,
     mut response: Response,
+    place: Option<Place>,
 ) -> Result<Response, ProxyError> {
     let asked = intake.upgrade.as_ref().ok_or(ErrorKind::InvalidResponse)?;
     let given = response.headers().get(header::UPGRADE).ok_or(ErrorKind::InvalidResponse)?;
@@ -185,7 +175,6 @@ fn switch(
     }
     let upstream =
         response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>().ok_or(ErrorKind::InvalidResponse)?;
-    let place = response.extensions_mut().remove::<Place>();
     let protocol = asked.clone();
     let headers = response.headers_mut();
     strip_hop_by_hop(headers);

@@ -25,6 +25,8 @@ const PROGRESS: u64 = 1024;
 #[derive(Debug, Default)]
 pub struct Upload {
     pub bytes: Cell<u64>,
+    /// More of it is waited for.
+    pub waits: Cell<bool>,
     pub failure: Cell<Option<ErrorKind>>,
     /// When it was read to its end.
     pub ended: Cell<Option<Instant>>,
@@ -85,7 +87,9 @@ impl HttpBody for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        match Pin::new(&mut self.inner).poll_frame(context) {
+        let polled = Pin::new(&mut self.inner).poll_frame(context);
+        self.upload.waits.set(polled.is_pending());
+        match polled {
             Poll::Pending if self.watch.await_body(context) => {
                 let stalled = BodyError::Stalled(self.stall);
                 self.fail(ErrorKind::RequestTimeout, stalled)
@@ -191,7 +195,11 @@ impl HttpBody for AnswerBody {
                         if let Some(account) = &mut self.account {
                             account.response_bytes += bytes;
                         }
-                    } else if !self.trailers {
+                    }
+                    if let (Some(account), Some(fields)) = (&mut self.account, frame.trailers_ref()) {
+                        account.called(fields);
+                    }
+                    if !self.trailers && !frame.is_data() {
                         continue;
                     }
                     if let Some(fields) = frame.trailers_mut() {

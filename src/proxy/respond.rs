@@ -87,6 +87,7 @@ pub static TABLE: &[Row] = &[
     row(ErrorKind::BackendTimeout, 504, "The backend did not answer in time"),
     row(ErrorKind::InvalidResponse, 502, "The backend's answer is invalid"),
     row(ErrorKind::NameResolution, 502, "The backend's name cannot be resolved"),
+    row(ErrorKind::NoWebSockets, 502, "The backend takes no WebSockets"),
     row(ErrorKind::CallFailed, 502, "A part of the answer cannot be had"),
     row(ErrorKind::TransformFailed, 502, "The answer cannot be made of what the backend sent"),
 ];

@@ -33,9 +33,10 @@ use crate::filters;
 use crate::lifecycle::Phase;
 use crate::message::{
     Body, Client, ErrorKind, Exchange, FailureCause, Labels, Outbound, Protocol, ProxyError, Request,
-    RequestId, Response, Scheme,
+    RequestId, Response, Scheme, is_grpc_call,
 };
 use crate::route_map::{Action, AggregatePlan, Found, RequestView};
+use crate::telemetry::CallStatus;
 
 /// Answers a request, whatever happens. `watch` is the connection's on HTTP/1 and the stream's on HTTP/2.
 pub async fn answer(
@@ -58,7 +59,8 @@ pub async fn answer(
     };
     let mut account = Box::new(Account::new(worker, request.method().clone(), protocol, connection.scheme));
     let accept = request.headers().get(http::header::ACCEPT).cloned();
-    let call = if grpc::is_call(request.method(), request.headers()) { Call::Grpc } else { Call::Http };
+    let call = if is_grpc_call(request.method(), request.headers()) { Call::Grpc } else { Call::Http };
+    account.call = (call == Call::Grpc).then_some(CallStatus::Missing);
     let mut told = Told { trailers: false, accept, call, tunnel: Cell::new(None) };
     let outcome = {
         // Pinned where it is made: its state is large to move.
@@ -416,6 +418,7 @@ fn finish(
         body = Body::Empty;
     }
     account.status = parts.status.as_u16();
+    account.called(&parts.headers);
     let mut closes = connection.worker.phase() >= Phase::Leaving || watch.retiring();
     if let Some(kind) = parts.extensions.get::<ErrorKind>() {
         account.fail(*kind);

@@ -5,7 +5,6 @@
 
 use std::rc::Rc;
 
-use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use http::header::{
@@ -18,10 +17,7 @@ use hyper_util::rt::TokioIo;
 
 use super::connection::{self, Connection};
 use super::tunnel::{self, Pending};
-use crate::message::{ErrorKind, Response};
-
-/// RFC 6455 section 1.3
-const GUID: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+use crate::message::{ErrorKind, Response, websocket_accept};
 
 /// A WebSocket that a client asked for by CONNECT.
 pub struct Wanted {
@@ -39,7 +35,7 @@ impl Wanted {
         }
         let client = hyper::upgrade::on(&mut *request);
         let key = BASE64.encode(nonce);
-        let accept = accept(key.as_bytes());
+        let accept = websocket_accept(key.as_bytes());
         *request.method_mut() = Method::GET;
         let headers = request.headers_mut();
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -76,13 +72,6 @@ impl Wanted {
             }
         });
     }
-}
-
-fn accept(key: &[u8]) -> HeaderValue {
-    let mut hash = digest::Context::new(&digest::SHA1_FOR_LEGACY_USE_ONLY);
-    hash.update(key);
-    hash.update(GUID);
-    HeaderValue::try_from(BASE64.encode(hash.finish())).expect("base64")
 }
 
 #[cfg(test)]
@@ -129,10 +118,5 @@ mod tests {
         {
             assert_eq!(wanted.judge(&answer(status, &proof), false).is_ok(), is_good, "{status}");
         }
-    }
-
-    #[test]
-    fn a_key_is_answered_as_the_rfc_says() {
-        assert_eq!(accept(b"dGhlIHNhbXBsZSBub25jZQ=="), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 }

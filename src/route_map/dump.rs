@@ -233,6 +233,9 @@ impl Display for RetryPlan {
         for code in &self.codes {
             write!(f, ", {code}")?;
         }
+        for code in &self.grpc_codes {
+            write!(f, ", gRPC's {code:?}")?;
+        }
         write!(f, "; backoff {:?}, at most {}% of a backend's requests", self.backoff, self.budget_percent)
     }
 }

@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 /// Bounds in bytes of the line; what is longer is cut and ends in `...`.
 const MAX_TEXT: usize = 1024;
 const MAX_NAME: usize = 256;
-const MAX_BACKEND: usize = 640;
+const MAX_BACKEND: usize = 600;
 /// No line is longer than this.
 pub(super) const MAX_LINE: usize = 8 << 10;
 
@@ -28,6 +28,8 @@ pub struct Record<'a> {
     pub protocol: &'static str,
     pub scheme: &'static str,
     pub status: u16,
+    /// What a call of gRPC came to.
+    pub grpc_status: Option<&'static str>,
     pub reason: Option<&'static str>,
     /// What lies behind it: errors as they are, for whoever runs the gateway.
     pub cause: Option<&'a str>,
@@ -85,6 +87,9 @@ impl Record<'_> {
                 self.has_query, self.protocol, self.scheme, self.status
             ),
         );
+        if let Some(status) = self.grpc_status {
+            text(line, "grpc_status", status.as_bytes(), MAX_NAME);
+        }
         if let Some(reason) = self.reason {
             text(line, "reason", reason.as_bytes(), MAX_NAME);
         }
@@ -210,6 +215,7 @@ pub(super) mod tests {
             protocol: "HTTP/2",
             scheme: "https",
             status: 200,
+            grpc_status: Some("UNAVAILABLE"),
             reason: None,
             cause: None,
             identity: Some(Somebody { id: "alice", kind: "Jwt", entry: "users" }),
@@ -248,7 +254,7 @@ pub(super) mod tests {
                 "time": "2023-11-14T22:13:20.123Z", "request_id": "abababababababababababababababab",
                 "client": "192.0.2.1", "method": "GET", "host": "shop.test", "path": "/orders", "query": true,
                 "protocol": "HTTP/2", "scheme": "https", "status": 200,
-                "identity": "alice", "identity_kind": "Jwt", "identity_entry": "users",
+                "grpc_status": "UNAVAILABLE", "identity": "alice", "identity_kind": "Jwt", "identity_entry": "users",
                 "authorization": "read", "rate_limit": "fair", "cache": "hit", "namespace": "shop", "route": "orders",
                 "rule": "list", "backend": "Service/shop/orders:80", "endpoint": "10.0.0.7:8080",
                 "retries": 1, "failed_calls": "orders=BackendTimeout",

@@ -119,6 +119,7 @@ mod tests {
             limited: Some(crate::telemetry::Limited { limit: "fair".into(), dry_run: true }),
             packed: Some(crate::telemetry::Packed { coding: "br", plain: 100 }),
             cached: Some(crate::telemetry::Cached::Hit),
+            call: Some(crate::telemetry::CallStatus::Number(14)),
         }
     }
 

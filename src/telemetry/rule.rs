@@ -1,107 +1,9 @@
 //! The series of one rule: requests, durations, sizes, requests in flight.
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use super::cells::{Count, Histogram, PerWorker, Total};
-
-/// One finished request. Everything in it is from configuration or a closed set.
-#[derive(Clone, Debug)]
-pub struct Sample {
-    pub status: u16,
-    pub method: http::Method,
-    /// "HTTP/1.0", "HTTP/1.1" or "HTTP/2"
-    pub protocol: &'static str,
-    pub scheme: &'static str,
-    /// From the request's head to the end of the answer's body.
-    pub duration: Duration,
-    pub request_bytes: u64,
-    pub response_bytes: u64,
-    /// Why the gateway itself answered, or why the answer was cut.
-    pub reason: Option<&'static str>,
-    /// What authorization said, where it was asked.
-    pub ruling: Option<Ruling>,
-    /// The rate limit that refused it, or would have.
-    pub limited: Option<Limited>,
-    /// What external authorizers said, where any were asked.
-    pub consulted: Option<Consulted>,
-    /// The answer was compressed.
-    pub packed: Option<Packed>,
-    /// What the cache did.
-    pub cached: Option<Cached>,
-}
-
-/// What an answer was before it was compressed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packed {
-    /// One of a closed set.
-    pub coding: &'static str,
-    pub plain: u64,
-}
-
-/// What external authorizers said to a request; of several the last in this order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Consulted {
-    Allowed,
-    /// It gave no answer that counts, and the policy lets the request pass then.
-    AllowedOnFailure,
-    Denied,
-    Failed,
-}
-
-impl Consulted {
-    const ALL: [Self; 4] = [Self::Allowed, Self::AllowedOnFailure, Self::Denied, Self::Failed];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Allowed => "allow",
-            Self::AllowedOnFailure => "allow_on_failure",
-            Self::Denied => "deny",
-            Self::Failed => "failure",
-        }
-    }
-}
-
-/// What the cache did for a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Cached {
-    /// Answered by what is kept.
-    Hit,
-    /// The same, past its time.
-    Stale,
-    /// The origin said that what is kept holds.
-    Revalidated,
-    /// Answered by another's fetch.
-    Collapsed,
-    Miss,
-    /// It is nothing for a cache.
-    Bypass,
-}
-
-pub(super) const CACHED: [&str; 6] = ["hit", "stale", "revalidated", "collapsed", "miss", "bypass"];
-
-impl Cached {
-    pub const fn as_str(self) -> &'static str {
-        CACHED[self as usize]
-    }
-}
-
-/// What a rate limit said to a request that was too much.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Limited {
-    /// Name of the limit.
-    pub limit: Arc<str>,
-    /// It only counts.
-    pub dry_run: bool,
-}
-
-/// What authorization said to a request.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Ruling {
-    /// The name of the rule that decided; none: no rule allows it.
-    pub rule: Option<Arc<str>>,
-    pub allows: bool,
-}
+use super::sample::{CACHED, CALL_STATUSES, Cached, Consulted, Limited, Ruling, Sample};
 
 /// Upper bounds of request durations in microseconds: half a millisecond to a minute.
 pub(super) const DURATIONS: [u64; 16] = [
@@ -149,6 +51,8 @@ struct RuleCells {
 struct Seldom {
     cached: OnceLock<Box<CacheCells>>,
     packed: OnceLock<Box<Packs>>,
+    /// In the order of [`CALL_STATUSES`].
+    called: OnceLock<Box<[Count; CALL_STATUSES.len()]>>,
 }
 
 /// Of each coding, in the order of [`CODINGS`].
@@ -226,6 +130,8 @@ pub(super) struct RuleTotals {
     pub packed: [[u64; 3]; CODINGS.len()],
     /// By outcome, and bytes; none where there is no cache.
     pub cached: Option<([u64; CACHED.len()], u64)>,
+    /// Calls of gRPC, in the order of [`CALL_STATUSES`].
+    pub called: [u64; CALL_STATUSES.len()],
 }
 
 impl RuleTotals {
@@ -305,6 +211,9 @@ impl RuleStats {
                 }
                 *saved += cached.saved.value();
             }
+            if let Some(called) = cells.seldom.get().and_then(|seldom| seldom.called.get()) {
+                totals.called.iter_mut().zip(called.iter()).for_each(|(total, cell)| *total += cell.value());
+            }
             let Some(gates) = cells.gates.get() else { continue };
             add_to(gates.rulings.get(), &mut totals.rulings);
             add_to(gates.limited.get(), &mut totals.limited);
@@ -361,6 +270,11 @@ impl RuleCells {
                 cells.saved.add(sample.response_bytes);
             }
         }
+        if let Some(call) = sample.call {
+            let cells = self.seldom.get_or_init(Box::default);
+            cells.called.get_or_init(|| Box::new(std::array::from_fn(|_| Count::default())))[call.index()]
+                .add(1);
+        }
         if sample.consulted.is_some() || sample.ruling.is_some() || sample.limited.is_some() {
             self.gates.get_or_init(Box::default).record(sample);
         }
@@ -401,16 +315,6 @@ fn add_to<K: Clone + Ord>(list: Option<&Series<K>>, totals: &mut std::collection
     while let Some(series) = next {
         *totals.entry(series.key.clone()).or_default() += series.count.value();
         next = series.next.get().map(Box::as_ref);
-    }
-}
-
-impl Ruling {
-    /// What log and metrics show in the place of a rule that there is not.
-    const NO_RULE: &str = "(none)";
-
-    /// The name of the rule that decided.
-    pub fn rule_name(&self) -> &str {
-        self.rule.as_deref().unwrap_or(Self::NO_RULE)
     }
 }
 
@@ -456,7 +360,10 @@ fn known_method(method: &http::Method) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::telemetry::CallStatus;
 
     fn stats() -> RuleStats {
         RuleStats::new("shop".into(), "orders".into(), "rule-0".into(), 2)
@@ -477,6 +384,7 @@ mod tests {
             consulted: None,
             packed: None,
             cached: None,
+            call: None,
         }
     }
 
@@ -550,6 +458,19 @@ mod tests {
         let totals = stats.totals().expect("counted");
         let told: Vec<_> = totals.consulted.iter().map(|(key, count)| (key.as_str(), *count)).collect();
         assert_eq!(told, [("allow", 2), ("allow_on_failure", 0), ("deny", 1), ("failure", 1)]);
+    }
+
+    #[test]
+    fn calls_of_grpc_are_counted_by_their_status() {
+        let stats = stats();
+        for (worker, call) in [(0, 0), (0, 14), (1, 14), (1, 200)] {
+            stats.record(worker, &Sample { call: Some(CallStatus::Number(call)), ..sample(200, "POST") });
+        }
+        stats.record(0, &Sample { call: Some(CallStatus::Missing), ..sample(499, "POST") });
+        stats.record(0, &sample(200, "POST"));
+        let called = stats.totals().expect("counted").called;
+        let told: Vec<_> = CALL_STATUSES.into_iter().zip(called).filter(|(_, count)| *count > 0).collect();
+        assert_eq!(told, [("OK", 1), ("UNAVAILABLE", 2), ("(none)", 2)]);
     }
 
     #[test]

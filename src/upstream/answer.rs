@@ -2,6 +2,7 @@
 //! closed at once when the reader leaves before.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -9,27 +10,40 @@ use http::StatusCode;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use super::endpoint::Lease;
+use super::backend::Verdict;
+use super::endpoint::{Lease, Place};
+use super::health::Health;
 use crate::message::{Body, BodyError, Response};
+use crate::upstream::Backend;
 
 struct Streaming {
     incoming: Incoming,
+    /// To be told what the trailers say of the endpoint.
+    judge: Option<Judge>,
     /// None: the answer is over.
     lease: Option<Lease>,
 }
 
+/// Whose endpoint is judged by what comes behind the body.
+pub(super) struct Judge {
+    pub backend: Arc<Backend>,
+    pub health: Arc<Health>,
+}
+
 /// `head` with a body that takes care of the connection that it comes from.
-pub(super) fn stream(head: http::Response<Incoming>, lease: Lease) -> Response {
+pub(super) fn stream(
+    head: http::Response<Incoming>,
+    lease: Lease,
+    judge: Option<Judge>,
+) -> (Response, Option<Place>) {
     if head.status() == StatusCode::SWITCHING_PROTOCOLS {
-        let mut head = head.map(|_| Body::Empty);
-        head.extensions_mut().insert(lease.release());
-        return head;
+        return (head.map(|_| Body::Empty), Some(lease.release()));
     }
     if head.body().is_end_stream() {
         lease.give_back();
-        return head.map(|_| Body::Empty);
+        return (head.map(|_| Body::Empty), None);
     }
-    head.map(|incoming| Body::stream(Streaming { incoming, lease: Some(lease) }))
+    (head.map(|incoming| Body::stream(Streaming { incoming, judge, lease: Some(lease) })), None)
 }
 
 impl Streaming {
@@ -55,6 +69,12 @@ impl http_body::Body for Streaming {
         let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) else {
             return Poll::Pending;
         };
+        if let Some(Ok(frame)) = &frame
+            && let Some(trailers) = frame.trailers_ref()
+            && let Some(Judge { backend, health }) = self.judge.take()
+        {
+            backend.judged(&health, Verdict::of_trailers(trailers));
+        }
         match &frame {
             Some(Ok(_)) if self.incoming.is_end_stream() => self.end(),
             Some(Ok(_)) => {}

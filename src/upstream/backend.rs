@@ -6,13 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::StatusCode;
+use http::{HeaderMap, StatusCode};
 use tokio::time::Instant;
 
 use super::budget::RetryBudget;
 use super::checked::Term;
 use super::health::{Health, Standing};
 use super::tls::Security;
+use crate::message::GrpcStatus;
 use crate::route_map::{BackendPlan, Balance, Endpoint, EndpointSet};
 use crate::telemetry::BackendStats;
 
@@ -50,6 +51,37 @@ pub(super) struct Endpoints {
     departed: Vec<Arc<Health>>,
     /// So few are fit that all are asked.
     panic: AtomicBool,
+}
+
+/// What an answer says of the endpoint that gave it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Well,
+    /// A server's error.
+    Bad,
+    /// What comes behind the body will tell.
+    Open,
+}
+
+impl Verdict {
+    /// Of a call of gRPC, by the head of its answer.
+    pub fn of_call(status: StatusCode, headers: &HeaderMap) -> Self {
+        GrpcStatus::of_head(status, headers).map_or(Self::Open, Self::of_status)
+    }
+
+    /// By an answer's status.
+    pub fn of_http(status: StatusCode) -> Self {
+        if status.is_server_error() { Self::Bad } else { Self::Well }
+    }
+
+    /// By the trailers of a call.
+    pub fn of_trailers(trailers: &HeaderMap) -> Self {
+        GrpcStatus::of(trailers).map_or(Self::Open, Self::of_status)
+    }
+
+    fn of_status(status: GrpcStatus) -> Self {
+        if status.is_server_error() { Self::Bad } else { Self::Well }
+    }
 }
 
 impl Backend {
@@ -145,15 +177,24 @@ impl Backend {
     }
 
     /// An endpoint answered. `since`: when it had the whole request; none if it has not, and its time is the client's.
-    pub(super) fn answered(&self, health: &Health, status: StatusCode, since: Option<Instant>) {
-        let is_bad = status.is_server_error();
+    pub(super) fn answered(&self, health: &Health, verdict: Verdict, since: Option<Instant>) {
+        let is_bad = verdict == Verdict::Bad;
         if self.measures()
             && let Some(since) = since
         {
             // Who fails at once would be the quickest of all.
             health.measure(if is_bad { since.elapsed().max(NO_ANSWER) } else { since.elapsed() });
         }
-        if is_bad { self.is_bad(health) } else { health.went_well() }
+        self.judged(health, verdict);
+    }
+
+    /// What an answer says of its endpoint.
+    pub(super) fn judged(&self, health: &Health, verdict: Verdict) {
+        match verdict {
+            Verdict::Well => health.went_well(),
+            Verdict::Bad => self.is_bad(health),
+            Verdict::Open => {}
+        }
     }
 
     /// An endpoint gave no answer.

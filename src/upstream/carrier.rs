@@ -1,11 +1,13 @@
 //! What carries a request to an endpoint: a connection of its own for the time (HTTP/1.1), or a place on a shared one
 //! (HTTP/2).
 
+use std::rc::Rc;
+
 use hyper::body::Incoming;
 
 use super::HeadLines;
 use super::connect::{Connection, Unanswered};
-use super::connect_http2::Stream;
+use super::connect_http2::{Multiplexed, Stream};
 use crate::message::{Hinted, Request};
 
 #[derive(Debug)]
@@ -17,6 +19,14 @@ pub(super) enum Carrier {
 impl Carrier {
     pub fn is_shared(&self) -> bool {
         matches!(self, Self::Shared(_))
+    }
+
+    /// The shared connection.
+    pub fn shared(&self) -> Option<&Rc<Multiplexed>> {
+        match self {
+            Self::Own(_) => None,
+            Self::Shared(stream) => Some(stream.connection()),
+        }
     }
 
     /// See [`Connection::send`].

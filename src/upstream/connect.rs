@@ -54,6 +54,8 @@ pub(super) enum ConnectError {
     JustFailed(SocketAddr),
     #[error("no TLS connection to {0}")]
     Tls(SocketAddr, Failed, #[source] std::io::Error),
+    #[error("{0} speaks HTTP/2 and takes no WebSocket there")]
+    NoWebSockets(SocketAddr),
     #[error("no socket can be made")]
     OutOfSockets(#[source] std::io::Error),
 }
@@ -179,6 +181,7 @@ impl From<ConnectError> for ProxyError {
                 ErrorKind::ConnectFailure
             }
             ConnectError::Tls(..) => ErrorKind::TlsFailure,
+            ConnectError::NoWebSockets(_) => ErrorKind::NoWebSockets,
         };
         Self::caused(kind, error)
     }

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{HeaderMap, HeaderValue, Uri, Version, header};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
 use hyper::body::Incoming;
 use hyper::client::conn::http2;
+use hyper::ext::Protocol;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
 
@@ -21,7 +22,7 @@ use super::connect::{ConnectError, Driver, MAX_HEAD, Unanswered};
 use super::socket::Socket;
 use super::tls::Failed;
 use super::wire_http2::{Heard, Wire};
-use crate::message::{Body, Request};
+use crate::message::{Body, Request, websocket_accept, websocket_key};
 use crate::telemetry::BackendStats;
 
 /// Requests under way at once on a connection, and fewer where the endpoint says so; more open another.
@@ -54,6 +55,8 @@ pub(super) struct Multiplexed {
     left: Cell<u32>,
     /// As many as the endpoint lets be open at once.
     permitted: Rc<Cell<usize>>,
+    /// It takes WebSockets (RFC 8441, 3).
+    takes_websockets: Rc<Cell<bool>>,
     until: Instant,
     idle_since: Cell<Instant>,
     /// It takes no new requests.
@@ -77,8 +80,10 @@ pub(super) struct Stream {
 /// What became of a request without an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Lost {
-    /// The endpoint did nothing with it, though some of it may have been sent.
-    Unprocessed,
+    /// It was not sent.
+    Unsent,
+    /// The endpoint says that it did nothing with it, though some of it was sent (REFUSED_STREAM, GOAWAY).
+    Refused,
     /// The connection ended; nobody knows.
     WithItsConnection {
         /// Of those on it this one was told first: one failure counts once.
@@ -106,6 +111,7 @@ impl Multiplexed {
         let is_tls = socket.is_tls();
         let heard = Heard::new();
         let permitted = Rc::new(Cell::new(MAX_STREAMS));
+        let takes_websockets = Rc::new(Cell::new(false));
         let opening = async {
             let (sender, mut connection) = http2::Builder::new(OnThisThread)
                 .timer(TokioTimer::new())
@@ -119,9 +125,11 @@ impl Multiplexed {
                 .await
                 .map_err(|error| ConnectError::Failed(address, std::io::Error::other(error)))?;
             let (told, looked) = (Rc::clone(&permitted), Rc::clone(&heard));
+            let websockets = Rc::clone(&takes_websockets);
             let task = tokio::task::spawn_local(async move {
                 let ended = std::future::poll_fn(|context| {
                     told.set(connection.current_max_send_streams());
+                    websockets.set(connection.is_extended_connect_protocol_enabled());
                     looked.looks(context);
                     Pin::new(&mut connection).poll(context)
                 });
@@ -148,6 +156,7 @@ impl Multiplexed {
             streams: Cell::new(0),
             left: Cell::new(MAX_REQUESTS),
             permitted,
+            takes_websockets,
             until: now + age(&heard),
             idle_since: Cell::new(now),
             leaving: Cell::new(false),
@@ -174,6 +183,10 @@ impl Multiplexed {
         Some(Stream { connection: Rc::clone(self), waits: None })
     }
 
+    pub fn takes_websockets(&self) -> bool {
+        self.takes_websockets.get()
+    }
+
     /// Whether it takes no new requests.
     pub fn is_leaving(&self) -> bool {
         self.leaving.get() || self.sender.is_closed() || self.heard.is_going_away()
@@ -198,6 +211,11 @@ fn age(heard: &Rc<Heard>) -> Duration {
 }
 
 impl Stream {
+    /// What it is a place on.
+    pub fn connection(&self) -> &Rc<Multiplexed> {
+        &self.connection
+    }
+
     /// `lines` become fields of the head.
     ///
     /// # Errors
@@ -208,15 +226,23 @@ impl Stream {
         lines: Option<HeadLines>,
     ) -> Result<http::Response<Incoming>, Box<Unanswered>> {
         lines.iter().for_each(|lines| lines.add_to(request.headers_mut()));
+        let key = websocket_key(request.headers()).cloned().filter(|_| self.connection.takes_websockets());
         to_http2(&mut request, &self.connection.scheme);
+        if key.is_some() {
+            to_connect(&mut request);
+        }
         self.waits = Some((Instant::now(), self.connection.heard.reads()));
         self.connection.heard.asks();
         let outcome = self.connection.sender.clone().try_send_request(request).await;
         self.waits = None;
+        let outcome = outcome.map(|head| match key {
+            Some(key) => switched(head, &key),
+            None => head,
+        });
         outcome.map_err(|mut failed| {
             let never_sent = failed.take_message().is_some();
             let error = failed.into_error();
-            let mut lost = if never_sent { Lost::Unprocessed } else { what_became(&error) };
+            let mut lost = if never_sent { Lost::Unsent } else { what_became(&error) };
             if never_sent || matches!(lost, Lost::WithItsConnection { .. }) {
                 // It may not know yet that it ended.
                 self.connection.leaving.set(true);
@@ -254,8 +280,8 @@ fn what_became(error: &hyper::Error) -> Lost {
         };
         return match (h2.is_remote(), h2.is_reset(), h2.is_go_away()) {
             // RFC 9113, 8.7: it refused the stream, or was about to leave; only those behind the last it takes get this.
-            (true, true, _) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) => Lost::Unprocessed,
-            (true, _, true) => Lost::Unprocessed,
+            (true, true, _) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) => Lost::Refused,
+            (true, _, true) => Lost::Refused,
             (true, true, _) => Lost::GivenUp,
             (_, reset, away) if h2.is_library() && (reset || away) => Lost::Nonsense,
             (false, true, _) => Lost::Ours,
@@ -293,6 +319,30 @@ fn to_http2(request: &mut Request, scheme: &Scheme) {
     }
 }
 
+/// RFC 8441, 5: the key and its proof are of HTTP/1.1 only.
+fn to_connect(request: &mut Request) {
+    *request.method_mut() = Method::CONNECT;
+    request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
+    request.extensions_mut().insert(Protocol::from_static("websocket"));
+}
+
+/// An answer to CONNECT as the answer to the GET that was meant: 200 is 101, with the proof that its client waits for.
+/// Another success is none (RFC 9110, 9.3.6: it has begun a tunnel), which whoever gets it must not take for an answer.
+fn switched(mut head: http::Response<Incoming>, key: &HeaderValue) -> http::Response<Incoming> {
+    if head.status() != StatusCode::OK {
+        if head.status().is_success() {
+            *head.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        }
+        return head;
+    }
+    *head.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let headers = head.headers_mut();
+    headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    headers.insert(header::SEC_WEBSOCKET_ACCEPT, websocket_accept(key.as_bytes()));
+    head
+}
+
 fn is_trailers(headers: &HeaderMap) -> bool {
     headers.get_all(header::TE).iter().any(|value| {
         value
@@ -316,8 +366,6 @@ impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread {
 
 #[cfg(test)]
 mod tests {
-    use http::Method;
-
     use super::*;
 
     #[test]

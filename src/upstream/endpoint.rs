@@ -19,7 +19,7 @@ use super::connect::{ConnectError, Connection, is_http2, reach};
 use super::connect_http2::{Multiplexed, Stream};
 use super::health::Health;
 use super::repeatable::Upload;
-use super::tls::{Offer, Security, TlsClient};
+use super::tls::{Failed, Offer, Security, TlsClient};
 use crate::route_map::{BackendProtocol, Endpoint};
 use crate::telemetry::{BackendStats, Connect};
 use crate::upstream::{Backend, Guard};
@@ -35,6 +35,9 @@ pub(super) const SWEEP: Duration = Duration::from_secs(1);
 /// An endpoint that cannot be reached is left alone for this long, doubled up to the second value.
 const REST: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(10));
 
+/// An endpoint that refuses streams is asked on at most so many connections for that.
+const MOST_BESIDE: usize = 4;
+
 #[derive(Debug)]
 pub(super) struct EndpointPool {
     pub address: SocketAddr,
@@ -48,6 +51,8 @@ pub(super) struct EndpointPool {
     counts: bool,
     stats: Arc<BackendStats>,
     protocol: BackendProtocol,
+    /// On the connection of HTTP/2 that was opened last. None: not known yet.
+    takes_websockets: Cell<Option<bool>>,
     /// None: not known yet.
     spoken: Cell<Option<Spoken>>,
     /// Longest idle first.
@@ -79,6 +84,16 @@ enum Spoken {
     Http2,
 }
 
+/// What a request needs of what carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Wish {
+    Answer,
+    /// Which only HTTP/1.1 has.
+    Upgrade,
+    /// An upgrade of HTTP/1.1, or a stream of HTTP/2 where the endpoint takes them there.
+    WebSocket,
+}
+
 /// A place in use at an endpoint. What carries the request is closed with the lease unless it is given back.
 #[derive(Debug)]
 pub(super) struct Lease {
@@ -91,8 +106,12 @@ pub(super) struct Lease {
 }
 
 /// What a request takes up at a backend, in the numbers that balancing and bounds go by. A tunnel keeps it.
-#[derive(Clone, Debug)]
-pub struct Place(#[expect(dead_code, reason = "it is there to be dropped")] Arc<Taken>);
+#[derive(Debug)]
+pub struct Place {
+    _taken: Taken,
+    /// Of a tunnel over a shared connection, which lives as long.
+    _stream: Option<Stream>,
+}
 
 #[derive(Debug)]
 struct Taken {
@@ -117,6 +136,7 @@ impl EndpointPool {
             counts: backend.plan.traffic.counts_requests(),
             stats: backend.stats.clone(),
             protocol: backend.plan.protocol,
+            takes_websockets: Cell::new(None),
             spoken: Cell::new(match backend.plan.protocol {
                 BackendProtocol::Http1 => Some(Spoken::Http1),
                 BackendProtocol::Http2 => Some(Spoken::Http2),
@@ -168,11 +188,11 @@ impl EndpointPool {
     }
 
     /// What is there already to carry a request: a place on a shared connection, or an idle one.
-    pub fn take(&self, offer: Offer) -> Option<Carrier> {
+    pub fn take(&self, wish: Wish) -> Option<Carrier> {
         match self.spoken.get() {
             Some(Spoken::Http1) => self.take_idle().map(Carrier::Own),
-            Some(Spoken::Http2) if self.takes_http1(offer) => self.take_idle().map(Carrier::Own),
-            Some(Spoken::Http2) => self.take_stream().map(Carrier::Shared),
+            Some(Spoken::Http2) if self.offer(wish) == Offer::Http1 => self.take_idle().map(Carrier::Own),
+            Some(Spoken::Http2) => self.take_stream(wish).map(Carrier::Shared),
             None => None,
         }
     }
@@ -183,38 +203,59 @@ impl EndpointPool {
         &self,
         guard: &Guard,
         tls: Option<(&TlsClient, ServerName<'static>)>,
-        offer: Offer,
+        (wish, refused): (Wish, Option<&Rc<Multiplexed>>),
         until: Instant,
     ) -> Result<Carrier, ConnectError> {
-        let is_alone = || self.spoken.get() == Some(Spoken::Http1) || self.takes_http1(offer);
+        let is_alone = || self.spoken.get() == Some(Spoken::Http1) || self.offer(wish) == Offer::Http1;
         if is_alone() {
-            return self.connect(guard, tls, offer, until).await;
+            return self.connect(guard, tls, wish, until).await;
         }
         let (failures, started) = (self.failures.get(), Instant::now());
         let late = |_| ConnectError::TimedOut(self.address, started.elapsed());
         let opening = tokio::time::timeout_at(until, self.opening.lock()).await.map_err(late)?;
-        if let Some(stream) = self.take_stream() {
+        if let Some(stream) = self.take_stream_beside(refused, wish) {
             return Ok(Carrier::Shared(stream));
+        }
+        let is_known = self.takes_websockets.get() == Some(false) && !self.shared.borrow().is_empty();
+        if wish == Wish::WebSocket && is_known && self.protocol == BackendProtocol::Http2 {
+            return Err(ConnectError::NoWebSockets(self.address));
         }
         if self.failures.get() > failures {
             return Err(ConnectError::JustFailed(self.address));
         }
         if is_alone() {
             drop(opening);
+            return self.connect(guard, tls, wish, until).await;
         }
-        self.connect(guard, tls, offer, until).await
+        match self.connect(guard, tls.clone(), wish, until).await {
+            // Now it is known that a connection of HTTP/1.1 is what is needed.
+            Err(ConnectError::NoWebSockets(_)) if self.offer(wish) == Offer::Http1 => {
+                drop(opening);
+                self.connect(guard, tls, wish, until).await
+            }
+            connected => connected,
+        }
     }
 
     async fn connect(
         &self,
         guard: &Guard,
         tls: Option<(&TlsClient, ServerName<'static>)>,
-        offer: Offer,
+        wish: Wish,
         until: Instant,
     ) -> Result<Carrier, ConnectError> {
-        let socket = reach(self.address, guard, tls, offer, until).await?;
+        let offer = self.offer(wish);
+        let socket = match reach(self.address, guard, tls, offer, until).await {
+            // It speaks HTTP/2 alone, and has said that it takes no WebSocket there.
+            Err(ConnectError::Tls(_, Failed::NothingInCommon, _))
+                if wish == Wish::WebSocket && offer == Offer::Http1 =>
+            {
+                return Err(ConnectError::NoWebSockets(self.address));
+            }
+            reached => reached?,
+        };
         let is_http2 = is_http2(self.protocol, &socket, self.address)?;
-        if !self.takes_http1(offer) {
+        if offer == Offer::Planned {
             self.spoken.set(Some(if is_http2 { Spoken::Http2 } else { Spoken::Http1 }));
         }
         if !is_http2 {
@@ -223,21 +264,50 @@ impl EndpointPool {
             return Ok(Carrier::Own(connection));
         }
         let connection = Multiplexed::over(socket, self.address, &self.stats, self.worker, until).await?;
-        let stream = connection.stream().ok_or(ConnectError::JustFailed(self.address))?;
+        self.takes_websockets.set(Some(connection.takes_websockets()));
+        let is_of_use = wish != Wish::WebSocket || connection.takes_websockets();
+        let stream = if is_of_use { connection.stream() } else { None };
         self.connected();
         if !self.gone.get() {
             self.shared.borrow_mut().push(connection);
         }
-        Ok(Carrier::Shared(stream))
+        match stream {
+            Some(stream) => Ok(Carrier::Shared(stream)),
+            None if is_of_use => Err(ConnectError::JustFailed(self.address)),
+            None => Err(ConnectError::NoWebSockets(self.address)),
+        }
     }
 
-    /// Whether a connection of HTTP/1.1 can be had for what needs one.
-    fn takes_http1(&self, offer: Offer) -> bool {
-        offer == Offer::Http1 && self.protocol == BackendProtocol::Negotiated
+    /// What is offered for it: HTTP/1.1 alone where that can be had and is what is needed.
+    fn offer(&self, wish: Wish) -> Offer {
+        let needs_http1 = match wish {
+            Wish::Answer => false,
+            Wish::Upgrade => true,
+            Wish::WebSocket => self.takes_websockets.get() == Some(false),
+        };
+        if needs_http1 && self.protocol == BackendProtocol::Negotiated {
+            Offer::Http1
+        } else {
+            Offer::Planned
+        }
     }
 
-    fn take_stream(&self) -> Option<Stream> {
-        self.shared.borrow().iter().find_map(Multiplexed::stream)
+    fn take_stream(&self, wish: Wish) -> Option<Stream> {
+        let shared = self.shared.borrow();
+        let fits = |one: &&Rc<Multiplexed>| wish != Wish::WebSocket || one.takes_websockets();
+        shared.iter().filter(fits).find_map(Multiplexed::stream)
+    }
+
+    /// On another connection than the one that refused a request; any, where there are as many as may be for that.
+    fn take_stream_beside(&self, refused: Option<&Rc<Multiplexed>>, wish: Wish) -> Option<Stream> {
+        let Some(refused) = refused.filter(|_| wish == Wish::Answer) else { return self.take_stream(wish) };
+        let shared = self.shared.borrow();
+        let mut others = shared.iter().filter(|one| !Rc::ptr_eq(one, refused));
+        let other = others.find_map(Multiplexed::stream);
+        other.or_else(|| match shared.len() {
+            ..MOST_BESIDE => None,
+            _ => shared.iter().find_map(Multiplexed::stream),
+        })
     }
 
     /// Whether the last attempts to connect failed and it is not time yet for another.
@@ -349,13 +419,19 @@ impl Lease {
 
     /// The connection became a tunnel and is no longer ours.
     pub fn release(mut self) -> Place {
-        if let Some(Carrier::Own(connection)) = self.carrier.take() {
-            connection.release();
-        }
+        let stream = match self.carrier.take() {
+            Some(Carrier::Own(connection)) => {
+                connection.release();
+                None
+            }
+            Some(Carrier::Shared(stream)) => Some(stream),
+            None => None,
+        };
         self.moved = true;
         let endpoint = &self.endpoint;
         let health = endpoint.counts.then(|| endpoint.health.clone());
-        Place(Arc::new(Taken { stats: endpoint.stats.clone(), worker: endpoint.worker, health }))
+        let taken = Taken { stats: endpoint.stats.clone(), worker: endpoint.worker, health };
+        Place { _taken: taken, _stream: stream }
     }
 }
 

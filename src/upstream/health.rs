@@ -254,7 +254,13 @@ mod tests {
     async fn as_many_checks_in_a_row_as_the_plan_says_change_it() {
         let seconds = Duration::from_secs;
         let (interval, timeout) = (seconds(5), seconds(1));
-        let plan = CheckPlan { question: Question::Connect, interval, timeout, healthy_after: 2, unhealthy_after: 3 };
+        let plan = CheckPlan {
+            question: Question::Connect,
+            interval,
+            timeout,
+            healthy_after: 2,
+            unhealthy_after: 3,
+        };
         let health = health();
         for _ in 0..5 {
             assert_eq!([false, false, true].map(|is_well| health.checked(is_well, &plan)), [None; 3]);

@@ -4,7 +4,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,23 +12,26 @@ use std::time::Duration;
 use http::{HeaderValue, Uri, Version, header};
 use tokio::time::Instant;
 
-use super::answer;
+use super::answer::{self, Judge};
+use super::backend::Verdict;
 use super::balance::{self, BackendPool};
 use super::carrier::Carrier;
 use super::connect::{ConnectError, Connection, Unanswered};
-use super::connect_http2::Lost;
+use super::connect_http2::{Lost, Multiplexed};
 use super::credentials;
-use super::endpoint::{Lease, SWEEP};
+use super::endpoint::{Lease, Place, SWEEP, Wish};
 use super::health::Health;
+use super::limits::SendLimits;
 use super::repeatable::{self, Repeatable, Upload};
 use super::replay;
-use super::tls::{Offer, Security};
-use crate::message::{BodyError, ErrorKind, FixedHost, Hinted, ProxyError, Request, Response, Side};
+use super::tls::Security;
+use crate::message::{
+    BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side, set_grpc_timeout, websocket_key,
+};
 use crate::route_map::{BackendProtocol, HostHeader};
-use crate::telemetry::Connect;
+use crate::telemetry::{Connect, Retry};
 use crate::upstream::{Backend, Guard, HeadLines};
 
-const CONNECT: Duration = Duration::from_secs(2);
 /// "No limit", so that nothing overflows.
 const FOREVER: Duration = Duration::from_secs(24 * 3600);
 /// An endpoint that had at least this time, and does not connect, is at fault, however little time the request had.
@@ -37,8 +40,6 @@ const FAIR_CONNECT: Duration = Duration::from_millis(500);
 const FAIR: Duration = Duration::from_secs(2);
 /// So many endpoints are tried until one can be connected to.
 const MAX_ENDPOINTS: usize = 3;
-/// How often to look whether a client has sent all.
-const LOOK: Duration = Duration::from_secs(1);
 /// An answer with more fields is none.
 const MAX_FIELDS: usize = 200;
 /// So often a request of which nothing was sent is sent again; after the first time on a new connection.
@@ -55,35 +56,6 @@ pub struct Pools {
     table: RefCell<Vec<Option<Rc<BackendPool>>>>,
 }
 
-/// Bounds of a request, and of each of its tries. `None` is "no limit".
-#[derive(Clone, Copy, Debug)]
-pub struct SendLimits<'a> {
-    /// Over all endpoints that are tried; 2 s by default.
-    pub connect: Option<Duration>,
-    /// Until when the answer's head must be there.
-    pub deadline: Option<Instant>,
-    /// What there was until then when the request began.
-    pub whole: Option<Duration>,
-    /// How long one try may take up to the answer's head.
-    pub one_try: Option<Duration>,
-    /// When the client has sent its body to the end. `None`: it was at hand from the start.
-    pub uploaded: Option<&'a Cell<Option<Instant>>>,
-    pub tries: Option<&'a Tries<'a>>,
-    /// It may be a stream: while the client sends, no time passes of the limits above but that of `connect`.
-    pub stream: Option<Stream>,
-    /// Who is told of early hints; backends that are spoken to over HTTP/2 give none.
-    pub hinted: Option<&'a Hinted>,
-}
-
-/// Limits of a request that may be a stream.
-#[derive(Clone, Copy, Debug)]
-pub struct Stream {
-    /// The client's own deadline, which always counts.
-    pub until: Option<Instant>,
-    /// How long the answer's head may take once the client has sent all.
-    pub patience: Option<Duration>,
-}
-
 /// What is known of a request that may be tried more than once.
 #[derive(Debug)]
 pub struct Tries<'a> {
@@ -97,75 +69,9 @@ impl<'a> Tries<'a> {
     pub fn counted_in(retries: &'a Cell<u8>) -> Self {
         Self { asked: RefCell::default(), retries }
     }
-}
 
-impl Default for SendLimits<'_> {
-    fn default() -> Self {
-        Self {
-            connect: Some(CONNECT),
-            deadline: None,
-            whole: None,
-            one_try: None,
-            uploaded: None,
-            tries: None,
-            stream: None,
-            hinted: None,
-        }
-    }
-}
-
-impl SendLimits<'_> {
-    /// Else silence may be the client's fault, and no endpoint's.
-    pub(super) fn is_uploaded(&self) -> bool {
-        self.uploaded.is_none_or(|ended| ended.get().is_some())
-    }
-
-    /// Since when an endpoint that was asked at this time has all that it needs for an answer. None: it has not.
-    fn answerable_since(&self, asked: Instant) -> Option<Instant> {
-        match self.uploaded {
-            None => Some(asked),
-            Some(ended) => ended.get().map(|ended| ended.max(asked)),
-        }
-    }
-
-    /// A stream that the client still sends, and whose time is not over.
-    fn still_sent(&self) -> Option<Stream> {
-        let goes_on = |stream: &Stream| stream.until.is_none_or(|until| Instant::now() < until);
-        self.stream.filter(|stream| !self.is_uploaded() && goes_on(stream))
-    }
-
-    /// Waits on while the client sends, and for the answer once it has sent all.
-    async fn within<T>(
-        &self,
-        stream: Stream,
-        own: Option<Duration>,
-        mut work: Pin<&mut impl Future<Output = Result<T, ProxyError>>>,
-    ) -> Result<T, ProxyError> {
-        let mut last = false;
-        loop {
-            let patience = if last { own.into_iter().chain(stream.patience).min() } else { Some(LOOK) };
-            let next = patience.map(|patience| Instant::now() + patience);
-            let Some(next) = next.into_iter().chain(stream.until).min() else { return work.await };
-            if let Ok(outcome) = tokio::time::timeout_at(next, work.as_mut()).await {
-                return outcome;
-            }
-            if last || stream.until.is_some_and(|until| Instant::now() >= until) {
-                return Err(ErrorKind::BackendTimeout.into());
-            }
-            last = self.is_uploaded();
-        }
-    }
-
-    /// When a try that begins now is over.
-    fn end(&self) -> Option<Instant> {
-        let own = self.one_try.map(|limit| Instant::now() + limit);
-        own.into_iter().chain(self.deadline).min()
-    }
-
-    fn is_asked(&self, endpoint: SocketAddr) {
-        if let Some(tries) = self.tries {
-            tries.asked.borrow_mut().push(endpoint);
-        }
+    pub(super) fn is_asked(&self, endpoint: SocketAddr) {
+        self.asked.borrow_mut().push(endpoint);
     }
 }
 
@@ -174,6 +80,8 @@ impl SendLimits<'_> {
 pub struct Answer {
     pub response: Response,
     pub endpoint: SocketAddr,
+    /// Of an answer 101: what its tunnel takes up.
+    pub place: Option<Place>,
 }
 
 /// Where a request failed; for the log.
@@ -200,6 +108,20 @@ struct Outgoing {
     asked_as: Option<HeaderValue>,
 }
 
+/// Who refused a request that is to be sent again.
+#[derive(Default)]
+struct Refused {
+    endpoints: Vec<SocketAddr>,
+    connection: Option<Rc<Multiplexed>>,
+}
+
+impl Refused {
+    fn by(&mut self, endpoint: SocketAddr, connection: Option<&Rc<Multiplexed>>) {
+        self.endpoints.push(endpoint);
+        self.connection = connection.cloned();
+    }
+}
+
 /// How a request left to go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum From {
@@ -220,7 +142,7 @@ impl Pools {
     /// is applied here: a name (of the backend, or of the endpoint) replaces `Host` unless the request carries
     /// [`FixedHost`]. What the backend is to be shown of ours is put in. A kept connection that closes as we write never shows: the request goes out again on another
     /// while nothing of it was sent, or nothing came back and it may be repeated (idempotent, its body at hand). An
-    /// answer 101 carries `hyper::upgrade::OnUpgrade` in its extensions.
+    /// answer 101 carries `hyper::upgrade::OnUpgrade` in its extensions, whether it is of HTTP/1.1 or was made of HTTP/2's.
     ///
     /// Dropping this future, or the answer's body before its end, closes the connection at once.
     ///
@@ -245,8 +167,9 @@ impl Pools {
         }
         backend.stats.request(self.worker);
         let asking = RefCell::default();
-        let (end, own) = (limits.end(), limits.one_try);
-        let limits = SendLimits { deadline: end, ..limits };
+        let began = Instant::now();
+        let (end, own) = (limits.first_look(began), limits.one_try);
+        let limits = SendLimits { deadline: limits.upload.map_or(end, |_| limits.due_of(began)), ..limits };
         // Pinned where it is made: moving it into the time-out would copy all of its state.
         let mut attempts =
             pin!(self.attempts(backend, &pool, Outgoing { request, lines, asked_as }, limits, &asking));
@@ -254,9 +177,9 @@ impl Pools {
             None => attempts.await,
             Some(deadline) => match tokio::time::timeout_at(deadline, attempts.as_mut()).await {
                 Ok(outcome) => outcome,
-                Err(_) => match limits.still_sent() {
+                Err(_) => match limits.upload.filter(|_| limits.uploaded.is_some()) {
                     // Boxed: rare, and requests would carry the room for it.
-                    Some(stream) => Box::pin(limits.within(stream, own, attempts)).await,
+                    Some(upload) => Box::pin(limits.within(upload, began, attempts)).await,
                     None => Err(ErrorKind::BackendTimeout.into()),
                 },
             },
@@ -282,7 +205,7 @@ impl Pools {
 
     async fn attempts(
         &self,
-        backend: &Backend,
+        backend: &Arc<Backend>,
         pool: &BackendPool,
         outgoing: Outgoing,
         limits: SendLimits<'_>,
@@ -290,9 +213,10 @@ impl Pools {
     ) -> Result<Answer, ProxyError> {
         let Outgoing { mut request, lines, asked_as } = outgoing;
         let (mut from, mut unsent, mut connect) = (From::Kept, 0, None);
-        let offer = offer(backend, &request);
+        let mut refusals = Refused::default();
+        let wish = wish(&request);
         loop {
-            let mut lease = self.lease(backend, pool, (from, offer), &limits, &mut connect).await?;
+            let mut lease = self.lease(backend, pool, (from, wish, &refusals), &limits, &mut connect).await?;
             if let Some(client) = &asked_as {
                 let host = lease.0.endpoint.host.as_ref().unwrap_or(client);
                 request.headers_mut().insert(header::HOST, host.clone());
@@ -301,6 +225,10 @@ impl Pools {
             let spare = if kept && from == From::Kept { replay::spare_body(&request) } else { None };
             let endpoint = lease.0.endpoint.address;
             limits.is_asked(endpoint);
+            if let Some(until) = limits.call.and_then(|call| call.until) {
+                let left = until.saturating_duration_since(Instant::now());
+                set_grpc_timeout(request.headers_mut(), left);
+            }
             let health = (backend.cares() || backend.measures()).then(|| lease.0.endpoint.health.clone());
             let asked = health.is_some().then(Instant::now);
             asking.replace(health.clone().zip(asked));
@@ -314,11 +242,19 @@ impl Pools {
                     if head.headers().len() > MAX_FIELDS {
                         return Err(ErrorKind::InvalidResponse.into());
                     }
+                    let verdict = match limits.call {
+                        None => Verdict::of_http(head.status()),
+                        Some(_) => Verdict::of_call(head.status(), head.headers()),
+                    };
+                    let mut judge = None;
                     if let Some((health, asked)) = health.zip(asked) {
-                        backend.answered(&health, head.status(), limits.answerable_since(asked));
+                        backend.answered(&health, verdict, limits.answerable_since(asked));
+                        judge =
+                            (verdict == Verdict::Open).then(|| Judge { backend: backend.clone(), health });
                     }
                     lease.0.upload = shared.as_mut().and_then(|shared| shared.upload.take());
-                    return Ok(Answer { response: answer::stream(head, lease.0), endpoint });
+                    let (response, place) = answer::stream(head, lease.0, judge);
+                    return Ok(Answer { response, endpoint, place });
                 }
                 Err(failed) => failed,
             };
@@ -338,7 +274,15 @@ impl Pools {
                 }
                 _ if unsent >= MAX_UNSENT => None,
                 _ => match (lost, shared) {
-                    (Some(Lost::Unprocessed), Some(shared)) => shared.request.again(),
+                    (Some(Lost::Unsent), Some(shared)) => shared.request.again(),
+                    // It is busy, or leaves: others are asked, and not without end.
+                    (Some(Lost::Refused), Some(shared)) if shared.request.is_there() => {
+                        refusals.by(endpoint, carrier.shared());
+                        from = From::New;
+                        let may = backend.may_retry(limits.budget_percent);
+                        backend.stats.retry(self.worker, if may { Retry::Sent } else { Retry::OverBudget });
+                        if may { shared.request.again() } else { None }
+                    }
                     (Some(Lost::WithItsConnection { .. }), Some(shared)) if kept && shared.is_idempotent => {
                         unsent = MAX_UNSENT;
                         shared.request.again()
@@ -371,20 +315,20 @@ impl Pools {
         &self,
         backend: &Backend,
         pool: &BackendPool,
-        (from, offer): (From, Offer),
+        (from, wish, refused): (From, Wish, &Refused),
         limits: &SendLimits<'_>,
         budget: &mut Option<Instant>,
     ) -> Result<(Lease, From), ProxyError> {
         let mut tried: Vec<SocketAddr> = Vec::new();
         loop {
             let endpoint = match limits.tries {
-                None => pool.next(&tried, &[]),
+                None => pool.next(&tried, &refused.endpoints),
                 Some(tries) => pool.next(&tried, &tries.asked.borrow()),
             };
             let endpoint = endpoint.ok_or_else(|| pool.nowhere(backend))?;
             let mut lease = endpoint.lease();
             if from == From::Kept
-                && let Some(carrier) = endpoint.take(offer)
+                && let Some(carrier) = endpoint.take(wish)
             {
                 lease.carrier = Some(carrier);
                 return Ok((lease, From::Kept));
@@ -402,7 +346,7 @@ impl Pools {
             // A client can leave an endpoint no time; and an upgrade asks for HTTP/1.1, which it need not speak.
             let is_fair = until.saturating_duration_since(now) >= fair - fair / 10;
             let is_asked_too_much =
-                offer == Offer::Http1 && backend.plan.protocol == BackendProtocol::Negotiated;
+                wish != Wish::Answer && backend.plan.protocol == BackendProtocol::Negotiated;
             endpoint.probes(until);
             let tls = backend.security.towards(endpoint.server_name.as_ref())?;
             let opened = match backend.plan.protocol {
@@ -414,7 +358,8 @@ impl Pools {
                 }
                 // Boxed: it is large, and requests over HTTP/1.1 would carry the room for it.
                 BackendProtocol::Http2 | BackendProtocol::Negotiated => {
-                    Box::pin(endpoint.open(&self.guard, tls, offer, until)).await
+                    let besides = (wish, refused.connection.as_ref());
+                    Box::pin(endpoint.open(&self.guard, tls, besides, until)).await
                 }
             };
             let error = match opened {
@@ -429,7 +374,7 @@ impl Pools {
                 client.tell(&backend.plan.id, endpoint.address, *cause, error);
             }
             let is_its_own = match error {
-                ConnectError::JustFailed(_) => false,
+                ConnectError::JustFailed(_) | ConnectError::NoWebSockets(_) => false,
                 ConnectError::TimedOut(..) => is_fair,
                 ConnectError::Tls(..) => !is_asked_too_much,
                 _ => true,
@@ -512,19 +457,20 @@ impl Sharing {
         if !carrier.is_shared() {
             return (request, None);
         }
-        let is_idempotent = replay::is_idempotent(request.method());
-        let (request, repeatable) = Repeatable::of(request, true);
-        let sharing =
-            |repeatable: Repeatable| Self { upload: repeatable.upload(), request: repeatable, is_idempotent };
-        (request, repeatable.map(sharing))
+        let begins_tunnel = request.headers().contains_key(header::UPGRADE);
+        let is_idempotent = replay::is_idempotent(request.method()) && !begins_tunnel;
+        let (request, repeatable) = Repeatable::whatever(request, true);
+        let upload = repeatable.upload();
+        (request, Some(Self { upload, request: repeatable, is_idempotent }))
     }
 }
 
-/// An upgrade is something that only HTTP/1.1 has.
-fn offer(backend: &Backend, request: &Request) -> Offer {
-    match backend.plan.protocol {
-        BackendProtocol::Negotiated if request.headers().contains_key(header::UPGRADE) => Offer::Http1,
-        _ => Offer::Planned,
+/// An upgrade is something that only HTTP/1.1 has, but for one to a WebSocket.
+fn wish(request: &Request) -> Wish {
+    match request.headers().contains_key(header::UPGRADE) {
+        false => Wish::Answer,
+        true if websocket_key(request.headers()).is_some() => Wish::WebSocket,
+        true => Wish::Upgrade,
     }
 }
 
@@ -572,9 +518,10 @@ fn result(error: &ConnectError) -> Connect {
     match error {
         ConnectError::Refused(_) => Connect::Refused,
         ConnectError::TimedOut(..) => Connect::TimedOut,
-        ConnectError::Failed(..) | ConnectError::JustFailed(_) | ConnectError::OutOfSockets(_) => {
-            Connect::Failed
-        }
+        ConnectError::Failed(..)
+        | ConnectError::JustFailed(_)
+        | ConnectError::NoWebSockets(_)
+        | ConnectError::OutOfSockets(_) => Connect::Failed,
         ConnectError::Tls(..) => Connect::Tls,
     }
 }

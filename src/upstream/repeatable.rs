@@ -99,6 +99,12 @@ impl Repeatable {
         if request.headers().contains_key(header::UPGRADE) {
             return (request, None);
         }
+        let (request, repeatable) = Self::whatever(request, may_be_read_twice);
+        (request, Some(repeatable))
+    }
+
+    /// As [`Repeatable::of`], also of one that begins an upgrade.
+    pub fn whatever(request: Request, may_be_read_twice: bool) -> (Request, Self) {
         let (parts, body) = request.into_parts();
         let source = match body {
             Body::Full(bytes) => Source::Whole(Body::Full(bytes)),
@@ -125,7 +131,7 @@ impl Repeatable {
             body: source,
         };
         let body = again.read().expect("nothing was read of it yet");
-        (Request::from_parts(parts, body), Some(again))
+        (Request::from_parts(parts, body), again)
     }
 
     /// Whether all of its body can be sent again.

@@ -12,13 +12,15 @@ use std::time::Duration;
 use http_body::Body as _;
 use tokio::time::Instant;
 
-use super::pool::{Answer, Pools, SendLimits, Tries};
+use super::limits::SendLimits;
+use super::pool::{Answer, Pools, Tries};
 use super::repeatable::Repeatable;
 use super::replay;
-use crate::message::{Body, ErrorKind, ProxyError, Request};
+use crate::message::{Body, ErrorKind, GrpcStatus, ProxyError, Request};
 use crate::route_map::RetryPlan;
 use crate::telemetry::Retry;
 use crate::upstream::{Backend, HeadLines};
+use crate::values::GrpcCode;
 
 /// Waits are doubled up to this.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
@@ -39,9 +41,11 @@ impl Pools {
         plan: &RetryPlan,
         tries: &Tries<'_>,
     ) -> Result<Answer, ProxyError> {
-        let limits = SendLimits { tries: Some(tries), ..limits };
+        let limits = SendLimits { tries: Some(tries), budget_percent: plan.budget_percent, ..limits };
         let may_repeat = plan.non_idempotent || replay::is_idempotent(request.method());
-        let (mut request, repeatable) = Repeatable::of(request, may_repeat);
+        // Calls are always POST: naming statuses of theirs is the wish to repeat them.
+        let is_kept = may_repeat || (limits.call.is_some() && !plan.grpc_codes.is_empty());
+        let (mut request, repeatable) = Repeatable::of(request, is_kept);
         for retry in 1.. {
             let outcome = self.send(backend, request, lines.clone(), limits).await;
             let Some(repeatable) = repeatable.as_ref() else { return outcome };
@@ -50,7 +54,7 @@ impl Pools {
             }
             let wait = backoff(plan.backoff, retry, self.next_random());
             let begins = Instant::now() + wait;
-            if limits.deadline.is_some_and(|deadline| begins >= deadline) {
+            if limits.due().is_some_and(|due| begins >= due) {
                 return outcome;
             }
             if !repeatable.is_there() {
@@ -81,6 +85,12 @@ fn is_worth_it(
     may_repeat: bool,
     limits: &SendLimits<'_>,
 ) -> bool {
+    if limits.call.is_some()
+        && let Some(GrpcStatus::Failed(code)) = status_of_call(outcome)
+        && plan.grpc_codes.binary_search(&code).is_ok()
+    {
+        return true;
+    }
     match outcome {
         Ok(answer) => may_repeat && plan.codes.binary_search(&answer.response.status().as_u16()).is_ok(),
         Err(error) => match error.kind {
@@ -88,6 +98,18 @@ fn is_worth_it(
             ErrorKind::Reset => may_repeat,
             ErrorKind::BackendTimeout => may_repeat && limits.is_uploaded(),
             _ => false,
+        },
+    }
+}
+
+/// What a call came to before anything of its answer: what stands in the head, or what the client would be told.
+fn status_of_call(outcome: &Result<Answer, ProxyError>) -> Option<GrpcStatus> {
+    match outcome {
+        Ok(answer) => GrpcStatus::of_head(answer.response.status(), answer.response.headers()),
+        Err(error) => match error.kind {
+            ErrorKind::Reset => Some(GrpcStatus::Failed(GrpcCode::Unavailable)),
+            ErrorKind::BackendTimeout => Some(GrpcStatus::Failed(GrpcCode::DeadlineExceeded)),
+            _ => None,
         },
     }
 }

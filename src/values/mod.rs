@@ -4,6 +4,7 @@ mod asked_backend;
 mod byte_size;
 mod client_validation;
 mod duration;
+mod grpc_code;
 mod hostname;
 mod names;
 mod nearest;
@@ -18,6 +19,7 @@ pub use asked_backend::{AskedBackendRef, BackendKind, Origin, OriginScheme};
 pub use byte_size::{ByteSize, InvalidByteSize};
 pub use client_validation::{ForwardedCertificate, ValidationMode};
 pub use duration::{Duration, InvalidDuration};
+pub use grpc_code::GrpcCode;
 pub use hostname::{Hostname, InvalidHostname};
 pub use names::{
     BackendId, CaCertificateKind, CaCertificateRef, ConfigMapKeyRef, LabelSelector, ObjectName, SecretKeyRef,

@@ -150,7 +150,8 @@ fn an_endpoint_that_is_gone_is_found_out_without_a_request() {
 
 /// A GatewayBackend `two` with these hosts.
 fn two(addresses: [SocketAddr; 2], more: &str) -> String {
-    let hosts = addresses.map(|address| format!("{{address: 127.0.0.1, port: {}}}", address.port())).join(", ");
+    let hosts =
+        addresses.map(|address| format!("{{address: 127.0.0.1, port: {}}}", address.port())).join(", ");
     format!(
         "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{namespace: test, name: two}}\nspec: {{hosts: [{hosts}]{more}}}\n---\n"
     )
@@ -212,8 +213,7 @@ fn grpc_s_own_health_service_says_who_is_well() {
 #[test]
 fn a_server_without_grpc_s_health_service_is_unwell() {
     let (one, two_) = (Server::start("one"), Server::start("two"));
-    let check =
-        ", protocol: H2C, healthCheck: {active: {grpc: {}, interval: 100ms, timeout: 100ms, unhealthyAfter: 1}}";
+    let check = ", protocol: H2C, healthCheck: {active: {grpc: {}, interval: 100ms, timeout: 100ms, unhealthyAfter: 1}}";
     let backend = two([one.address, two_.address], check);
     let gateway = Gateway::start(&[("backend.yaml", &backend), ("route.yaml", &route("shop", TO_TWO))]);
     gauge(&gateway, 2);

@@ -61,4 +61,5 @@ mod retries;
 mod tokens;
 mod trailers;
 mod transforms;
+mod uploads;
 mod websockets;

@@ -2,6 +2,7 @@
 
 use super::{Kind, MICROSECOND, Metric, Scrape, Value, number};
 use crate::telemetry::rule::{CODINGS, DURATIONS, SIZES};
+use crate::telemetry::sample::CALL_STATUSES;
 
 const RULE: &[&str] = &["namespace", "route", "rule"];
 
@@ -20,6 +21,21 @@ pub(super) const METRICS: &[Metric] = &[
                         &[namespace, route, name, &code, key.method, key.protocol, key.reason],
                         number(*count),
                     );
+                }
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_grpc_calls_total",
+        kind: Kind::Counter,
+        labels: &["namespace", "route", "rule", "grpc_status"],
+        help: "Finished calls of gRPC by their status, also where the gateway itself answered; `(none)`: cut before there was one",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                for (status, count) in CALL_STATUSES.iter().zip(totals.called).filter(|(_, count)| *count > 0)
+                {
+                    let [namespace, route, name] = rule.name();
+                    emit(&[namespace, route, name, status], number(count));
                 }
             }
         },

@@ -28,6 +28,9 @@ pub(super) enum Step {
     Half(Reason),
     /// A head with a field of so many bytes.
     Large(usize),
+    /// A call of gRPC that comes to this, in its head or behind a body.
+    Call(&'static str),
+    CallAfterBody(&'static str),
     /// A head of so many fields.
     Fields(usize),
     /// What came, with the trailers that came.
@@ -96,6 +99,11 @@ impl Multiplexing {
     }
 }
 
+/// Of several servers.
+pub(super) fn backend_of(addresses: &[SocketAddr], traffic: TrafficPlan) -> Arc<Backend> {
+    speaking(addresses, HostHeader::Preserve, traffic, BackendProtocol::Http2)
+}
+
 pub(super) fn backend(address: SocketAddr) -> Arc<Backend> {
     speaking(&[address], HostHeader::Preserve, TrafficPlan::default(), BackendProtocol::Http2)
 }
@@ -136,6 +144,18 @@ async fn play(
                 let name = http::HeaderName::try_from(format!("x-{number}")).expect("a name");
                 head.headers_mut().insert(name, HeaderValue::from_static("1"));
             }
+        }
+        Step::Call(status) => {
+            head.headers_mut().insert("grpc-status", HeaderValue::from_static(status));
+        }
+        Step::CallAfterBody(status) => {
+            while let Some(Ok(data)) = body.data().await {
+                let _ = body.flow_control().release_capacity(data.len());
+            }
+            let mut stream = answer.send_response(head, false).map_err(|_| Reason::INTERNAL_ERROR)?;
+            let status = (http::HeaderName::from_static("grpc-status"), HeaderValue::from_static(status));
+            let _ = stream.send_trailers(HeaderMap::from_iter([status]));
+            return Ok(());
         }
         Step::Echo => return echo(body, answer).await.map_err(|_| Reason::INTERNAL_ERROR),
         Step::Never => {

@@ -2,6 +2,7 @@
 
 mod answers;
 mod balancing;
+mod calls;
 mod http2;
 mod keeping;
 mod multiplexing;

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::http2::{
     ByHand, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Multiplexing, PING, STATUS_200, Step, backend,
-    frame, listen, trailers,
+    backend_of, frame, listen, trailers,
 };
 use super::scripted::{get, kind, local, local_paused, pools, request, set, settle, speaking, whole};
 use crate::message::{Body, BodyError, ErrorKind, Request};
@@ -81,7 +81,7 @@ fn a_refused_request_is_sent_again_whatever_it_is_and_one_that_was_given_up_is_n
         let server = Multiplexing::start(100, refused).await;
         let (pools, backend) = (pools(), server.backend());
         whole(pools.send(&backend, post("a body"), None, SendLimits::default()).await).await;
-        assert_eq!((server.connections.get(), server.requests()), (1, 2));
+        assert_eq!((server.connections.get(), server.requests()), (2, 2), "on another connection");
 
         for step in [Step::Reset(Reason::INTERNAL_ERROR), Step::Reset(Reason::CANCEL)] {
             let server = Multiplexing::start(100, vec![Step::Ok, step, Step::Ok]).await;
@@ -100,6 +100,37 @@ fn an_endpoint_that_refuses_for_ever_is_not_asked_for_ever() {
         let (pools, backend) = (pools(), server.backend());
         let outcome = pools.send(&backend, post("x"), None, SendLimits::default()).await;
         assert_eq!((kind(outcome), server.requests()), (ErrorKind::Reset, 4));
+        assert!(server.connections.get() <= 4, "{} connections", server.connections.get());
+    });
+}
+
+#[test]
+fn what_one_endpoint_refuses_another_one_gets() {
+    local(async {
+        let busy = Multiplexing::start(100, vec![Step::Reset(Reason::REFUSED_STREAM)]).await;
+        let free = Multiplexing::start(100, vec![Step::Ok]).await;
+        let (pools, backend) = (pools(), backend_of(&[busy.address, free.address], TrafficPlan::default()));
+        for _ in 0..8 {
+            whole(pools.send(&backend, post("x"), None, SendLimits::default()).await).await;
+        }
+        assert_eq!((free.requests(), busy.connections.get()), (8, 1));
+        assert!(busy.requests() >= 3, "the control: it was asked, too");
+    });
+}
+
+#[test]
+fn refused_requests_are_sent_again_within_the_budget_alone() {
+    local(async {
+        let server = Multiplexing::start(100, vec![Step::Reset(Reason::REFUSED_STREAM)]).await;
+        let (pools, backend) = (pools(), server.backend());
+        for _ in 0..40 {
+            let outcome = pools.send(&backend, post("x"), None, SendLimits::default()).await;
+            assert_eq!(kind(outcome), ErrorKind::Reset);
+        }
+        // Ten are always possible.
+        assert_eq!(server.requests(), 40 + 10);
+        let totals = backend.stats.totals().expect("counted");
+        assert_eq!(totals.retries.iter().sum::<u64>(), 10 + 37, "sent, and over budget: {totals:?}");
     });
 }
 

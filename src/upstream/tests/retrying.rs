@@ -86,6 +86,7 @@ fn plan(attempts: u8, codes: &[u16]) -> RetryPlan {
     RetryPlan {
         attempts,
         codes: codes.into(),
+        grpc_codes: Box::default(),
         backoff: Duration::ZERO,
         budget_percent: 20,
         non_idempotent: false,
