@@ -8,7 +8,7 @@ BUILT := $(or $(CARGO_TARGET_DIR),target)
 BIN ?= $(BUILT)/$(TARGET)/dist/portcullis
 IMAGE ?= portcullis:dev
 
-.PHONY: help run program check test test-long conformance-json-schema conformance-http conformance-grpc e2e bench fuzz lint audit crds static image cluster
+.PHONY: help run program check test test-long conformance-json-schema conformance-http conformance-grpc conformance-websocket e2e bench fuzz lint audit crds static image cluster
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-24s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,8 +29,8 @@ check: ## the quick inner loop: format, compile, unit tests
 test: ## everything that this machine can carry; ends with a table
 	@tests/run
 
-test-long: ## what takes long: h2spec, gRPC's and JSON Schema's own cases, caches, mixed load, broken inputs, restarts of the API server, ten rollouts
-	@tests/run h2spec grpc json-schema http-cache soak mutations faults rollouts
+test-long: ## what takes long: h2spec, gRPC's, Autobahn's and JSON Schema's own cases, caches, mixed load, broken inputs, restarts of the API server, ten rollouts
+	@tests/run h2spec grpc autobahn json-schema http-cache soak mutations faults rollouts
 
 conformance-json-schema: ## the JSON-Schema-Test-Suite's required cases, asked of the running gateway
 	@tests/run json-schema
@@ -40,6 +40,9 @@ conformance-http: ## the published suite for HTTP caches (npm)
 
 conformance-grpc: ## gRPC's interoperability cases, grpc-go on both sides of the gateway (Go)
 	@tests/run grpc
+
+conformance-websocket: ## Autobahn's cases, HTTP/1.1 and HTTP/2 on both sides of the gateway (PyPI)
+	@tests/run autobahn
 
 e2e: ## only the parts with a real Kubernetes
 	@tests/run control-plane pods
