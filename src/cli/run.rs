@@ -33,6 +33,10 @@ pub struct Run {
     /// Where to listen for TLS [default: port 8443 of every address]
     #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_HTTPS", value_delimiter = ',')]
     https: Vec<SocketAddr>,
+    /// The port of HTTPS under which clients reach it, for redirects from plain HTTP [default: 443, with --manifests that
+    /// of --https]
+    #[arg(long, value_name = "PORT", env = "PORTCULLIS_PUBLIC_HTTPS_PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    public_https_port: Option<u16>,
     /// Where to answer /metrics, /livez, /readyz and /status [default: port 9090, with --manifests on loopback]
     #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_ADMIN")]
     admin: Option<SocketAddr>,
@@ -51,6 +55,9 @@ pub struct Run {
     /// Connections accepted in a second; further ones wait for their turn [default: as they come]
     #[arg(long, value_name = "N", env = "PORTCULLIS_MAX_ACCEPTS_PER_SECOND", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     max_accepts_per_second: Option<u32>,
+    /// Bytes that a request's body may have where its rule sets no validation.maxBodySize
+    #[arg(long, value_name = "SIZE", env = "PORTCULLIS_MAX_BODY_SIZE", default_value = "10Mi")]
+    max_body_size: ByteSize,
     /// One JSON line a request: off, stdout, or a file that is appended to
     #[arg(long, value_name = "off|stdout|FILE", env = "PORTCULLIS_ACCESS_LOG", default_value = "off")]
     access_log: String,
@@ -231,8 +238,10 @@ impl From<Hostnames> for HostnameClaims {
 
 pub fn run(args: Run) -> anyhow::Result<ExitCode> {
     logging::start();
-    let bound = app::bind(settings(args)?)?;
-    print(bound.addresses());
+    let settings = settings(args)?;
+    let stdout = if settings.access_log == AccessTarget::Stdout { Stdout::AccessLog } else { Stdout::Free };
+    let bound = app::bind(settings)?;
+    print(bound.addresses(), stdout);
     let ended = bound.run()?;
     Ok(match ended {
         Ended::Drained => ExitCode::SUCCESS,
@@ -272,12 +281,14 @@ fn settings(args: Run) -> anyhow::Result<Settings> {
             loopback_backends: files,
             egress_deny: args.egress_deny,
             own_ports: files,
+            public_https_port: args.public_https_port,
             installation: Arc::from(args.class_name.as_str()),
             cache_memory: args.cache_memory.bytes(),
             limits: proxy::Limits {
                 connections: usize::try_from(args.max_connections).unwrap_or(usize::MAX),
                 connections_per_client: args.max_connections_per_client,
                 accepts_per_second: args.max_accepts_per_second,
+                max_body: args.max_body_size.bytes(),
                 ..proxy::Limits::default()
             },
         },
@@ -320,13 +331,30 @@ fn every_address(port: u16) -> SocketAddr {
     }
 }
 
-/// One line a listener, for people and scripts: `http 127.0.0.1:8080`. On stderr, because stdout may be the access log.
-fn print(addresses: &app::Addresses) {
+/// What stdout is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stdout {
+    Free,
+    AccessLog,
+}
+
+/// One line a listener, for people and scripts: `http 127.0.0.1:8080`. Where stdout is the access log, the log's events
+/// stand for them; where the log leaves these out, stderr has the lines.
+fn print(addresses: &app::Addresses, stdout: Stdout) {
+    use std::io::Write as _;
+
+    let logged = tracing::enabled!(tracing::Level::INFO);
     let http = addresses.http.iter().map(|address| ("http", address));
     let https = addresses.https.iter().map(|address| ("https", address));
     let admin = addresses.admin.iter().map(|address| ("admin", address));
     let peer = addresses.peer.iter().map(|address| ("peer", address));
     for (listener, address) in http.chain(https).chain(admin).chain(peer) {
         tracing::info!(listener, %address, "listening");
+        // Whoever does not read them does not want them.
+        let _ = match stdout {
+            Stdout::Free => writeln!(std::io::stdout(), "{listener} {address}"),
+            Stdout::AccessLog if logged => Ok(()),
+            Stdout::AccessLog => writeln!(std::io::stderr(), "{listener} {address}"),
+        };
     }
 }

@@ -158,6 +158,12 @@ pub trait Filter: Send + Sync {
         let _ = exchange;
         Outcome::Ready(response)
     }
+
+    /// How large a request's body may be here, in the place of the installation's bound; `None`: it says nothing of it.
+    /// Whoever says so refuses what is announced larger.
+    fn max_body(&self) -> Option<u64> {
+        None
+    }
 }
 
 /// What a filter makes of an answer.

@@ -28,7 +28,7 @@ pub struct Spec {
     /// To connect to an endpoint; 2s by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub connect: Option<Duration>,
-    /// A stream or tunnel without a byte in either direction.
+    /// Silence that cuts an answer (60s by default), a tunnel or gRPC stream (5m).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle: Option<Duration>,
 }

@@ -96,6 +96,8 @@ pub struct LiveRule {
     pub inner: Vec<Arc<dyn Filter>>,
     /// Backends may say something to the client before their answers.
     pub passes_hints: bool,
+    /// How large a request's body may be, where a filter says so: the least.
+    pub max_body: Option<u64>,
     pub stats: Arc<RuleStats>,
     pub targets: Spread<Target>,
     /// Somebody in its policy is asked whether a method may pass.
@@ -386,10 +388,12 @@ impl Linker {
         let targets: Vec<_> = targets.collect();
         let labels = &rule.labels;
         let (outer, cache, inner) = self.around_cache(rule, host, keep);
+        let (filters, inner) = (linked(outer, self.members, keep), linked(inner, self.members, keep));
         LiveRule {
-            filters: linked(outer, self.members, keep),
+            max_body: filters.iter().chain(&inner).filter_map(|filter| filter.max_body()).min(),
+            filters,
             cache,
-            inner: linked(inner, self.members, keep),
+            inner,
             passes_hints: !rule.filters.iter().any(|(_, plan)| plan.get::<ResponsePlan>().is_some()),
             stats: telemetry.rule(&labels.namespace, &labels.route, &labels.rule),
             targets: Spread::new(targets, self.random.hash_one(labels) >> 32),

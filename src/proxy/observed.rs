@@ -39,6 +39,8 @@ pub struct Upload {
 pub struct RequestBody {
     inner: Incoming,
     limit: u64,
+    /// It is announced as larger: nobody reads any of it.
+    refused: bool,
     credited: u64,
     watch: Rc<Watch>,
     upload: Rc<Upload>,
@@ -55,13 +57,18 @@ impl RequestBody {
         watch: Rc<Watch>,
         upload: Rc<Upload>,
     ) -> Self {
-        Self { inner, limit, credited: 0, watch, upload, stall, host: None }
+        let refused = inner.size_hint().lower() > limit;
+        Self { inner, limit, refused, credited: 0, watch, upload, stall, host: None }
     }
 
     /// Takes from the trailers what only the gateway may say under this host, and keys.
     pub fn without_own_trailers(mut self, host: &Arc<LiveHost>) -> Self {
         self.host = host.restricts_trailers().then(|| Arc::clone(host));
         self
+    }
+
+    fn too_large(&self) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.fail(ErrorKind::BodyTooLarge, BodyError::TooLarge { limit: self.limit })
     }
 
     fn fail(&self, kind: ErrorKind, error: BodyError) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
@@ -87,6 +94,9 @@ impl HttpBody for RequestBody {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if self.refused {
+            return self.too_large();
+        }
         let polled = Pin::new(&mut self.inner).poll_frame(context);
         self.upload.waits.set(polled.is_pending());
         match polled {
@@ -103,8 +113,7 @@ impl HttpBody for RequestBody {
                     let bytes = self.upload.bytes.get() + data.len() as u64;
                     self.upload.bytes.set(bytes);
                     if bytes > self.limit && !self.upload.streams.get() {
-                        let too_large = BodyError::TooLarge { limit: self.limit };
-                        return self.fail(ErrorKind::BodyTooLarge, too_large);
+                        return self.too_large();
                     }
                     let progress = bytes - self.credited >= PROGRESS || self.upload.streams.get();
                     if progress {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::thread::JoinHandle;
@@ -71,7 +72,8 @@ impl DataPlane {
         }
         let live = Arc::new(ArcSwap::from_pointee(Live::empty()));
         let (desks, inboxes): (Vec<_>, Vec<_>) = (0..workers).map(|_| desk()).unzip();
-        let https_port = addresses.https.first().filter(|_| settings.own_ports).map(|address| address.port());
+        let own_port = addresses.https.first().filter(|_| settings.own_ports).map(SocketAddr::port);
+        let https_port = settings.public_https_port.or(own_port);
         let loopback = if settings.loopback_backends { Loopback::Allowed } else { Loopback::Refused };
         let forwarders = if settings.trusted_hops > 0 { Forwarders::Trusted } else { Forwarders::Nobody };
         let keep = Kept::new(settings.cache_memory, forwarders);

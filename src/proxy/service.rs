@@ -125,9 +125,6 @@ async fn serve(
     // What a call came to stands in its trailers.
     intake.trailers |= told.call == Call::Grpc && protocol == Protocol::Http2;
     told.trailers = intake.trailers;
-    if incoming.size_hint().lower() > limits.max_body {
-        return Err(ErrorKind::BodyTooLarge.into());
-    }
     if intake.asterisk {
         return Ok(no_content());
     }
@@ -189,6 +186,9 @@ async fn serve(
     rule.touch(worker.index);
     account.matched(rule);
 
+    let most = rule.max_body.unwrap_or(limits.max_body);
+    // Before anybody reads any of it or is asked; a filter that says how large it may be says so itself.
+    let too_large = rule.max_body.is_none() && incoming.size_hint().lower() > most;
     let host_label = exact_name(host, &name);
     host.take_method_overrides(rule, &mut parts.headers);
     if let Some(told) = admitted.told {
@@ -197,8 +197,7 @@ async fn serve(
     let body = match &account.upload {
         None => Body::Empty,
         Some(upload) => {
-            let (most, patience) = (limits.max_body, limits.progress);
-            let body = RequestBody::new(incoming, most, patience, watch.clone(), upload.clone());
+            let body = RequestBody::new(incoming, most, limits.progress, watch.clone(), upload.clone());
             Body::stream(body.without_own_trailers(host))
         }
     };
@@ -238,6 +237,9 @@ async fn serve(
     let threatened = cached::threatened(host, &exchange);
     let memory = worker.shared.keep.memory();
     if rule.filters.is_empty() && rule.cache.is_none() {
+        if too_large {
+            return Err(ErrorKind::BodyTooLarge.into());
+        }
         let answered = act(&way, Some(watch), &mut exchange).await;
         return answered.inspect(|response| cached::judge_threat(memory, host, threatened, response));
     }
@@ -257,6 +259,9 @@ async fn serve(
                 None => refusing.answer(error),
             };
         let action = async |exchange: &mut Exchange| {
+            if too_large {
+                return refusing.answer(&ErrorKind::BodyTooLarge.into());
+            }
             let Some(cache) = &rule.cache else { return act(exchange).await };
             // Also where no backend is asked by this request: another one fetches for it.
             watch.set_answer_idle(cache.idle);

@@ -25,6 +25,8 @@ pub struct Settings {
     /// Clients reach the listeners under their own ports (file mode). Otherwise a Service stands before them, and HTTPS
     /// is on 443.
     pub own_ports: bool,
+    /// Under which port clients reach HTTPS, where it is neither.
+    pub public_https_port: Option<u16>,
     /// Names this installation in `Via`-like loop detection (four passes: 508).
     pub installation: Arc<str>,
     /// Bytes that kept answers may have, all together.
@@ -57,7 +59,7 @@ pub struct Limits {
     pub keep_alive_idle: Duration,
     /// After about this age (± 10 %) a client is asked to connect anew.
     pub connection_age: Duration,
-    /// Bytes of a request's body.
+    /// Bytes of a request's body, where its rule says nothing else.
     pub max_body: u64,
     /// A request's body brings at least 1 KiB in this time while we wait for it, and an answer can be written on.
     pub progress: Duration,

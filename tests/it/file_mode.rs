@@ -240,6 +240,11 @@ fn the_certificate_follows_the_server_name_and_its_secret() {
     assert_eq!(redirect.status, 308);
     let there = format!("https://one.example:{}/path?query", gateway.https.port());
     assert_eq!(redirect.field("location"), Some(&*there));
+    for (port, there) in [("444", "https://one.example:444/"), ("443", "https://one.example/")] {
+        let files = [("one.yaml", &*secure("one"))];
+        let other = Gateway::with(&files, &["--public-https-port", port]);
+        assert_eq!(other.get("one.example", "/").field("location"), Some(there));
+    }
 
     // Open connections stay, new ones get the new certificate.
     let (mut open, _) = tls(gateway.https, &one_ca, "one.example").expect("open");

@@ -7,6 +7,7 @@ mod authorization;
 mod backend_tls;
 mod basic_auth;
 mod body_schema;
+mod body_sizes;
 mod cache;
 mod cache_gates;
 mod cache_origin;

@@ -51,6 +51,7 @@ impl Gateway {
             loopback_backends: true,
             egress_deny: Vec::new(),
             own_ports: false,
+            public_https_port: None,
             installation: "test".into(),
             cache_memory: 64 << 20,
             limits: Limits::default(),

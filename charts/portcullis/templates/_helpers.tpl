@@ -52,6 +52,17 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- end -}}
 {{- end -}}
 
+{{/* Where clients reach HTTPS. */}}
+{{- define "portcullis.publicHttpsPort" -}}
+{{- if .Values.service.publicHttpsPort -}}
+{{- int64 .Values.service.publicHttpsPort -}}
+{{- else if and (eq .Values.service.type "NodePort") .Values.service.httpsNodePort -}}
+{{- int64 .Values.service.httpsNodePort -}}
+{{- else -}}
+{{- int64 .Values.service.httpsPort -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What a replica reads, wherever its Roles stand. Secrets may have Roles of their own. */}}
 {{- define "portcullis.readRules" -}}
 - apiGroups: [portcullis.dev]

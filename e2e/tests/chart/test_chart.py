@@ -285,7 +285,7 @@ class Chart(unittest.TestCase):
     def test_values_are_checked(self):
         for bad in ("kind=Pod", "replicas=-1", "drain.delay=5", "service.type=ExternalName", "replicsa=3", "hostnames=All",
                     "trustedHops=-1", "accessLog=stderr", "watchNamespaces={Shop}", "image.digest=sha256:12",
-                    "rbac.secrets=some", "maxConnections=0", "maxConnectionsPerClient=0", "maxAcceptsPerSecond=0", "workers=257", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
+                    "rbac.secrets=some", "maxConnections=0", "maxConnectionsPerClient=0", "maxAcceptsPerSecond=0", "workers=257", "maxBodySize=big", "service.publicHttpsPort=0", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
                     "rbac.secrets=names,rbac.secretNamespaces={shop}",
                     "egress.deny={everything}", "egress.allow={10.0.0.0/8}",
                     "proxyProtocol.listeners={admin}", "proxyProtocol.trustedProxies={everybody}"):
@@ -318,6 +318,14 @@ class Chart(unittest.TestCase):
         self.assertEqual(given["PORTCULLIS_REDIS"]["valueFrom"], {"secretKeyRef": {"name": "counts", "key": "address"}})
         self.assertEqual(given["PORTCULLIS_REDIS_TIMEOUT"]["value"], "50ms")
         self.assertFalse({"PORTCULLIS_REDIS", "PORTCULLIS_REDIS_TIMEOUT"} & set(env(render())))
+
+    def test_redirects_lead_to_the_port_that_clients_reach(self):
+        for values, port in (([], "443"), (["service.httpsPort=8443"], "8443"),
+                             (["service.type=NodePort", "service.httpsNodePort=30443"], "30443"),
+                             (["service.type=NodePort"], "443"), (["service.type=ClusterIP", "service.httpsPort=9443"], "9443"),
+                             (["service.type=NodePort", "service.httpsNodePort=30443", "service.publicHttpsPort=8443"], "8443")):
+            with self.subTest(values):
+                self.assertEqual(env(render(*values))["PORTCULLIS_PUBLIC_HTTPS_PORT"], port)
 
     def test_the_notes_are_right_for_any_namespace(self):
         def notes(*values):

@@ -33,7 +33,7 @@ pub struct Validation;
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Spec {
-    /// Larger bodies are refused, announced or not.
+    /// Larger bodies are refused; in the place of the installation's bound.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_body_size: Option<ByteSize>,
     /// Media types of bodies, like application/json or image/*.
@@ -209,6 +209,10 @@ impl Filter for Validator {
             }
             None => Decision::Continue,
         }
+    }
+
+    fn max_body(&self) -> Option<u64> {
+        self.plan.max_body
     }
 }
 
