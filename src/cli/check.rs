@@ -34,6 +34,12 @@ pub struct Check {
     /// Namespace of the installation: policies there may apply to everything
     #[arg(long, value_name = "NAME", default_value = "default")]
     namespace: String,
+    /// Judge as in a cluster: backends on loopback are refused, and there is no Redis unless --redis says so
+    #[arg(long)]
+    cluster: bool,
+    /// With --cluster: the installation has a Redis
+    #[arg(long, requires = "cluster")]
+    redis: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -45,14 +51,18 @@ enum Output {
 /// Success without errors; warnings are no errors.
 pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
     for path in &args.manifests {
-        std::fs::metadata(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let files = standalone::files(path).with_context(|| format!("cannot read {}", path.display()))?;
+        if files.is_empty() {
+            let what = "no manifests (*.yaml, *.yml, *.json); folders in it are not read";
+            anyhow::bail!("{} has {what}", path.display());
+        }
     }
     let world = standalone::read(args.manifests.clone());
     let options = Options {
         class_name: args.class_name.as_str().into(),
         hostnames: args.hostnames.into(),
-        loopback: LoopbackHosts::Allowed,
-        has_store: true,
+        loopback: if args.cluster { LoopbackHosts::Refused } else { LoopbackHosts::Allowed },
+        has_store: !args.cluster || args.redis,
         namespace: args.namespace.as_str().into(),
         served: args.namespace_selector.clone(),
     };

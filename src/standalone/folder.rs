@@ -282,7 +282,8 @@ fn at(origin: &Origin) -> String {
     format!("{}:{}", origin.file, origin.line)
 }
 
-fn list_root(root: &Path, present: &mut BTreeSet<PathBuf>) -> Result<(), String> {
+/// Finds the files of a root that are read.
+pub fn list_root(root: &Path, present: &mut BTreeSet<PathBuf>) -> Result<(), String> {
     let metadata =
         std::fs::metadata(root).map_err(|error| format!("cannot be read: {error}; its last objects stay"))?;
     if !metadata.is_dir() {

@@ -6,7 +6,8 @@ mod folder;
 mod notices;
 mod watcher;
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use tokio::sync::mpsc;
 
@@ -16,6 +17,16 @@ use crate::snapshot::{Change, Snapshot, Update};
 
 /// While files go on changing, at most so many readings become one update.
 const READINGS: usize = 4;
+
+/// The files that are read of a folder, or the file itself.
+///
+/// # Errors
+/// It is not there, or cannot be listed.
+pub fn files(root: &Path) -> std::io::Result<BTreeSet<PathBuf>> {
+    let mut files = BTreeSet::new();
+    std::fs::metadata(root)?;
+    folder::list_root(root, &mut files).map(|()| files).map_err(std::io::Error::other)
+}
 
 /// The world as the files have it now.
 pub fn read(roots: Vec<PathBuf>) -> Snapshot {

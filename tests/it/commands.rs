@@ -1,8 +1,13 @@
 //! What a person types, and what comes back.
 
+use std::io::BufRead as _;
+use std::process::Stdio;
+
 use serde_json::Value;
 
-use crate::harness::{Backend, PATIENCE, connect, exchange, responds, route, run, text};
+use crate::harness::{
+    Backend, PATIENCE, Process, connect, exchange, program, responds, route, run, text, until,
+};
 
 fn folder(files: &[(&str, &str)]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a folder");
@@ -87,6 +92,78 @@ fn check_of_nothing_is_an_error_of_its_own() {
     let output = run(&["check", "/nowhere/at/all"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).starts_with("portcullis: cannot read /nowhere/at/all"), "{output:?}");
+}
+
+#[test]
+fn check_reads_what_the_gateway_reads_and_nothing_is_an_error() {
+    let folder = folder(&[("README.md", "none"), (".hidden.yaml", BROKEN)]);
+    std::fs::create_dir(folder.path().join("sub")).expect("a folder");
+    std::fs::write(folder.path().join("sub/broken.yaml"), BROKEN).expect("written");
+    let path = folder.path().to_str().expect("UTF-8");
+    let output = run(&["check", path]);
+    let said = text(&output.stderr);
+    assert_eq!(
+        (output.status.code(), said.as_str()),
+        (
+            Some(1),
+            &*format!(
+                "portcullis: {path} has no manifests (*.yaml, *.yml, *.json); folders in it are not read\n"
+            )
+        )
+    );
+    std::fs::write(folder.path().join("a.yaml"), responds("a", "a.example", "a")).expect("written");
+    let (code, said) = check(&folder, &[]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(said.contains("1 GatewayRoutes, 0 GatewayBackends"), "{said}");
+}
+
+#[test]
+fn check_judges_as_a_cluster_would_where_it_is_asked_to() {
+    let loopback = "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {name: b, namespace: test}\nspec: {hosts: [{address: 127.0.0.1, port: 1}]}\n---\n";
+    let limited = route(
+        "a",
+        "{hostnames: [a.example], policy: {rateLimits: [{name: all, requests: 9, per: 1m, scope: Global}]}, rules: [{name: all, respond: {status: 200}}]}",
+    );
+    let (loopback, limited) = (folder(&[("a.yaml", loopback)]), folder(&[("a.yaml", &limited)]));
+    assert_eq!(check(&loopback, &[]).0, Some(0));
+    let (code, said) = check(&loopback, &["--cluster"]);
+    assert!(code == Some(1) && said.contains("127.0.0.1"), "{said}");
+    assert_eq!(check(&limited, &[]).0, Some(0));
+    assert_eq!(check(&limited, &["--cluster", "--redis"]).0, Some(0));
+    let (_, said) = check(&limited, &["--cluster"]);
+    assert!(said.contains("no store is given"), "{said}");
+    assert_eq!(
+        run(&["check", "--redis", "."]).status.code(),
+        Some(2),
+        "says something about a cluster alone"
+    );
+}
+
+#[test]
+fn bound_addresses_are_printed_whatever_the_log_leaves_out() {
+    let folder = folder(&[("a.yaml", &responds("a", "a.example", "a"))]);
+    for (log, lines_on_stdout) in [("off", true), ("stdout", false)] {
+        let mut command = program();
+        command.env("PORTCULLIS_LOG", "warn").stdout(Stdio::piped());
+        command.arg("run").arg("--manifests").arg(folder.path()).args(["--access-log", log]);
+        command.args(["--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
+        let mut process = Process::start(command);
+        let said = if lines_on_stdout {
+            let mut lines = String::new();
+            let mut stdout = process.stdout();
+            (0..3).for_each(|_| assert!(stdout.read_line(&mut lines).expect("a line") > 0));
+            lines
+        } else {
+            until("three lines", || Some(process.log()).filter(|log| log.lines().count() >= 3))
+        };
+        let addresses: Vec<_> = said.lines().filter_map(|line| line.split_once(' ')).collect();
+        assert_eq!(addresses.iter().map(|(name, _)| *name).collect::<Vec<_>>(), ["http", "https", "admin"]);
+        let http: std::net::SocketAddr = addresses[0].1.parse().expect("an address");
+        until("an answer", || {
+            let answer = exchange(connect(http), "GET", "a.example", "/", &[], "");
+            (answer.body == "a").then_some(())
+        });
+    }
 }
 
 #[test]

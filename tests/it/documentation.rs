@@ -15,6 +15,14 @@ fn links(page: &Path) -> Vec<PathBuf> {
 }
 
 #[test]
+fn the_readme_names_the_rust_that_is_needed() {
+    let manifest = include_str!("../../Cargo.toml");
+    let wanted = manifest.lines().find_map(|line| line.strip_prefix("rust-version = ")).expect("stated");
+    let told = format!("Rust {} or newer", wanted.trim_matches('"'));
+    assert!(include_str!("../../README.md").contains(&told), "the README does not say {told}");
+}
+
+#[test]
 fn every_link_leads_somewhere_and_every_page_is_linked() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let docs: Vec<PathBuf> = std::fs::read_dir(root.join("docs"))

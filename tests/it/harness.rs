@@ -78,6 +78,11 @@ impl Process {
         rustix::process::kill_process(id.expect("a process has an id"), signal).expect("it runs");
     }
 
+    /// Its stdout, which was piped, line by line.
+    pub fn stdout(&mut self) -> BufReader<std::process::ChildStdout> {
+        BufReader::new(self.child.stdout.take().expect("piped"))
+    }
+
     /// What it wrote to stdout, once it has ended.
     pub fn output(&mut self) -> Vec<u8> {
         let mut output = Vec::new();

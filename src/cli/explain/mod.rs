@@ -73,12 +73,22 @@ pub struct Explain {
     /// Namespace of the installation: policies there may apply to everything
     #[arg(long, env = "POD_NAMESPACE", value_name = "NAME", default_value = "default")]
     namespace: String,
+    /// The port of HTTPS under which clients reach the gateway, as `run` has it [default: 443, with --manifests 8443]
+    #[arg(long, env = "PORTCULLIS_PUBLIC_HTTPS_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    public_https_port: Option<u16>,
 }
+
+/// Where `run --manifests` serves HTTPS unless it is told.
+const FILES_HTTPS_PORT: u16 = 8443;
 
 /// Success where a rule serves the request.
 pub fn run(args: &Explain) -> anyhow::Result<ExitCode> {
-    let question = Question::new(&args.method, &args.url, &args.headers)?;
     let files = !args.manifests.is_empty();
+    let https_port = args.public_https_port.or(files.then_some(FILES_HTTPS_PORT));
+    let question = Question {
+        https_port: https_port.unwrap_or(Scheme::Https.default_port()),
+        ..Question::new(&args.method, &args.url, &args.headers)?
+    };
     let world = if files { of_files(&args.manifests)? } else { of_cluster(args)? };
     let options = Options {
         class_name: args.class_name.as_str().into(),
@@ -150,7 +160,7 @@ pub fn explain(
         headers: &question.headers,
     };
     let walk = trace(map, &question.host, &request);
-    if !lines.listener(question, walk.host.map(|host| &**host), &walk) {
+    if !lines.listener(question, &path, walk.host.map(|host| &**host), &walk) {
         return lines.end(false);
     }
     let Some(host) = walk.host else {
@@ -192,11 +202,11 @@ impl Lines {
     }
 
     /// Whether the request comes past its listener.
-    fn listener(&mut self, question: &Question, host: Option<&Host>, walk: &Trace<'_>) -> bool {
+    fn listener(&mut self, question: &Question, path: &str, host: Option<&Host>, walk: &Trace<'_>) -> bool {
         let tls = host.and_then(|host| host.tls.as_ref());
         match (question.scheme, tls) {
             (Scheme::Http, Some(tls)) if tls.redirect => {
-                let challenge = question.path.starts_with("/.well-known/acme-challenge/");
+                let challenge = path.starts_with("/.well-known/acme-challenge/");
                 if challenge && walk.found.is_some() {
                     self.add("listener", "http; an ACME challenge that a rule matches is not redirected");
                     return true;
@@ -206,7 +216,12 @@ impl Lines {
                     self.hostname(question, host);
                 }
                 let query = question.query.as_ref().map(|query| format!("?{query}")).unwrap_or_default();
-                self.add("answer", format!("308 to https://{}{}{query}", question.host, question.path));
+                let port = match question.https_port {
+                    port if port == Scheme::Https.default_port() => String::new(),
+                    port => format!(":{port}"),
+                };
+                let target = format!("https://{}{port}{path}{query}", question.host);
+                self.add("answer", format!("308 to {target}"));
                 false
             }
             (Scheme::Http, _) => {
@@ -536,6 +551,16 @@ backend   does not resolve, weight 1 of 4: 500 BackendNotFound
             told.text
         );
         assert!(told.text.ends_with("answer    404 NoRouteMatch\n") && !told.served);
+    }
+
+    #[test]
+    fn plain_http_goes_to_the_port_that_clients_know() {
+        let map = map(Some(HostTls { redirect: true, ..HostTls::default() }));
+        let mut question =
+            Question::new("GET", "http://shop.example:8080/a/../%6frders?a=b", &[]).expect("one");
+        question.https_port = 8443;
+        let told = explain(&map, &Snapshot::default(), &question, &Somebody::default(), &|_| None);
+        assert!(told.text.ends_with("308 to https://shop.example:8443/orders?a=b\n"), "{}", told.text);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct Question {
     pub path: String,
     pub query: Option<String>,
     pub headers: HeaderMap,
+    /// Where clients would be sent that ask over plain HTTP.
+    pub https_port: u16,
 }
 
 impl Question {
@@ -44,6 +46,7 @@ impl Question {
             path: if path.is_empty() { "/".into() } else { path.into() },
             query,
             headers: HeaderMap::new(),
+            https_port: Scheme::Https.default_port(),
         };
         question.headers.insert(HOST, HeaderValue::from_str(authority.as_str())?);
         for line in headers {
