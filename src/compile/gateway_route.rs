@@ -225,7 +225,9 @@ impl Lowering<'_, '_> {
                     self.problems.push(Problem::error(
                         path,
                         Reason::InvalidCertificate,
-                        format!("Secret {name}: {message}"),
+                        format!(
+                            "Secret {name}: {message}; until then replicas go on with the certificate that they served of it before, and those that served none refuse handshakes"
+                        ),
                     ));
                     unusable.push(name);
                 }
