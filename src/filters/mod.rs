@@ -42,7 +42,7 @@ mod validation;
 pub use asked::{
     About, Answer, Answers, AskPlan, Asked, Inquiry, NoAnswer, NotAsked, Question, Reply, Wanted,
 };
-pub use authentication::Plan as AuthenticationPlan;
+pub use authentication::{Plan as AuthenticationPlan, Token, unverified_issuer};
 pub use authorization::{Action as AuthorizationAction, Authorization, Plan as AuthorizationPlan};
 pub use cache::{Collapse, Key as CacheKey, Plan as CachePlan};
 pub use chain::run;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use portcullis::route_map::{CertificatePlan, Host, HostTls, PrivateKey};
 use portcullis::values::{ObjectName, Redacted, TlsVersion};
@@ -9,7 +10,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::crypto::{CryptoProvider, aws_lc_rs, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, DigitallySignedStruct, SignatureScheme};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
@@ -233,6 +234,29 @@ async fn a_new_certificate_is_served_at_once_a_bad_secret_keeps_the_old_one_and_
     assert_eq!(shown(&shake(gateway.https(), "a.test", &[]).await.expect("kept")), new.chain[0]);
     install(&gateway, vec![host("a.test", tls(&[]), respond("a"))]);
     assert!(shake(gateway.https(), "a.test", &[]).await.is_err());
+}
+
+#[tokio::test]
+async fn a_hello_without_end_is_cut_before_it_costs_memory() {
+    // Time is not what ends it.
+    let gateway = Gateway::with(|settings| settings.limits.tls_handshake = Duration::from_secs(3600));
+    let mut socket = TcpStream::connect(gateway.https()).await.expect("connects");
+    // A ClientHello of 16 MiB, in records of 16 KiB.
+    let mut record = vec![0x16, 3, 1, 0x40, 0];
+    record.extend([1, 0xff, 0xff, 0xff]);
+    record.resize(5 + (16 << 10), 0);
+    for _ in 0..64 {
+        // Until the other side does not take it any more.
+        let wrote = tokio::time::timeout(PATIENCE, socket.write_all(&record)).await;
+        if wrote.expect("taken or refused").is_err() {
+            break;
+        }
+        record[5..9].fill(0);
+    }
+    let mut rest = Vec::new();
+    let read = tokio::time::timeout(PATIENCE, socket.read_to_end(&mut rest)).await.expect("an end");
+    // An alert, or the connection's end.
+    assert!(read.is_err() || rest.is_empty() || rest[0] == 0x15, "{rest:?}");
 }
 
 #[tokio::test]

@@ -36,6 +36,7 @@ use tokio::time::Instant;
 use self::bearer::Bearer;
 use self::brake::{Admission, Brake, Failures};
 use self::entry::{Checked, Entry, EntryKind, Gate, Scheme};
+pub use self::jwt::{Compact as Token, unverified_issuer};
 use crate::filters::contract::{Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
 use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError};
 use crate::values::{Duration, FieldPath, Problem, Reason};

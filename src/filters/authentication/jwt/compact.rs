@@ -99,3 +99,44 @@ fn decode(part: &str) -> Result<Vec<u8>, Malformed> {
     let bytes = URL_SAFE_NO_PAD.decode(part).map_err(|_| Malformed)?;
     if bytes.is_empty() { Err(Malformed) } else { Ok(bytes) }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+        #[test]
+        fn a_token_that_is_read_has_one_spelling(
+            header in prop_oneof![
+                Just(r#"{"alg":"ES256"}"#.to_owned()), Just(r#"{"alg":"RS256","kid":"a","typ":"JWT"}"#.to_owned()),
+                Just(r#"{"alg":"none"}"#.to_owned()), Just(r#"{"alg":"ES256","jku":"x"}"#.to_owned()), "\\PC{0,8}",
+            ],
+            payload in prop_oneof![
+                Just(r#"{"iss":"a"}"#.to_owned()), Just(r#"{"iss":"a","iss":"b"}"#.to_owned()), Just("[]".to_owned()),
+                "\\PC{0,8}",
+            ],
+            signature in proptest::collection::vec(any::<u8>(), 0..4),
+            broken in proptest::option::of((0_usize..60, any::<char>())),
+        ) {
+            let b64 = |bytes: &[u8]| URL_SAFE_NO_PAD.encode(bytes);
+            let mut token = format!("{}.{}.{}", b64(header.as_bytes()), b64(payload.as_bytes()), b64(&signature));
+            if let Some((at, sign)) = broken && at <= token.len() {
+                token.insert(at, sign);
+            }
+            let issuer = unverified_issuer(&token);
+            if let Ok(read) = Compact::read(&token) {
+                let parts: Vec<&str> = token.split('.').collect();
+                prop_assert_eq!(parts.len(), 3);
+                for part in &parts {
+                    prop_assert_eq!(&b64(&decode(part).expect("it was read")), part);
+                }
+                let signed = format!("{}.{}", parts[0], parts[1]);
+                prop_assert_eq!(read.signed, signed.as_bytes());
+                prop_assert_eq!(read.claims.get("iss").and_then(Value::as_str), issuer.as_deref());
+            }
+        }
+    }
+}

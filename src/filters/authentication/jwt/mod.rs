@@ -18,8 +18,7 @@ use http::HeaderMap;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use self::compact::Compact;
-pub use self::compact::unverified_issuer;
+pub use self::compact::{Compact, unverified_issuer};
 use self::key_set::{Algorithm, KeySet, Signed};
 use self::rules::Rules;
 use super::backend_path::{PATH, PATH_OF_BACKEND, backend_path};
