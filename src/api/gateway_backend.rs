@@ -4,9 +4,10 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::backend_credentials::BackendCredentials;
 use super::gateway_route::{EXACT_HOSTNAME, OBJECT_NAME};
 use super::status::GatewayBackendStatus;
-use crate::values::{CaCertificateRef, Duration, SecretKeyRef, SecretRef};
+use crate::values::{CaCertificateRef, Duration, SecretRef};
 
 /// What is wanted.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -213,105 +214,8 @@ pub struct BackendLimits {
     pub requests: i32,
 }
 
-/// What of ours a backend is shown: in a field, as a parameter of the query, or as user and password.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-#[x_kube(
-    validation = (
-        "[has(self.header), has(self.query), has(self.basic)].filter(given, given).size() == 1",
-        "credentials stand in one place: header, query or basic"
-    ),
-    validation = (
-        "has(self.basic) != has(self.secretKeyRef)",
-        "header and query take secretKeyRef, basic has a secretRef of its own"
-    ),
-    validation = ("!has(self.prefix) || has(self.header)", "prefix means something only with header")
-)]
-pub struct BackendCredentials {
-    /// Field that carries it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 256), regex(pattern = TOKEN))]
-    #[x_kube(validation = (
-        "!(self.lowerAscii() in ['host', 'content-length', 'content-type', 'content-encoding', 'transfer-encoding', 'connection', 'upgrade', 'te', 'trailer', 'keep-alive', 'expect', 'forwarded', 'via', 'x-real-ip', 'x-request-id']) && !self.lowerAscii().startsWith('proxy-') && !self.lowerAscii().startsWith('x-forwarded-') && !self.lowerAscii().startsWith('x-portcullis-')",
-        "this field is the gateway's own; a credential stands in another field"
-    ))]
-    pub header: Option<String>,
-    /// Stands before it in the field, like "Bearer ".
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 64), regex(pattern = PREFIX))]
-    pub prefix: Option<String>,
-    /// Parameter of the query that carries it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 128))]
-    pub query: Option<String>,
-    /// Key of a Secret that holds it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub secret_key_ref: Option<SecretKeyRef>,
-    /// User and password (RFC 7617).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub basic: Option<BasicCredentials>,
-}
-
-impl BackendCredentials {
-    /// What its rules say of it: the field below it, and why.
-    pub(super) fn problem(&self) -> Option<(Option<&'static str>, String)> {
-        let places = [self.header.is_some(), self.query.is_some(), self.basic.is_some()];
-        if places.iter().filter(|given| **given).count() != 1 {
-            return Some((None, "credentials stand in one place: header, query or basic".into()));
-        }
-        if self.basic.is_some() == self.secret_key_ref.is_some() {
-            let message = "header and query take secretKeyRef, basic has a secretRef of its own";
-            return Some((None, message.into()));
-        }
-        if self.prefix.is_some() && self.header.is_none() {
-            return Some((Some("prefix"), "prefix means something only with header".into()));
-        }
-        let name = self.header.as_deref().filter(|name| is_gateways_own(&name.to_ascii_lowercase()))?;
-        Some((
-            Some("header"),
-            format!("{name}: this field is the gateway's own; a credential stands in another field"),
-        ))
-    }
-}
-
-/// Fields of this hop, and what the gateway says of a request itself.
-fn is_gateways_own(name: &str) -> bool {
-    const OURS: [&str; 15] = [
-        "host",
-        "content-length",
-        "content-type",
-        "content-encoding",
-        "transfer-encoding",
-        "connection",
-        "upgrade",
-        "te",
-        "trailer",
-        "keep-alive",
-        "expect",
-        "forwarded",
-        "via",
-        "x-real-ip",
-        "x-request-id",
-    ];
-    let begins = |start: &&str| name.starts_with(start);
-    OURS.contains(&name) || ["proxy-", "x-forwarded-", "x-portcullis-"].iter().any(begins)
-}
-
-/// A user and its password.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct BasicCredentials {
-    /// Secret with the keys username and password.
-    pub secret_ref: SecretRef,
-}
-
 /// Path and query.
 const TARGET: &str = "^/[!-~]*$";
-/// A token (RFC 9110 section 5.6.2).
-const TOKEN: &str = "^[-A-Za-z0-9!#$%&'*+.^_`|~]+$";
-/// Visible ASCII and spaces.
-const PREFIX: &str = "^[!-~][ -~]*$";
-
 /// TLS to the backend.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]

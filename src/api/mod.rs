@@ -1,6 +1,7 @@
 //! What users write: the CRD types, nothing else. The schema is generated from them into `crds/`.
 
 mod aggregate;
+mod backend_credentials;
 #[cfg(test)]
 mod cases_tests;
 mod crd;
@@ -26,11 +27,11 @@ mod shape;
 mod status;
 
 pub use aggregate::{AggregateResponseSpec, AggregateSpec, CallHeadersSpec, CallSpec, OnErrorSpec};
+pub use backend_credentials::{BackendCredentials, BasicCredentials, Oauth2ClientCredentials};
 pub use crd::crds;
 pub use gateway_backend::{
-    ActiveCheck, BackendCredentials, BackendHost, BackendService, BackendTls, BalancePolicy,
-    BasicCredentials, GatewayBackend, GatewayBackendSpec, HealthCheck, PassiveCheck, Protocol,
-    SubjectAltName,
+    ActiveCheck, BackendHost, BackendService, BackendTls, BalancePolicy, GatewayBackend, GatewayBackendSpec,
+    HealthCheck, PassiveCheck, Protocol, SubjectAltName,
 };
 pub use gateway_policy::{GatewayPolicy, GatewayPolicySpec, PolicyTarget, Precedence, TargetKind};
 pub use gateway_route::{

@@ -184,8 +184,13 @@ impl Bound {
             }
         };
         if let Some(listener) = admin {
-            let status =
-                status::Status { started: Instant::now(), addresses, published: publications, installed_at };
+            let status = status::Status {
+                started: Instant::now(),
+                addresses,
+                published: publications,
+                installed_at,
+                telemetry: telemetry.clone(),
+            };
             let token = purge::token_file(settings.admin_token.clone());
             let purger = purge::Purger { plane: plane.clone(), token, others };
             let admin = admin::Admin { telemetry, readiness, drain: signal, status, purger };

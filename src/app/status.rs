@@ -10,6 +10,7 @@ use super::Addresses;
 use crate::compile::Published;
 use crate::lifecycle::{DrainSignal, Readiness};
 use crate::snapshot::Origin;
+use crate::telemetry::Telemetry;
 use crate::values::Severity;
 
 /// At most so many entries of each list; `omitted` counts the others.
@@ -20,6 +21,7 @@ pub struct Status {
     pub addresses: Addresses,
     pub published: watch::Receiver<Option<Arc<Published>>>,
     pub installed_at: watch::Receiver<Option<Instant>>,
+    pub telemetry: Telemetry,
 }
 
 #[derive(Serialize)]
@@ -35,6 +37,8 @@ struct Document<'a> {
     route_map: Option<Installed>,
     problems: Vec<Entry<'a>>,
     failures: Vec<Unread<'a>>,
+    /// What is fetched or asked beside the requests and cannot be had now.
+    failing: Vec<Failing>,
     omitted: usize,
 }
 
@@ -76,6 +80,12 @@ struct Unread<'a> {
     message: &'a str,
 }
 
+#[derive(Serialize)]
+struct Failing {
+    place: String,
+    error: String,
+}
+
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
 fn is_zero(generation: &i64) -> bool {
     *generation == 0
@@ -88,6 +98,7 @@ impl Status {
         let age = self.installed_at.borrow().map_or(0, |at| now.duration_since(at).as_secs());
         let mut omitted = 0;
         let missing = readiness.missing();
+        let failing = self.failing(&mut omitted);
         let document = Document {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: now.duration_since(self.started).as_secs(),
@@ -104,9 +115,16 @@ impl Status {
             }),
             problems: published.as_deref().map(|p| problems(p, &mut omitted)).unwrap_or_default(),
             failures: published.as_deref().map(|p| failures(p, &mut omitted)).unwrap_or_default(),
+            failing,
             omitted,
         };
         serde_json::to_string_pretty(&document).map_or_else(|error| error.to_string(), |text| text + "\n")
+    }
+
+    fn failing(&self, omitted: &mut usize) -> Vec<Failing> {
+        let all = self.telemetry.control().failing();
+        *omitted += all.len().saturating_sub(MOST);
+        all.into_iter().take(MOST).map(|(place, error)| Failing { place, error }).collect()
     }
 }
 

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use super::client::{Client, Connection, Unanswered};
 use crate::filters::{About, Answer, Answers, AskPlan, Inquiry, NoAnswer, Question, Reply};
-use crate::telemetry::Telemetry;
+use crate::telemetry::{HostSeries, Telemetry};
 use crate::values::Redacted;
 
 /// So many questions are on their way at once.
@@ -35,7 +35,7 @@ const TRIED_EVERY: Duration = Duration::from_secs(1);
 /// Asks what comes until nobody can ask any more.
 pub(super) async fn keep_asking(inquiry: Inquiry, client: Client, telemetry: Telemetry) {
     let Inquiry { plan, answers, mut questions, hits } = inquiry;
-    let _series = telemetry.control().of_host(&plan.place.host());
+    let series = telemetry.control().of_host(&plan.place.host());
     telemetry.control().counts_hits(&plan.place.host(), &hits);
     let mut asker = Asker {
         plan: Arc::new(plan),
@@ -48,6 +48,7 @@ pub(super) async fn keep_asking(inquiry: Inquiry, client: Client, telemetry: Tel
         idle: Vec::new(),
         reach: Reach { failures: 0, next_try: Instant::now() },
         is_failing: false,
+        series,
     };
     let mut tasks = JoinSet::new();
     loop {
@@ -76,6 +77,7 @@ struct Asker {
     reach: Reach,
     /// For the log, which has a line a change.
     is_failing: bool,
+    series: HostSeries,
 }
 
 /// Whether the server can be reached.
@@ -180,6 +182,7 @@ impl Asker {
                 self.count(word);
                 if std::mem::take(&mut self.is_failing) {
                     tracing::info!(%place, "answers again");
+                    self.series.is_well();
                 }
                 Some(answer)
             }
@@ -187,6 +190,7 @@ impl Asker {
                 self.count("failed");
                 if !std::mem::replace(&mut self.is_failing, true) {
                     tracing::warn!(%place, error, "cannot be asked; what it would have to say is not known");
+                    self.series.fails(place, &error);
                 }
                 None
             }

@@ -15,7 +15,7 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::client::{Connection, authority, random_byte};
+use super::client::{Connection, authority, jittered, random_byte};
 use super::grpc_health;
 use crate::route_map::{CheckPlan, Question};
 use crate::upstream::{Backend, Checked, Guard, Spoken, Term};
@@ -96,12 +96,16 @@ async fn check(backend: Weak<Backend>, term: &Term, asking: &Asking) {
     }
 }
 
-async fn round(known: &Backend, endpoints: Vec<Checked>, asking: &Asking) {
+async fn round(known: &Arc<Backend>, endpoints: Vec<Checked>, asking: &Asking) {
     let Some(plan) = known.check() else { return };
     stream::iter(endpoints)
         .for_each_concurrent(AT_ONCE, |one| async move {
             // Waiting for a place is none of the endpoint's time.
             let _place = asking.places.acquire().await;
+            // Whether it knows us is no question of its health.
+            if !matches!(plan.question, Question::Connect) && !known.has_credential() {
+                return;
+            }
             let asked = tokio::time::timeout(plan.timeout, ask(known, &one, plan, &asking.guard)).await;
             known.found(&one, asked.unwrap_or_else(|_| Err(format!("no answer within {:?}", plan.timeout))));
         })
@@ -110,7 +114,7 @@ async fn round(known: &Backend, endpoints: Vec<Checked>, asking: &Asking) {
 
 /// # Errors
 /// Why it is not well, for the log.
-async fn ask(backend: &Backend, one: &Checked, plan: &CheckPlan, guard: &Guard) -> Result<(), String> {
+async fn ask(backend: &Arc<Backend>, one: &Checked, plan: &CheckPlan, guard: &Guard) -> Result<(), String> {
     let (stream, spoken) = backend.dial(&one.endpoint, guard, Instant::now() + plan.timeout).await?;
     let service = match &plan.question {
         Question::Connect => return Ok(()),
@@ -118,7 +122,8 @@ async fn ask(backend: &Backend, one: &Checked, plan: &CheckPlan, guard: &Guard) 
         Question::Grpc(_) if spoken == Spoken::Http1 => return Err("it does not speak HTTP/2".into()),
         Question::Grpc(service) => Some(service),
     };
-    let mut connection = Connection::on(stream, &authority(&backend.plan, &one.endpoint), spoken).await?;
+    let connection = Connection::on(stream, &authority(&backend.plan, &one.endpoint), spoken).await?;
+    let mut connection = connection.to(backend);
     if let Some(service) = service {
         let request = grpc_health::request()
             .header(HOST, &connection.authority)
@@ -142,11 +147,6 @@ async fn ask(backend: &Backend, one: &Checked, plan: &CheckPlan, guard: &Guard) 
 
 fn is_well(status: StatusCode) -> bool {
     status.is_success() || status.is_redirection()
-}
-
-/// A tenth more or less, so that replicas do not ask at once.
-fn jittered(interval: Duration) -> Duration {
-    interval * (230 + u32::from(random_byte()) / 5) / 256
 }
 
 /// Any time from none to the bound: backends that are installed together are not asked together.

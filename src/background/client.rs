@@ -53,6 +53,8 @@ pub(super) struct Connection {
     driver: AbortHandle,
     /// As `Host` names who is asked.
     pub authority: HeaderValue,
+    /// What of ours it is to be shown.
+    backend: Option<Arc<Backend>>,
 }
 
 enum Sender {
@@ -116,7 +118,8 @@ impl Client {
             let until = Instant::now() + CONNECT;
             match backend.dial(endpoint, &self.ways.guard, until).await {
                 Ok((stream, spoken)) => {
-                    return Connection::on(stream, &authority(&backend.plan, endpoint), spoken).await;
+                    let authority = authority(&backend.plan, endpoint);
+                    return Ok(Connection::on(stream, &authority, spoken).await?.to(&backend));
                 }
                 Err(error) => why = error,
             }
@@ -156,7 +159,7 @@ impl Connection {
                 .await;
             let (sender, connection) = connected.map_err(|error| error.to_string())?;
             let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-            return Ok(Self { sender: Sender::Http2(sender, scheme), driver, authority });
+            return Ok(Self { sender: Sender::Http2(sender, scheme), driver, authority, backend: None });
         }
         let connected = http1::Builder::new()
             .max_headers(MAX_HEADERS)
@@ -166,7 +169,27 @@ impl Connection {
         let (sender, connection) = connected.map_err(|error| error.to_string())?;
         // What goes wrong is told to the request.
         let driver = tokio::spawn(async move { drop(connection.await) }).abort_handle();
-        Ok(Self { sender: Sender::Http1(sender), driver, authority })
+        Ok(Self { sender: Sender::Http1(sender), driver, authority, backend: None })
+    }
+
+    /// The same, to a backend that may want to know us.
+    pub fn to(mut self, backend: &Arc<Backend>) -> Self {
+        self.backend = backend.plan.credential.is_some().then(|| Arc::clone(backend));
+        self
+    }
+
+    /// Shows what is to be shown, and sends. A field that the request has already is the question's own.
+    async fn ask(&mut self, mut request: Request<Full<Bytes>>) -> Result<Response<Incoming>, String> {
+        let Some(backend) = &self.backend else {
+            return self.sender.ask(request).await.map_err(|error| error.to_string());
+        };
+        let shown = match backend.plan.credential.as_deref() {
+            Some(credential) if credential.is_in(request.headers()) => None,
+            _ => backend.show(&mut request).map_err(|error| error.to_string())?,
+        };
+        let answer = self.sender.ask(request).await.map_err(|error| error.to_string())?;
+        backend.judged(shown.as_ref(), answer.status());
+        Ok(answer)
     }
 
     /// Sends a request and gathers its answer, of whatever status. The caller bounds the time.
@@ -178,8 +201,7 @@ impl Connection {
         request: Request<Full<Bytes>>,
         max_body: usize,
     ) -> Result<Response<Bytes>, Unanswered> {
-        let silent = |error: hyper::Error| Unanswered::Silent(error.to_string());
-        let (head, body) = self.sender.ask(request).await.map_err(silent)?.into_parts();
+        let (head, body) = self.ask(request).await.map_err(Unanswered::Silent)?.into_parts();
         let body = Limited::new(body, max_body).collect().await;
         let body = body.map_err(|error| Unanswered::Broken(error.to_string()))?.to_bytes();
         Ok(Response::from_parts(head, body))
@@ -190,8 +212,7 @@ impl Connection {
     /// # Errors
     /// Why there is none, for the log.
     pub async fn status(&mut self, request: Request<Full<Bytes>>) -> Result<StatusCode, String> {
-        let answer = self.sender.ask(request).await.map_err(|error| error.to_string())?;
-        Ok(answer.status())
+        self.ask(request).await.map(|answer| answer.status())
     }
 
     /// Sends a request and gathers its answer with what comes behind its body. The caller bounds the time.
@@ -199,7 +220,7 @@ impl Connection {
     /// # Errors
     /// Why there is none, for the log.
     pub async fn whole(&mut self, request: Request<Full<Bytes>>, max_body: usize) -> Result<Whole, String> {
-        let answer = self.sender.ask(request).await.map_err(|error| error.to_string())?;
+        let answer = self.ask(request).await?;
         let (head, body) = answer.into_parts();
         let body = Limited::new(body, max_body).collect().await.map_err(|error| error.to_string())?;
         let trailers = body.trailers().cloned();
@@ -265,6 +286,11 @@ pub(super) fn authority(plan: &BackendPlan, endpoint: &Endpoint) -> String {
     if port == usual { host } else { format!("{host}:{port}") }
 }
 
+/// A tenth more or less, so that replicas do not ask at once.
+pub(super) fn jittered(interval: Duration) -> Duration {
+    interval * (230 + u32::from(random_byte()) / 5) / 256
+}
+
 pub(super) fn random_byte() -> u8 {
     let mut byte = [0];
     // Without it the first endpoint is asked first.
@@ -278,4 +304,18 @@ fn tls() -> rustls::ClientConfig {
     let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn intervals_differ_by_a_tenth() {
+        let interval = Duration::from_secs(10);
+        for _ in 0..200 {
+            let one = jittered(interval);
+            assert!((Duration::from_millis(8900)..Duration::from_millis(11_100)).contains(&one), "{one:?}");
+        }
+    }
 }

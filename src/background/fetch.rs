@@ -7,18 +7,18 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ACCEPT, HOST, USER_AGENT};
-use http::{Request, StatusCode};
+use http::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HOST, USER_AGENT};
+use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::Full;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::ask;
-use super::client::{Client, Unanswered, Ways};
-use crate::filters::{Fetched, Place, Step, Wanted};
+use super::ask::keep_asking;
+use super::client::{Client, Unanswered, Ways, jittered};
+use crate::filters::{FetchPlan, Fetched, Place, Step, Wanted};
 use crate::telemetry::Telemetry;
 
-/// How often what was fetched is fetched again.
+/// How often what was fetched is fetched again, unless it says else itself.
 const FRESH: Duration = Duration::from_secs(300);
 /// After a failure; doubled with each.
 const FIRST_DELAY: Duration = Duration::from_millis(500);
@@ -40,7 +40,7 @@ pub async fn keep_fetching(mut wanted: mpsc::UnboundedReceiver<Wanted>, ways: Wa
         tokio::select! {
             next = wanted.recv() => match next {
                 Some(Wanted::Asked(inquiry)) => {
-                    tasks.spawn(ask::keep_asking(inquiry, client.clone(), telemetry.clone()));
+                    tasks.spawn(keep_asking(inquiry, client.clone(), telemetry.clone()));
                 }
                 Some(Wanted::Fetched(fetched)) => drop(tasks.spawn(keep_fresh(fetched, client.clone(), telemetry.clone()))),
                 None => return,
@@ -51,9 +51,8 @@ pub async fn keep_fetching(mut wanted: mpsc::UnboundedReceiver<Wanted>, ways: Wa
 }
 
 async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry) {
-    let (mut failures, mut had_any) = (0_u32, false);
-    let Some(_series) =
-        fetched.upgrade().map(|wanted| telemetry.control().of_host(&wanted.plan.place.host()))
+    let mut failures = 0_u32;
+    let Some(series) = fetched.upgrade().map(|wanted| telemetry.control().of_host(&wanted.plan.place.host()))
     else {
         return;
     };
@@ -62,21 +61,24 @@ async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry
         let host = wanted.plan.place.host();
         let delay = match run(&client, &wanted).await {
             Ok(value) => {
-                if failures > 0 || !had_any {
+                if failures > 0 || !wanted.is_there() {
                     tracing::info!(place = %wanted.plan.place, "fetched");
                 }
-                (failures, had_any) = (0, true);
+                failures = 0;
                 telemetry.control().fetched(&host);
+                series.is_well();
+                let fresh_for = wanted.plan.reader.fresh_for(&*value);
                 wanted.tried(Some(value));
-                FRESH
+                fresh_for.unwrap_or(FRESH)
             }
             Err(error) => {
                 if failures == 0 {
-                    tracing::warn!(place = %wanted.plan.place, error, "cannot be fetched; it is tried again, what is known stays");
+                    tracing::warn!(place = %wanted.plan.place, error = &*error, "cannot be fetched; it is tried again, what is known stays");
                 }
                 telemetry.control().fetch_failed(&host);
+                series.fails(&wanted.plan.place, &error);
                 wanted.tried(None);
-                let longest = if had_any { LONGEST_DELAY } else { LONGEST_FIRST_DELAY };
+                let longest = if wanted.is_there() { LONGEST_DELAY } else { LONGEST_FIRST_DELAY };
                 let delay = FIRST_DELAY.saturating_mul(1 << failures.min(10)).min(longest);
                 failures += 1;
                 delay
@@ -84,7 +86,8 @@ async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry
         };
         let asked = wanted.wanted();
         drop(wanted);
-        let until = tokio::time::Instant::now() + delay;
+        // Replicas do not ask at once, and not all again at once when a server is back.
+        let until = tokio::time::Instant::now() + jittered(delay);
         loop {
             let next_look = (tokio::time::Instant::now() + LOOK).min(until);
             tokio::select! {
@@ -102,12 +105,12 @@ async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry
 }
 
 async fn run(client: &Client, fetched: &Fetched) -> Result<Arc<dyn std::any::Any + Send + Sync>, String> {
-    let (mut place, reader) = (fetched.plan.place.clone(), &fetched.plan.reader);
+    let (mut place, plan) = (fetched.plan.place.clone(), &fetched.plan);
     for step in 0..MAX_STEPS {
-        let body = tokio::time::timeout(PATIENCE, get(client, &place));
+        let body = tokio::time::timeout(PATIENCE, ask(client, &place, plan));
         let body = body.await.map_err(|_| format!("{place} did not answer within {PATIENCE:?}"))?;
         let body = body.map_err(|error| format!("{place}: {error}"))?;
-        match reader.read(step, &body).map_err(|error| format!("{place}: {error}"))? {
+        match plan.reader.read(step, &body).map_err(|error| format!("{place}: {error}"))? {
             Step::Done(value) => return Ok(value),
             Step::Next(next) => place = Place::Url(next),
         }
@@ -115,17 +118,27 @@ async fn run(client: &Client, fetched: &Fetched) -> Result<Arc<dyn std::any::Any
     Err("it leads on and on".into())
 }
 
-async fn get(client: &Client, place: &Place) -> Result<Bytes, String> {
+async fn ask(client: &Client, place: &Place, plan: &FetchPlan) -> Result<Bytes, String> {
     let mut connection = client.connect(place).await?;
-    let request = Request::get(&**place.target())
+    let mut request = Request::get(&**place.target())
         .header(HOST, &connection.authority)
         .header(ACCEPT, "application/json")
         .header(USER_AGENT, "portcullis")
         .body(Full::default())
         .map_err(|error| error.to_string())?;
+    if let Some(posted) = &plan.posted {
+        *request.method_mut() = Method::POST;
+        let form = HeaderValue::from_static("application/x-www-form-urlencoded");
+        request.headers_mut().insert(CONTENT_TYPE, form);
+        if let Some(authorization) = &posted.authorization {
+            request.headers_mut().insert(AUTHORIZATION, authorization.expose().clone());
+        }
+        *request.body_mut() = Full::new(Bytes::from(posted.form.expose().clone()));
+    }
     let answer = connection.send(request, MAX_BODY).await.map_err(Unanswered::into_text)?;
     if answer.status() != StatusCode::OK {
-        return Err(format!("it answered {}; redirects are not followed", answer.status()));
+        let why = plan.reader.why(answer.body()).map(|why| format!(" ({why})")).unwrap_or_default();
+        return Err(format!("it answered {}{why}; redirects are not followed", answer.status()));
     }
     Ok(answer.into_body())
 }
@@ -139,7 +152,7 @@ mod tests {
     use tokio::net::TcpListener;
 
     use super::*;
-    use crate::filters::{FetchPlan, OwnHost, Reader, Url};
+    use crate::filters::{OwnHost, Reader, Url};
     use crate::upstream::{Guard, Loopback};
 
     #[derive(Debug)]
@@ -192,7 +205,7 @@ mod tests {
 
         fn fetched(&self) -> Arc<Fetched> {
             let url = Url::new(&format!("http://{}/keys", self.address), OwnHost::Allowed).expect("a URL");
-            Arc::new(Fetched::new(FetchPlan { place: Place::Url(url), reader: Arc::new(Text) }))
+            Arc::new(Fetched::new(FetchPlan { place: Place::Url(url), reader: Arc::new(Text), posted: None }))
         }
     }
 

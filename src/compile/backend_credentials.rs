@@ -9,12 +9,16 @@ use http::header::AUTHORIZATION;
 use http::{HeaderName, HeaderValue};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
+use super::backend_refs::{self, Reference};
 use super::gateway_route::not_permitted;
 use super::question::Asker;
-use crate::api::{BackendCredentials, GatewayBackendSpec};
-use crate::route_map::Credential;
+use crate::api::{BackendCredentials, GatewayBackendSpec, Oauth2ClientCredentials};
+use crate::filters::{ClientToken, OauthClient, Place, Url, backend_path};
+use crate::route_map::{Address, BackendPlan, BackendTarget, Credential, TokenPlan};
 use crate::snapshot::{self, SecretData};
-use crate::values::{FieldPath, ObjectName, Problem, Reason, Redacted, SecretKeyRef, SecretRef};
+use crate::values::{
+    AskedBackendRef, BackendKind, FieldPath, ObjectName, Problem, Reason, Redacted, SecretKeyRef, SecretRef,
+};
 
 /// What stays as it is in a query (RFC 3986 section 2.3).
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -41,12 +45,23 @@ fn refuse_in_the_clear(spec: &GatewayBackendSpec, at: &FieldPath) -> Result<(), 
     let mut hosts = spec.hosts.iter().flatten().map(|host| host.address.as_str());
     match hosts.find(|host| spec.tls.is_none() && !is_own(host)) {
         None => Ok(()),
-        Some(host) => Err(Problem::error(
-            at.clone(),
-            Reason::UnsupportedValue,
-            format!("{host} is asked in the clear, where anybody on the way could read them; set spec.tls"),
-        )),
+        Some(host) => Err(in_the_clear(at, host)),
     }
+}
+
+fn in_the_clear(at: &FieldPath, host: &str) -> Problem {
+    let message =
+        format!("{host} is asked in the clear, where anybody on the way could read them; set spec.tls");
+    Problem::error(at.clone(), Reason::UnsupportedValue, message)
+}
+
+/// A host that is not this one.
+fn outside((address, _): &(Address, u16)) -> Option<String> {
+    let host = match address {
+        Address::Ip(ip) => ip.to_string(),
+        Address::Name(name) => name.to_string(),
+    };
+    Some(host).filter(|host| !is_own(host))
 }
 
 fn is_own(host: &str) -> bool {
@@ -59,6 +74,9 @@ fn credential(
     at: &FieldPath,
     reader: &mut Reader<'_, '_>,
 ) -> Result<Credential, Problem> {
+    if let Some(token) = &spec.oauth2_client_credentials {
+        return reader.token(token, &at.field("oauth2ClientCredentials")).map(Credential::Token);
+    }
     match (&spec.header, &spec.query, &spec.basic, &spec.secret_key_ref) {
         (Some(name), None, None, Some(secret)) => {
             let name: HeaderName = name
@@ -87,7 +105,7 @@ fn credential(
         }
         _ => Err(invalid(
             at.clone(),
-            "expected header and secretKeyRef (and prefix), or query and secretKeyRef, or basic".into(),
+            "expected header and secretKeyRef (and prefix), or query and secretKeyRef, basic or oauth2ClientCredentials".into(),
         )),
     }
 }
@@ -113,6 +131,55 @@ impl Reader<'_, '_> {
         let secret = self.secret(&whole, &at)?;
         let text = text_of(&secret, reference.key.as_deref(), &at)?;
         Ok((secret.name.clone(), text))
+    }
+
+    fn token(&mut self, spec: &Oauth2ClientCredentials, at: &FieldPath) -> Result<TokenPlan, Problem> {
+        let (place, from) = match (&spec.token_endpoint, &spec.backend_ref) {
+            (Some(endpoint), None) => {
+                let url = Url::new(endpoint, self.asker.own_host());
+                let url = url.map_err(|message| invalid(at.field("tokenEndpoint"), message))?;
+                (Place::Url(url), None)
+            }
+            (None, Some(backend)) => {
+                let path = backend_path(spec.path.as_deref());
+                let path = path.map_err(|message| invalid(at.field("path"), message.into()))?;
+                let backend = self.backend(backend, &at.field("backendRef"))?;
+                (Place::Backend(backend.id.clone(), path.into()), Some(backend))
+            }
+            _ => return Err(invalid(at.clone(), "give either tokenEndpoint or backendRef".into())),
+        };
+        let secret_at = at.field("clientSecretRef");
+        let secret = self.secret(&spec.client_secret_ref, &secret_at)?;
+        let client = OauthClient::of(&secret)
+            .map_err(|message| Problem::error(secret_at, Reason::SecretNotFound, message))?;
+        let audience = spec.audience.as_deref();
+        let fetch = ClientToken::plan(place, &client, spec.authentication, &spec.scopes, audience);
+        Ok(TokenPlan { fetch, from, spellings: [AUTHORIZATION.as_str()].into_iter().collect() })
+    }
+
+    /// One that has no token of its own to wait for; those are compiled before.
+    fn backend(&mut self, given: &AskedBackendRef, at: &FieldPath) -> Result<Arc<BackendPlan>, Problem> {
+        let reference = Reference {
+            kind: given.kind,
+            name: &given.name,
+            namespace: given.namespace.as_deref(),
+            port: given.port,
+        };
+        let backend = backend_refs::resolve(&reference, self.from, self.asker, at);
+        let backend = backend.map_err(|(_, mut problem)| {
+            if given.kind == BackendKind::GatewayBackend && problem.reason == Reason::BackendNotFound {
+                problem.message += "; one with oauth2ClientCredentials of its own gives no tokens";
+            }
+            problem
+        })?;
+        let outside = match &backend.target {
+            BackendTarget::Hosts(hosts) if backend.tls.is_none() => hosts.iter().find_map(outside),
+            BackendTarget::Hosts(_) | BackendTarget::Service { .. } => None,
+        };
+        match outside {
+            None => Ok(backend),
+            Some(host) => Err(in_the_clear(at, &host)),
+        }
     }
 
     fn secret(&mut self, reference: &SecretRef, at: &FieldPath) -> Result<Arc<SecretData>, Problem> {

@@ -48,7 +48,9 @@ use self::hosts::HostUnit;
 use self::policies::{Layer, Stack};
 use self::question::{Asked, Asker, Backends, Gathered, Known, Policies};
 use crate::filters::{AnyPlan, OwnHost, REGISTRY, Unmatched};
-use crate::route_map::{BackendPlan, CertificatePlan, ClientValidationPlan, EndpointSet, RouteMap};
+use crate::route_map::{
+    BackendPlan, CertificatePlan, ClientValidationPlan, Credential, EndpointSet, RouteMap, TokenPlan,
+};
 use crate::snapshot::{Kind, Manifest, SecretData, Snapshot};
 use crate::values::{BackendId, FieldPath, Hostname, LabelSelector, ObjectName, Problem};
 
@@ -120,6 +122,9 @@ struct Certificates {
     proven: HashMap<ObjectName, (Arc<SecretData>, Proven)>,
     validations: HashMap<[u8; 32], Weak<ClientValidationPlan>>,
 }
+
+/// What stands in the spec of a backend that asks another one.
+const ASKS_ANOTHER: &str = "oauth2ClientCredentials";
 
 /// A certificate, or one sentence about what is wrong with it.
 type Proven = Result<Arc<CertificatePlan>, String>;
@@ -222,6 +227,12 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
                 Some(known) if known == plan => known.clone(),
                 _ => plan.clone(),
             });
+            if let Some(Credential::Token(TokenPlan { from: Some(asked), .. })) = plan.credential.as_deref() {
+                map.backends.entry(asked.id.clone()).or_insert_with(|| match memo.plans.get(&asked.id) {
+                    Some(known) if known == asked => known.clone(),
+                    _ => asked.clone(),
+                });
+            }
         }
     }
     memo.plans = map.backends.clone();
@@ -278,10 +289,9 @@ fn reports(claimants: &[Claimant], facts: Vec<conditions::RouteFacts>, memo: &mu
 /// Backends are units of their own, which routes share.
 fn backend_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> Backends {
     let mut known = std::mem::take(&mut memo.backends);
-    for (name, manifest) in &world.world.backends {
-        if !options.serve(world.world, &name.namespace) {
-            continue;
-        }
+    let served = |name: &ObjectName| options.serve(world.world, &name.namespace);
+    let all = || world.world.backends.iter().filter(|(name, _)| served(name));
+    let mut unit = |(name, manifest): (&ObjectName, &Arc<Manifest>), world: Known<'_>, memo: &mut Memo| {
         let unit = match known.remove(name) {
             Some(unit) if lowers_alike(&unit.manifest, manifest) && unit.asked.stands(world) => {
                 unit.now(manifest)
@@ -289,8 +299,20 @@ fn backend_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> Backen
             _ => BackendUnit::new(manifest, world, options, &mut memo.certificates),
         };
         memo.backends.insert(name.clone(), unit);
+    };
+    let lowered = |memo: &Memo| -> Backends {
+        memo.backends.iter().map(|(name, unit)| (name.clone(), unit.lowered.clone())).collect()
+    };
+    // Those that get tokens may get them from others, which therefore do not: that leads nowhere in a circle.
+    let (later, first): (Vec<_>, Vec<_>) =
+        all().partition(|(_, manifest)| manifest.spec.contains(ASKS_ANOTHER));
+    first.into_iter().for_each(|one| unit(one, world, memo));
+    if later.is_empty() {
+        return lowered(memo);
     }
-    memo.backends.iter().map(|(name, unit)| (name.clone(), unit.lowered.clone())).collect()
+    let first = lowered(memo);
+    later.into_iter().for_each(|one| unit(one, Known { backends: &first, ..world }, memo));
+    lowered(memo)
 }
 
 /// Policies too: each is compiled once for all routes that it applies to.

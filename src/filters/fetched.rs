@@ -10,10 +10,11 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use crate::values::BackendId;
+use crate::values::{BackendId, Redacted};
 
 /// What somebody asks for out of turn is fetched this seldom: who shows unknown keys must not hammer an issuer.
 const ASKED_EVERY: Duration = Duration::from_secs(30);
@@ -147,6 +148,24 @@ pub trait Reader: fmt::Debug + Send + Sync {
     /// # Errors
     /// One sentence for the log.
     fn read(&self, step: usize, body: &[u8]) -> Result<Step, String>;
+
+    /// When to fetch it again. `None`: as often as most.
+    fn fresh_for(&self, value: &(dyn Any + Send + Sync)) -> Option<Duration> {
+        let _ = value;
+        None
+    }
+
+    /// Whether what was read is of no more use, however good it was.
+    fn is_over(&self, value: &(dyn Any + Send + Sync)) -> bool {
+        let _ = value;
+        false
+    }
+
+    /// What an answer of another status than 200 says, in a word that may stand in the log.
+    fn why(&self, body: &[u8]) -> Option<&'static str> {
+        let _ = body;
+        None
+    }
 }
 
 pub enum Step {
@@ -162,6 +181,15 @@ type Value = Arc<dyn Any + Send + Sync>;
 pub struct FetchPlan {
     pub place: Place,
     pub reader: Arc<dyn Reader>,
+    /// `None`: it is a GET. What is posted is part of the reader's name.
+    pub posted: Option<Posted>,
+}
+
+/// A form to be posted, and by whom.
+#[derive(Clone, Debug)]
+pub struct Posted {
+    pub form: Redacted<String>,
+    pub authorization: Option<Redacted<HeaderValue>>,
 }
 
 impl FetchPlan {
@@ -207,6 +235,12 @@ impl Fetched {
     pub fn value<T: Any + Send + Sync>(&self) -> Option<Arc<T>> {
         let value = self.value.load();
         Arc::clone(value.as_ref()?.as_ref()).downcast().ok()
+    }
+
+    /// Whether there is one that is of use.
+    pub fn is_there(&self) -> bool {
+        let value = self.value.load();
+        value.as_ref().is_some_and(|value| !self.plan.reader.is_over(&***value))
     }
 
     /// Asks for it out of turn. `None`: it was asked for a moment ago. The future ends when it was tried, or after 2 s.
@@ -281,7 +315,7 @@ mod tests {
 
     fn fetched() -> Fetched {
         let url = Url::new("https://login.example/keys", OwnHost::Refused).expect("a URL");
-        Fetched::new(FetchPlan { place: Place::Url(url), reader: Arc::new(Text) })
+        Fetched::new(FetchPlan { place: Place::Url(url), reader: Arc::new(Text), posted: None })
     }
 
     #[test]

@@ -4,17 +4,22 @@
 mod asked;
 mod authentication;
 mod authorization;
+mod backend_path;
 mod body_patch;
 #[cfg(test)]
 mod body_transform_tests;
 mod chain;
 mod changed_body;
+mod client_token;
+#[cfg(test)]
+mod client_token_tests;
 mod contract;
 #[cfg(test)]
 mod contract_tests;
 mod fetched;
 mod header_edits;
 mod held;
+mod oauth_client;
 mod offload;
 mod path_change;
 mod query_edits;
@@ -44,8 +49,10 @@ pub use asked::{
 };
 pub use authentication::{Plan as AuthenticationPlan, Token, unverified_issuer};
 pub use authorization::{Action as AuthorizationAction, Authorization, Plan as AuthorizationPlan};
+pub use backend_path::{PATH as BACKEND_PATH, PATH_OF_BACKEND, backend_path};
 pub use cache::{Collapse, Key as CacheKey, Plan as CachePlan};
 pub use chain::run;
+pub use client_token::{ClientAuthentication, ClientToken};
 pub use contract::{
     AnyPlan, Applies, Combine, Decision, Derive, Filter, FilterKind, Keep, Member, Outcome, Ring, Row, Scope,
     Selection, Unmatched, filter, room, setting,
@@ -54,8 +61,9 @@ pub use contract::{
 pub use contract_tests::NoScope;
 pub use cors::Cors;
 pub use ext_auth::Plan as ExtAuthPlan;
-pub use fetched::{FetchPlan, Fetched, OwnHost, Place, Reader, Step, Transport, Url};
+pub use fetched::{FetchPlan, Fetched, OwnHost, Place, Posted, Reader, Step, Transport, Url};
 pub use header_edits::{Filled, HeaderEdits, HeaderSpec, HeadersSpec, is_forbidden};
+pub use oauth_client::OauthClient;
 pub use offload::{Offload, Taken, Work};
 pub use path_change::PathChange;
 pub use query_edits::QueryParamSpec;

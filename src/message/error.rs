@@ -61,6 +61,8 @@ pub enum ErrorKind {
     Starting,
     /// What tokens are checked with was never fetched yet, or its issuer cannot be asked.
     KeysUnavailable,
+    /// What the backend is to be shown of ours cannot be had now.
+    CredentialsUnavailable,
     /// A rate limit is counted in the store, which does not answer.
     StoreUnavailable,
     /// Whoever knows whether a token is good could not be asked.
@@ -131,6 +133,7 @@ impl ErrorKind {
         Self::Draining,
         Self::Starting,
         Self::KeysUnavailable,
+        Self::CredentialsUnavailable,
         Self::StoreUnavailable,
         Self::IntrospectionFailed,
         Self::UnsupportedMediaType,
@@ -188,6 +191,7 @@ impl ErrorKind {
             Self::Draining => "Draining",
             Self::Starting => "Starting",
             Self::KeysUnavailable => "KeysUnavailable",
+            Self::CredentialsUnavailable => "CredentialsUnavailable",
             Self::StoreUnavailable => "StoreUnavailable",
             Self::IntrospectionFailed => "IntrospectionFailed",
             Self::UnsupportedMediaType => "UnsupportedMediaType",
@@ -250,6 +254,7 @@ impl ErrorKind {
             | Self::Draining
             | Self::Starting
             | Self::KeysUnavailable
+            | Self::CredentialsUnavailable
             | Self::IntrospectionFailed => Side::Gateway,
             _ => Side::Upstream,
         }

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use http::{HeaderMap, HeaderName};
 
+use super::bearer::Bearer;
 use super::cached::{LiveCache, Meanings, plan_of};
 use super::certificates::LiveCertificate;
 use super::client_certificates::LiveValidation;
@@ -19,12 +20,13 @@ use super::spread::Spread;
 use crate::cache::Keying;
 use crate::cache::key::CountedNames;
 use crate::filters::{
-    AnyPlan, AuthenticationPlan, AuthorizationPlan, Cors, ExtAuthPlan, Filter, Member as _, RequestPlan,
-    ResponsePlan, Row,
+    AnyPlan, AuthenticationPlan, AuthorizationPlan, Cors, ExtAuthPlan, Filter, Keep as _, Member as _,
+    RequestPlan, ResponsePlan, Row,
 };
 use crate::message::{ErrorKind, Labels, take_method_overrides};
 use crate::route_map::{
-    Action, BackendPlan, ClientValidation, EndpointSet, Host, HostIndex, RouteMap, Rule, WeightedTarget,
+    Action, BackendPlan, ClientValidation, Credential, EndpointSet, Host, HostIndex, RouteMap, Rule,
+    WeightedTarget,
 };
 use crate::telemetry::{RuleStats, Telemetry};
 use crate::upstream::Backend;
@@ -267,7 +269,7 @@ impl Linker {
                 |known: &&Linked| Arc::ptr_eq(&known.backend.plan, plan) || known.backend.plan == *plan;
             let linked = match before.by_id.get(id).filter(same) {
                 Some(known) => known.clone(),
-                None => self.link_backend(id, plan, before.by_id.get(id), telemetry),
+                None => self.link_backend(id, plan, before.by_id.get(id), telemetry, keep),
             };
             if let Some(set) = endpoints.remove(id) {
                 linked.backend.set_endpoints(set);
@@ -307,11 +309,18 @@ impl Linker {
         plan: &Arc<BackendPlan>,
         before: Option<&Linked>,
         telemetry: &Telemetry,
+        keep: &Kept,
     ) -> Linked {
         let slot = self.slot(id);
         let backend = match before {
             Some(before) => Backend::after(&before.backend, plan.clone()),
             None => Backend::new(plan.clone(), slot.index, telemetry.backend(&id.to_string())),
+        };
+        let backend = match plan.credential.as_deref() {
+            Some(Credential::Token(token)) => {
+                backend.with_tokens(Arc::new(Bearer(keep.fetched(&token.fetch))))
+            }
+            _ => backend,
         };
         Linked { backend: Arc::new(backend), slot }
     }

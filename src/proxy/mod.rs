@@ -38,6 +38,7 @@
 mod account;
 mod admission;
 mod aggregate;
+mod bearer;
 mod cached;
 mod certificates;
 mod client_certificates;

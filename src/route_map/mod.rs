@@ -24,7 +24,7 @@ pub use aggregate::{AggregatePlan, AnswerPlan, BodyPlan, CallPlan, OnError};
 pub use backend::{
     Address, Authorities, BackendPlan, BackendProtocol, BackendTarget, BackendTlsPlan, HostHeader, PinnedName,
 };
-pub use credential::Credential;
+pub use credential::{Credential, TokenPlan};
 pub use endpoints::{Endpoint, EndpointSet};
 pub use hosts::{Host, HostIndex, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};
 pub use matching::{Found, MatchEntry, MatchPlan, MatchTable, PathPredicate};

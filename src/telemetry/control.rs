@@ -1,6 +1,7 @@
 //! The series of the control side: what is programmed, how long it took, how fresh it is. Counted seldom, by any thread.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -48,6 +49,10 @@ struct State {
     /// By how many tasks.
     hosts: BTreeMap<String, usize>,
     fetches: BTreeMap<String, Fetches>,
+    /// What cannot be had now, and why, by who wants it.
+    failing: BTreeMap<u64, (String, String)>,
+    /// Numbers those.
+    takers: u64,
     questions: BTreeMap<(String, &'static str), u64>,
     known: Vec<(String, Arc<HitCount>)>,
     known_before: BTreeMap<String, u64>,
@@ -111,8 +116,15 @@ impl ControlStats {
 
     /// The series of a host are there while what this gives lives: as many as policies name, and no host for ever.
     pub fn of_host(self: &Arc<Self>, host: &str) -> HostSeries {
-        *self.state().hosts.entry(host.to_owned()).or_default() += 1;
-        HostSeries { control: Arc::clone(self), host: host.to_owned() }
+        let mut state = self.state();
+        *state.hosts.entry(host.to_owned()).or_default() += 1;
+        state.takers += 1;
+        HostSeries { control: Arc::clone(self), host: host.to_owned(), number: state.takers }
+    }
+
+    /// What cannot be had now: from where, and why.
+    pub fn failing(&self) -> Vec<(String, String)> {
+        self.state().failing.values().cloned().collect()
     }
 
     /// Something that a policy names was fetched from a host.
@@ -198,11 +210,24 @@ impl ControlStats {
 pub struct HostSeries {
     control: Arc<ControlStats>,
     host: String,
+    number: u64,
+}
+
+impl HostSeries {
+    /// What is wanted of this place cannot be had now.
+    pub fn fails(&self, place: &dyn Display, error: &str) {
+        self.control.state().failing.insert(self.number, (place.to_string(), error.to_owned()));
+    }
+
+    pub fn is_well(&self) {
+        self.control.state().failing.remove(&self.number);
+    }
 }
 
 impl Drop for HostSeries {
     fn drop(&mut self) {
         let (mut state, host) = (self.control.state(), self.host.as_str());
+        state.failing.remove(&self.number);
         let Some(others) = state.hosts.get_mut(host) else { return };
         *others -= 1;
         if *others > 0 {
@@ -223,6 +248,8 @@ impl Default for State {
             watch_errors: BTreeMap::new(),
             hosts: BTreeMap::new(),
             fetches: BTreeMap::new(),
+            failing: BTreeMap::new(),
+            takers: 0,
             questions: BTreeMap::new(),
             known: Vec::new(),
             known_before: BTreeMap::new(),
@@ -271,7 +298,13 @@ mod tests {
             hosts
         };
         count();
+        one.fails(&"https://login.example/keys", "late");
+        other.fails(&"https://login.example/token", "refused");
+        assert_eq!(control.failing().len(), 2);
+        other.is_well();
+        assert_eq!(control.failing(), [("https://login.example/keys".to_owned(), "late".to_owned())]);
         drop(one);
+        assert!(control.failing().is_empty());
         assert_eq!(hosts(), ["login.example", "other.example"]);
         drop(other);
         assert_eq!(hosts(), ["other.example"]);

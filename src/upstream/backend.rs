@@ -6,15 +6,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::budget::RetryBudget;
 use super::checked::Term;
 use super::health::{Health, Standing};
 use super::tls::Security;
-use crate::message::GrpcStatus;
-use crate::route_map::{BackendPlan, Balance, Endpoint, EndpointSet};
+use super::{Tokens, credentials};
+use crate::message::{GrpcStatus, ProxyError};
+use crate::route_map::{BackendPlan, Balance, Credential, Endpoint, EndpointSet};
 use crate::telemetry::BackendStats;
 
 /// What an endpoint that gives no answer, or a server's error, is taken to need for one at least.
@@ -33,6 +34,8 @@ pub struct Backend {
     pub stats: Arc<BackendStats>,
     pub(super) security: Security,
     budget: RetryBudget,
+    /// Who gets what it is to be shown, where that is not in its plan.
+    tokens: Option<Arc<dyn Tokens>>,
     endpoints: ArcSwap<Endpoints>,
     /// Held by who ejects an endpoint, which is seldom: how many others are left must not change meanwhile.
     pub(super) ejecting: Mutex<()>,
@@ -95,6 +98,7 @@ impl Backend {
             stats,
             security,
             budget,
+            tokens: None,
             endpoints: ArcSwap::default(),
             ejecting: Mutex::default(),
             term: Term::default(),
@@ -111,6 +115,35 @@ impl Backend {
         let departed = known.healths.iter().chain(&known.departed).take(MAX_DEPARTED).cloned().collect();
         backend.endpoints.store(Arc::new(Endpoints { departed, ..Endpoints::default() }));
         backend
+    }
+
+    #[must_use]
+    pub fn with_tokens(self, tokens: Arc<dyn Tokens>) -> Self {
+        Self { tokens: Some(tokens), ..self }
+    }
+
+    /// Whether it can be shown what it is to be shown.
+    pub fn has_credential(&self) -> bool {
+        let is_token = matches!(self.plan.credential.as_deref(), Some(Credential::Token(_)));
+        !is_token || self.tokens.as_ref().is_some_and(|tokens| tokens.now().is_some())
+    }
+
+    /// Puts in what it is to be shown of ours; gives the token, where it is one.
+    ///
+    /// # Errors
+    /// There is none, or the request cannot carry it: it must not be sent.
+    pub fn show<B>(&self, request: &mut http::Request<B>) -> Result<Option<HeaderValue>, ProxyError> {
+        match &self.plan.credential {
+            None => Ok(None),
+            Some(credential) => credentials::show(credential, self.tokens.as_deref(), request),
+        }
+    }
+
+    /// What it said to who showed this token.
+    pub fn judged(&self, shown: Option<&HeaderValue>, status: StatusCode) {
+        if let (Some(token), Some(tokens), StatusCode::UNAUTHORIZED) = (shown, &self.tokens, status) {
+            tokens.refused(token);
+        }
     }
 
     pub(super) fn is_newer_than(&self, other: &Self) -> bool {

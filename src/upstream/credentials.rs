@@ -3,31 +3,57 @@
 //! Invariants: the client's own value in that place goes no further, in whatever spelling; a request that cannot carry
 //! the credential is not sent.
 
-use http::Uri;
+use std::fmt;
+
+use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
+use http::{HeaderMap, HeaderName, HeaderValue, Uri};
 use percent_encoding::percent_decode_str;
 
-use crate::message::{ErrorKind, ProxyError, Request};
+use crate::message::{ErrorKind, ProxyError};
 use crate::route_map::Credential;
+use crate::values::ReservedHeaders;
 
 /// `http::Uri` counts in 16 bits.
 const MAX_TARGET: usize = 65_000;
 
-pub(super) fn show(credential: &Credential, request: &mut Request) -> Result<(), ProxyError> {
+/// Whoever gets tokens for a backend, beside the requests.
+pub trait Tokens: fmt::Debug + Send + Sync {
+    /// `Authorization`'s value. `None`: there is none that is good.
+    fn now(&self) -> Option<HeaderValue>;
+
+    /// The backend did not want this one.
+    fn refused(&self, token: &HeaderValue);
+}
+
+/// Gives the token that is shown, where it is one.
+pub(super) fn show<B>(
+    credential: &Credential,
+    tokens: Option<&dyn Tokens>,
+    request: &mut http::Request<B>,
+) -> Result<Option<HeaderValue>, ProxyError> {
     match credential {
         Credential::Header { name, spellings, value } => {
-            let headers = request.headers_mut();
-            while let Some(theirs) = headers.keys().find(|name| spellings.hold(name.as_str())).cloned() {
-                headers.remove(theirs);
-            }
-            headers.insert(name.clone(), value.expose().clone());
+            replace(request.headers_mut(), spellings, name, value.expose());
         }
         Credential::Query { name, value } => {
             let uri = with_parameter(request.uri(), name, value.expose());
             *request.uri_mut() = uri.ok_or(ErrorKind::UriTooLong)?;
         }
+        Credential::Token(plan) => {
+            let token = tokens.and_then(Tokens::now).ok_or(ErrorKind::CredentialsUnavailable)?;
+            replace(request.headers_mut(), &plan.spellings, &AUTHORIZATION, &token);
+            return Ok(Some(token));
+        }
     }
-    Ok(())
+    Ok(None)
+}
+
+fn replace(headers: &mut HeaderMap, spellings: &ReservedHeaders, name: &HeaderName, value: &HeaderValue) {
+    while let Some(theirs) = headers.keys().find(|name| spellings.hold(name.as_str())).cloned() {
+        headers.remove(theirs);
+    }
+    headers.insert(name.clone(), value.clone());
 }
 
 /// `None`: it does not fit. Both are in the form that they have in a query.
@@ -60,9 +86,8 @@ fn decoded(name: &str) -> Vec<u8> {
 mod tests {
     use std::sync::Arc;
 
-    use http::{HeaderMap, HeaderValue};
-
     use super::*;
+    use crate::message::Request;
     use crate::values::Redacted;
 
     #[test]
@@ -78,7 +103,7 @@ mod tests {
             request.headers_mut().append(name, HeaderValue::from_static(value));
         }
         request.headers_mut().insert("x-other", HeaderValue::from_static("stays"));
-        show(&credential, &mut request).expect("it fits");
+        show(&credential, None, &mut request).expect("it fits");
         let expected: HeaderMap = [("x-other", "stays"), ("x-api-key", "ours")]
             .map(|(name, value)| (name.parse().expect("a name"), HeaderValue::from_static(value)))
             .into_iter()
@@ -103,7 +128,7 @@ mod tests {
         for (before, after) in cases {
             let mut request = Request::default();
             *request.uri_mut() = before.parse().expect("a URI");
-            show(&credential, &mut request).expect("it fits");
+            show(&credential, None, &mut request).expect("it fits");
             assert_eq!(request.uri().to_string(), after, "{before}");
         }
         assert_eq!(decoded("a+b%20c"), b"a b c");
@@ -113,7 +138,7 @@ mod tests {
     fn a_request_that_cannot_carry_it_is_not_sent() {
         let value: Arc<str> = "x".repeat(70_000).into();
         let credential = Credential::Query { name: "key".into(), value: Redacted::new(value) };
-        let error = show(&credential, &mut Request::default()).expect_err("too long");
+        let error = show(&credential, None, &mut Request::default()).expect_err("too long");
         assert_eq!(error.kind, ErrorKind::UriTooLong);
     }
 }

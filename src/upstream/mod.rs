@@ -30,6 +30,7 @@ mod wire_http2;
 
 pub use backend::Backend;
 pub use checked::{Checked, Term};
+pub use credentials::Tokens;
 pub use dial::Spoken;
 pub use endpoint::Place;
 pub use guard::{Guard, Loopback, Own};

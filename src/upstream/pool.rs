@@ -18,7 +18,6 @@ use super::balance::{self, BackendPool};
 use super::carrier::Carrier;
 use super::connect::{ConnectError, Connection, Unanswered};
 use super::connect_http2::{Lost, Multiplexed};
-use super::credentials;
 use super::endpoint::{Lease, Place, SWEEP, Wish};
 use super::health::Health;
 use super::limits::SendLimits;
@@ -162,9 +161,13 @@ impl Pools {
             backend.stats.error(self.worker, ErrorKind::Overloaded.as_str());
             return Err(ErrorKind::Overloaded.into());
         }
-        if let Some(credential) = &backend.plan.credential {
-            credentials::show(credential, &mut request)?;
-        }
+        let shown = match backend.show(&mut request) {
+            Ok(shown) => shown,
+            Err(error) => {
+                backend.stats.error(self.worker, error.kind.as_str());
+                return Err(error);
+            }
+        };
         backend.stats.request(self.worker);
         let asking = RefCell::default();
         let began = Instant::now();
@@ -184,6 +187,9 @@ impl Pools {
                 },
             },
         };
+        if let (Some(_), Ok(answer)) = (&shown, &outcome) {
+            backend.judged(shown.as_ref(), answer.response.status());
+        }
         if let Err(error) = &outcome
             && error.kind == ErrorKind::BackendTimeout
         {

@@ -70,6 +70,11 @@ pub const CANARIES: &[Canary] = &[
         holds: Holds::Values(&[("username", "gateway"), ("password", "{canary}")]),
     },
     Canary {
+        field: "GatewayBackend.spec.credentials.oauth2ClientCredentials.clientSecretRef",
+        secret: "client-of-ours",
+        holds: Holds::Values(&[("clientId", "gateway"), ("clientSecret", "{canary}")]),
+    },
+    Canary {
         field: "policy.authentication.anyOf[].apiKey.secretRef",
         secret: "named-keys",
         holds: Holds::Values(&[("key", "{canary}")]),
@@ -263,6 +268,8 @@ pub fn world(backend: &Backend, nobody: u16) -> String {
         server("secure", backend.address.port(), tls),
         server("paid", backend.address.port(), ", credentials: {header: X-Pay, prefix: 'Bearer ', secretKeyRef: {key: token, name: of-ours}}"),
         server("lent", nobody, ", credentials: {basic: {secretRef: {name: login-of-ours}}}"),
+        server("taken", nobody, &format!(", credentials: {{oauth2ClientCredentials: {{tokenEndpoint: 'http://127.0.0.1:{nobody}/token', authentication: Post, clientSecretRef: {{name: client-of-ours}}}}}}")),
+        route("taken", "rules: [{name: all, backendRefs: [{kind: GatewayBackend, name: taken}]}]"),
         route("paid", "rules: [{name: all, backendRefs: [{kind: GatewayBackend, name: paid}]}]"),
         route("lent", "rules: [{name: all, backendRefs: [{kind: GatewayBackend, name: lent}]}]"),
         route("shop", &format!("tls: {{certificateRefs: [{{name: served}}], redirect: false}}, rules: [{{name: all, {to}}}]")),
@@ -280,9 +287,9 @@ pub fn world(backend: &Backend, nobody: u16) -> String {
     .concat()
 }
 
-pub const HOSTS: [&str; 13] = [
-    "shop", "paid", "lent", "schema", "mtls", "crl", "secure", "named", "labelled", "people", "jwt", "token",
-    "limited",
+pub const HOSTS: [&str; 14] = [
+    "taken", "shop", "paid", "lent", "schema", "mtls", "crl", "secure", "named", "labelled", "people", "jwt",
+    "token", "limited",
 ];
 
 /// Asks every host with right and wrong credentials; what came back, but for what the backend itself says.

@@ -16,6 +16,7 @@ mod cache_sharing;
 mod canaries;
 mod canaries_under_load;
 mod client_certificates;
+mod client_tokens;
 mod commands;
 mod compile_golden;
 mod compile_laws;

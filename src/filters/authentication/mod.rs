@@ -6,7 +6,6 @@
 //! of a credential was wrong.
 
 mod api_key;
-mod backend_path;
 mod basic;
 mod bearer;
 mod brake;

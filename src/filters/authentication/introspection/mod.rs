@@ -10,27 +10,24 @@ mod tests;
 use std::sync::Arc;
 use std::time::{Duration as Time, SystemTime};
 
-use aws_lc_rs::digest;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use http::{HeaderMap, HeaderValue};
+use http::HeaderMap;
 use kube::KubeSchema;
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_encode};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use self::answer::{Introspected, Rules};
-use super::backend_path::{PATH, PATH_OF_BACKEND, backend_path};
 use super::bearer::{self, Bearer};
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
 use super::entry::{AUTHORIZATION_FIELD, Checked, Entry, EntryKind, Fingerprint, Gate, Scheme};
 use super::jwt::unverified_issuer;
 use super::places;
-use crate::filters::{AskPlan, Asked, Keep, NoAnswer, NotAsked, Place, Scope, Url};
+use crate::filters::backend_path::{PATH, PATH_OF_BACKEND, backend_path};
+use crate::filters::oauth_client::form;
+use crate::filters::{AskPlan, Asked, Keep, NoAnswer, NotAsked, OauthClient, Place, Scope, Url};
 use crate::message::{ErrorKind, Exchange, Identity, KnownIdentity, Request};
 use crate::telemetry::HitCount;
-use crate::values::{AskedBackendRef, Duration, FieldPath, Problem, Reason, Redacted, SecretData, SecretRef};
+use crate::values::{AskedBackendRef, Duration, FieldPath, Problem, Reason, Redacted, SecretRef};
 
 pub struct Introspection;
 
@@ -98,9 +95,6 @@ const PATIENCE: Time = Time::from_secs(2);
 const LONGEST_PATIENCE: Time = Time::from_secs(30);
 /// Longer is no token that somebody made for a header field.
 const MAX_TOKEN: usize = 8 << 10;
-const MAX_CREDENTIAL: usize = 1 << 10;
-/// As `application/x-www-form-urlencoded` has it; a space becomes `+`.
-const FORM: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'*').remove(b' ');
 
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
@@ -151,21 +145,22 @@ impl EntryKind for Introspection {
             }
         });
         let secret = scope.secret(at.field("clientSecretRef"), &spec.client_secret_ref);
-        let client =
-            secret.and_then(|secret| client(&secret).map_err(|error| refuse("clientSecretRef", error)).ok());
-        let (Ok(place), Some((client, authorization)), true) = (place, client, problems.is_empty()) else {
+        let client = secret.and_then(|secret| {
+            OauthClient::of(&secret).map_err(|error| refuse("clientSecretRef", error)).ok()
+        });
+        let (Ok(place), Some(client), true) = (place, client, problems.is_empty()) else {
             return Err(problems);
         };
         let rules = Rules {
             entry: Arc::clone(name),
             endpoint: place.to_string().into(),
-            client: Redacted::new(client),
+            client: Redacted::new(client.digest()),
             issuer: spec.issuer.as_deref().map(Into::into),
             audiences: spec.audiences.into_iter().map(Into::into).collect(),
             cached,
             on_failure: spec.on_failure,
         };
-        let ask = AskPlan { place, authorization, patience };
+        let ask = AskPlan { place, authorization: client.basic(), patience };
         Ok(Plan { ask, rules, spared: Box::default(), forward: spec.forward, headers })
     }
 
@@ -208,30 +203,6 @@ fn place(
         }
         _ => Err(Some(("", ONE_PLACE.into()))),
     }
-}
-
-/// As whom the gateway asks: its id and secret by a digest, and as `Authorization` has them (RFC 6749 section 2.3.1).
-fn client(secret: &SecretData) -> Result<([u8; 32], Redacted<HeaderValue>), String> {
-    let value = |key: &str| {
-        let missing = || format!("Secret {} has no {key}; it needs clientId and clientSecret", secret.name);
-        let value = secret.data.get(key).ok_or_else(missing)?.expose();
-        let value = value.trim_ascii_end();
-        match value.len() {
-            0 => Err(missing()),
-            1..=MAX_CREDENTIAL => Ok(form(value)),
-            _ => Err(format!("Secret {} has a {key} of more than 1024 bytes", secret.name)),
-        }
-    };
-    let both = format!("{}:{}", value("clientId")?, value("clientSecret")?);
-    let mut field = HeaderValue::try_from(format!("Basic {}", STANDARD.encode(&both)))
-        .expect("base64 can stand in a header field");
-    field.set_sensitive(true);
-    let digest = digest::digest(&digest::SHA256, both.as_bytes());
-    Ok((digest.as_ref().try_into().expect("SHA-256 has 32 bytes"), Redacted::new(field)))
-}
-
-fn form(value: &[u8]) -> String {
-    percent_encode(value, FORM).to_string().replace(' ', "+")
 }
 
 /// The server and what it said, for all who have the same rules.

@@ -14,12 +14,12 @@ use crate::values::BackendId;
 /// # Errors
 /// What is wrong with the URL.
 pub fn key_set(uri: &str, own_host: OwnHost) -> Result<FetchPlan, String> {
-    Ok(FetchPlan { place: Place::Url(Url::new(uri, own_host)?), reader: Arc::new(OfKeySet) })
+    Ok(FetchPlan { place: Place::Url(Url::new(uri, own_host)?), reader: Arc::new(OfKeySet), posted: None })
 }
 
 /// A set at a backend.
 pub fn key_set_at(backend: BackendId, path: &str) -> FetchPlan {
-    FetchPlan { place: Place::Backend(backend, path.into()), reader: Arc::new(OfKeySet) }
+    FetchPlan { place: Place::Backend(backend, path.into()), reader: Arc::new(OfKeySet), posted: None }
 }
 
 /// The set that the issuer's metadata names.
@@ -30,7 +30,8 @@ pub fn discovery(issuer: &str, own_host: OwnHost) -> Result<FetchPlan, String> {
     let metadata = format!("{}/.well-known/openid-configuration", issuer.strip_suffix('/').unwrap_or(issuer));
     let url = Url::new(&metadata, own_host)
         .map_err(|error| format!("without jwks the keys are discovered from the issuer: {error}"))?;
-    Ok(FetchPlan { place: Place::Url(url), reader: Arc::new(OfMetadata { issuer: issuer.into(), own_host }) })
+    let reader = Arc::new(OfMetadata { issuer: issuer.into(), own_host });
+    Ok(FetchPlan { place: Place::Url(url), reader, posted: None })
 }
 
 #[derive(Debug)]
