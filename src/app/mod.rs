@@ -126,10 +126,14 @@ impl Bound {
             let _context = control.enter();
             terminated().context("cannot listen to signals")?
         };
+        let resolver = background::Resolver::new(settings.resolver.clone());
         if let Some(fetches) = plane.fetches() {
             let backends = plane.clone();
-            let ways =
-                background::Ways { guard: plane.guard(), backends: Arc::new(move |id| backends.backend(id)) };
+            let ways = background::Ways {
+                guard: plane.guard(),
+                backends: Arc::new(move |id| backends.backend(id)),
+                resolver: resolver.clone(),
+            };
             control.spawn(background::keep_fetching(fetches, ways, telemetry.clone()));
         }
         if let Some(checks) = plane.checks() {
@@ -151,6 +155,7 @@ impl Bound {
             options: settings.compile.clone(),
             plane: plane.clone(),
             telemetry: telemetry.clone(),
+            resolver,
             published,
             installed,
             egress,

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::announce::Announcer;
 use super::egress::Egress;
 use super::programmed::programmed;
-use crate::background::Names;
+use crate::background::{Names, Resolver};
 use crate::compile::{self, Compiled, Memo, Options, Published};
 use crate::lifecycle::Guard;
 use crate::proxy::DataPlane;
@@ -37,6 +37,7 @@ pub struct Reconcile {
     pub published: watch::Sender<Option<Arc<Published>>>,
     /// When the last map was installed: `Published` itself knows no clock.
     pub installed: watch::Sender<Option<Instant>>,
+    pub resolver: Resolver,
     pub egress: Egress,
     pub waits_for_lists: Guard,
     pub waits_for_map: Guard,
@@ -80,7 +81,8 @@ pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
     let (jobs, waiting) = std::sync::mpsc::channel();
     let (finished, mut done) = mpsc::channel(1);
     let told = plane.clone();
-    let names = Names::start(move |backend, endpoints| told.set_endpoints(backend, endpoints));
+    let names =
+        Names::start(reconcile.resolver, move |backend, endpoints| told.set_endpoints(backend, endpoints));
     let compiler = Compiler {
         names: names.clone(),
         options,

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::background::StoreUrl;
+use crate::background::{ResolverSettings, StoreUrl};
 use crate::compile;
 use crate::controller;
 use crate::proxy;
@@ -21,6 +21,8 @@ pub struct Settings {
     /// The token that purges want to see. None: no purges.
     pub admin_token: Option<PathBuf>,
     pub access_log: AccessTarget,
+    /// Where names are looked up.
+    pub resolver: ResolverSettings,
     /// No backend may be there.
     pub own_pods: OwnPods,
     /// Where replicas count together.

@@ -370,7 +370,8 @@ mod tests {
         let plan = AskPlan { place: Place::Url(url), authorization, patience };
         let (asked, inquiry) = Asked::new(plan, Arc::new(Numbers::default()), Arc::<HitCount>::default());
         let telemetry = Telemetry::new(1);
-        let ways = Ways { guard: Guard::new(loopback), backends: Arc::new(|_| None) };
+        let ways =
+            Ways { guard: Guard::new(loopback), backends: Arc::new(|_| None), resolver: Default::default() };
         tokio::spawn(keep_asking(inquiry, Client::new(ways), telemetry.clone()));
         (asked, telemetry)
     }

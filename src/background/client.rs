@@ -1,7 +1,6 @@
 //! The way to servers that policies name: the name looked up, the egress guard asked about each address that is dialled,
 //! TLS with the system's roots, one connection, of HTTP/2 to backends that speak nothing else. Redirects are not followed, and sizes are bounded.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 
+use super::dns::Resolver;
 use crate::filters::{Place, Transport, Url};
 use crate::route_map::{BackendPlan, BackendTarget, Endpoint, HostHeader};
 use crate::upstream::{Backend, Guard, Spoken, system_authorities};
@@ -37,6 +37,7 @@ pub struct Ways {
     pub guard: Guard,
     /// The backends of the installed route map.
     pub backends: Arc<Backends>,
+    pub resolver: Resolver,
 }
 
 type Backends = dyn Fn(&BackendId) -> Option<Arc<Backend>> + Send + Sync;
@@ -128,17 +129,18 @@ impl Client {
     }
 
     async fn dial(&self, url: &Url) -> Result<TcpStream, String> {
-        let found = tokio::net::lookup_host((&*url.host, url.port)).await;
-        let addresses: Vec<SocketAddr> = found.map_err(|error| format!("no address: {error}"))?.collect();
+        let found = self.ways.resolver.addresses(&url.host, url.port).await;
+        let addresses = found.map_err(|error| format!("no address: {error}"))?;
         let mut why = "no address".to_owned();
         for address in addresses {
             if !self.ways.guard.permits(address) {
                 why = format!("the egress guard refuses {address}");
                 continue;
             }
-            match TcpStream::connect(address).await {
-                Ok(stream) => return Ok(stream),
-                Err(error) => why = format!("cannot connect to {address}: {error}"),
+            match tokio::time::timeout(CONNECT, TcpStream::connect(address)).await {
+                Ok(Ok(stream)) => return Ok(stream),
+                Ok(Err(error)) => why = format!("cannot connect to {address}: {error}"),
+                Err(_) => why = format!("no connection to {address} within {CONNECT:?}"),
             }
         }
         Err(why)
@@ -188,7 +190,7 @@ impl Connection {
             _ => backend.show(&mut request).map_err(|error| error.to_string())?,
         };
         let answer = self.sender.ask(request).await.map_err(|error| error.to_string())?;
-        backend.judged(shown.as_ref(), answer.status());
+        backend.took(shown.as_ref(), answer.status());
         Ok(answer)
     }
 

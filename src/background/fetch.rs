@@ -216,7 +216,8 @@ mod tests {
     fn start(loopback: Loopback) -> mpsc::UnboundedSender<Wanted> {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let (sender, receiver) = mpsc::unbounded_channel();
-        let ways = Ways { guard: Guard::new(loopback), backends: Arc::new(|_| None) };
+        let ways =
+            Ways { guard: Guard::new(loopback), backends: Arc::new(|_| None), resolver: Default::default() };
         tokio::spawn(keep_fetching(receiver, ways, Telemetry::new(1)));
         sender
     }

@@ -10,6 +10,6 @@ mod store;
 
 pub use check::keep_checking;
 pub use client::Ways;
-pub use dns::Names;
+pub use dns::{Names, Resolver, ResolverSettings};
 pub use fetch::keep_fetching;
 pub use store::{StoreUrl, keep_counting};

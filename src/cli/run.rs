@@ -12,7 +12,7 @@ use ipnet::IpNet;
 
 use super::logging;
 use crate::app::{self, Ended, Settings, Source};
-use crate::background::StoreUrl;
+use crate::background::{ResolverSettings, StoreUrl};
 use crate::compile::{HostnameClaims, LoopbackHosts, Options};
 use crate::controller::{self, Area, PeerSettings};
 use crate::message::Scheme;
@@ -98,6 +98,12 @@ pub struct Run {
         value_parser = network
     )]
     egress_deny: Vec<IpNet>,
+    /// DNS servers to look names of backends up at [default: those of --resolv-conf]
+    #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_RESOLVER", value_delimiter = ',')]
+    resolver: Vec<SocketAddr>,
+    /// File with DNS servers, search domains and options
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_RESOLV_CONF", default_value = "/etc/resolv.conf")]
+    resolv_conf: PathBuf,
     /// Redis in which replicas count together: redis://[USER:PASSWORD@]HOST:PORT/DB,
     /// redis+sentinel://HOST,HOST,HOST/PRIMARY or redis+cluster://HOST,HOST,HOST; rediss for TLS
     #[arg(long, value_name = "URL", env = "PORTCULLIS_REDIS", hide_env_values = true, value_parser = hidden)]
@@ -303,6 +309,7 @@ fn settings(args: Run) -> anyhow::Result<Settings> {
         admin: args
             .admin
             .or_else(|| Some(if files { (Ipv4Addr::LOCALHOST, 9090).into() } else { every_address(9090) })),
+        resolver: ResolverSettings { servers: args.resolver, file: args.resolv_conf },
         own_pods,
         store,
         admin_token,

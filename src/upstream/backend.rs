@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{HeaderMap, HeaderValue, StatusCode};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::budget::RetryBudget;
@@ -15,7 +16,7 @@ use super::health::{Health, Standing};
 use super::tls::Security;
 use super::{Tokens, credentials};
 use crate::message::{GrpcStatus, ProxyError};
-use crate::route_map::{BackendPlan, Balance, Credential, Endpoint, EndpointSet};
+use crate::route_map::{BackendPlan, BackendTarget, Balance, Credential, Endpoint, EndpointSet};
 use crate::telemetry::BackendStats;
 
 /// What an endpoint that gives no answer, or a server's error, is taken to need for one at least.
@@ -37,6 +38,8 @@ pub struct Backend {
     /// Who gets what it is to be shown, where that is not in its plan.
     tokens: Option<Arc<dyn Tokens>>,
     endpoints: ArcSwap<Endpoints>,
+    /// Wakes those who wait for the first of them.
+    told: Notify,
     /// Held by who ejects an endpoint, which is seldom: how many others are left must not change meanwhile.
     pub(super) ejecting: Mutex<()>,
     /// Of the checks by this plan.
@@ -100,6 +103,7 @@ impl Backend {
             budget,
             tokens: None,
             endpoints: ArcSwap::default(),
+            told: Notify::new(),
             ejecting: Mutex::default(),
             term: Term::default(),
             number: MADE.fetch_add(1, Ordering::Relaxed),
@@ -140,7 +144,7 @@ impl Backend {
     }
 
     /// What it said to who showed this token.
-    pub fn judged(&self, shown: Option<&HeaderValue>, status: StatusCode) {
+    pub fn took(&self, shown: Option<&HeaderValue>, status: StatusCode) {
         if let (Some(token), Some(tokens), StatusCode::UNAUTHORIZED) = (shown, &self.tokens, status) {
             tokens.refused(token);
         }
@@ -167,8 +171,29 @@ impl Backend {
             healths.iter().for_each(|health| health.unchecked());
         }
         self.endpoints.store(Arc::new(Endpoints { set, healths, departed, panic: AtomicBool::new(false) }));
+        self.told.notify_waiters();
         self.judge();
         self.term.endpoints_changed();
+    }
+
+    /// Waits for what its names lead to, if that was never found out. False: that is known, or takes too long.
+    pub(super) async fn resolves(&self, until: Instant) -> bool {
+        let is_unknown =
+            || matches!(self.plan.target, BackendTarget::Hosts(_)) && !self.endpoints.load().set.known;
+        if !is_unknown() {
+            return false;
+        }
+        let told = async {
+            loop {
+                let told = self.told.notified();
+                if !is_unknown() {
+                    return;
+                }
+                told.await;
+            }
+        };
+        // Boxed: only the first requests come here.
+        tokio::time::timeout_at(until, Box::pin(told)).await.is_ok()
     }
 
     /// Counts who is fit.

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::backend::Endpoints;
 use super::endpoint::EndpointPool;
+use super::eyeballs::{Begin, MAX_RIVALS};
 use super::health::Standing;
 use crate::message::{ErrorKind, ProxyError};
 use crate::route_map::{BackendTarget, Balance, HostHeader};
@@ -169,6 +170,30 @@ impl BackendPool {
         let (_, at) = best?;
         self.turn.set(at + 1);
         Some(endpoints[at].clone())
+    }
+
+    /// How a connection to this endpoint begins: against others of its name while nobody knows that it is well.
+    pub fn begin(&self, endpoint: &EndpointPool, tried: &[SocketAddr]) -> Begin {
+        if !endpoint.has_rivals() {
+            return Begin::Alone;
+        }
+        let endpoints = self.endpoints.borrow();
+        let is_rival = |rival: &&Rc<EndpointPool>| {
+            rival.address != endpoint.address
+                && rival.host == endpoint.host
+                && !rival.rests()
+                && !tried.contains(&rival.address)
+        };
+        let mut rivals: Vec<_> = endpoints.iter().filter(is_rival).map(|rival| rival.address).collect();
+        rivals.sort_by_key(|rival| rival.is_ipv4() == endpoint.address.is_ipv4());
+        rivals.truncate(MAX_RIVALS);
+        if rivals.is_empty() { Begin::Alone } else { Begin::Against(rivals) }
+    }
+
+    /// The one of the same name that was quicker.
+    pub fn rival(&self, endpoint: &EndpointPool, address: SocketAddr) -> Option<Rc<EndpointPool>> {
+        let endpoints = self.endpoints.borrow();
+        endpoints.iter().find(|rival| rival.address == address && rival.host == endpoint.host).cloned()
     }
 
     /// Two at random, each as likely as any other; none if neither is of the first rank.

@@ -13,12 +13,14 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::connect_http2::Lost;
+use super::eyeballs::{self, Begin};
 use super::socket::Socket;
 use super::tls::{Failed, Offer, TlsClient};
 use super::wire::{Exchanged, Wire};
 use super::{Guard, HeadLines};
 use crate::message::{Body, ErrorKind, Hinted, ProxyError, Request};
 use crate::route_map::BackendProtocol;
+use crate::telemetry::Connect;
 
 /// Response heads over this, or of more than hyper's 100 fields, answer 502. Another number of fields would cost an
 /// allocation of 32 bytes a possible field for each answer.
@@ -52,6 +54,8 @@ pub(super) enum ConnectError {
     /// Somebody else tried at the same time.
     #[error("a connection to {0} could not be had a moment ago")]
     JustFailed(SocketAddr),
+    #[error("{0}, of the same name, was quicker")]
+    Outrun(SocketAddr, TcpStream),
     #[error("no TLS connection to {0}")]
     Tls(SocketAddr, Failed, #[source] std::io::Error),
     #[error("{0} speaks HTTP/2 and takes no WebSocket there")]
@@ -79,9 +83,10 @@ impl Connection {
         address: SocketAddr,
         guard: &Guard,
         tls: Option<(&TlsClient, ServerName<'static>)>,
+        begin: Begin,
         until: Instant,
     ) -> Result<Self, ConnectError> {
-        Self::over(reach(address, guard, tls, Offer::Http1, until).await?, address).await
+        Self::over(reach(address, guard, tls, Offer::Http1, begin, until).await?, address).await
     }
 
     /// HTTP/1.1 over what is there.
@@ -166,6 +171,18 @@ impl Drop for Driver {
 }
 
 impl ConnectError {
+    /// As the attempt is counted.
+    pub fn counted(&self) -> Connect {
+        match self {
+            Self::Refused(_) => Connect::Refused,
+            Self::TimedOut(..) | Self::Outrun(..) => Connect::TimedOut,
+            Self::Failed(..) | Self::JustFailed(_) | Self::NoWebSockets(_) | Self::OutOfSockets(_) => {
+                Connect::Failed
+            }
+            Self::Tls(..) => Connect::Tls,
+        }
+    }
+
     /// Whether another endpoint may do better.
     pub fn is_of_the_endpoint(&self) -> bool {
         !matches!(self, Self::OutOfSockets(_))
@@ -177,9 +194,10 @@ impl From<ConnectError> for ProxyError {
         let kind = match error {
             ConnectError::Refused(_) => ErrorKind::AddressNotPermitted,
             ConnectError::TimedOut(..) => ErrorKind::ConnectTimeout,
-            ConnectError::Failed(..) | ConnectError::JustFailed(_) | ConnectError::OutOfSockets(_) => {
-                ErrorKind::ConnectFailure
-            }
+            ConnectError::Failed(..)
+            | ConnectError::JustFailed(_)
+            | ConnectError::Outrun(..)
+            | ConnectError::OutOfSockets(_) => ErrorKind::ConnectFailure,
             ConnectError::Tls(..) => ErrorKind::TlsFailure,
             ConnectError::NoWebSockets(_) => ErrorKind::NoWebSockets,
         };
@@ -193,6 +211,7 @@ pub(super) async fn reach(
     guard: &Guard,
     tls: Option<(&TlsClient, ServerName<'static>)>,
     offer: Offer,
+    begin: Begin,
     until: Instant,
 ) -> Result<Socket, ConnectError> {
     if !guard.permits(address) {
@@ -200,7 +219,8 @@ pub(super) async fn reach(
     }
     let started = Instant::now();
     let late = || ConnectError::TimedOut(address, started.elapsed());
-    let stream = tokio::time::timeout_at(until, dial(address)).await.map_err(|_| late())??;
+    let dialled = tokio::time::timeout_at(until, eyeballs::begin(address, begin, guard));
+    let stream = dialled.await.map_err(|_| late())??;
     let Some((client, name)) = tls else { return Ok(Socket::Plain(stream)) };
     // Boxed: its state is large, and every request would carry the room for it.
     let handshake = Box::pin(client.shake_hands(name, stream, offer));
@@ -229,7 +249,7 @@ pub(super) fn is_http2(
     }
 }
 
-async fn dial(address: SocketAddr) -> Result<TcpStream, ConnectError> {
+pub(super) async fn dial(address: SocketAddr) -> Result<TcpStream, ConnectError> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
         .map_err(ConnectError::OutOfSockets)?;
     let failed = |error: std::io::Error| match error.kind() {

@@ -5,6 +5,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 
 use super::connect::{self, ConnectError};
+use super::eyeballs::Begin;
 use super::tls::{Offer, Security};
 use crate::route_map::Endpoint;
 use crate::upstream::{Backend, Guard};
@@ -33,8 +34,9 @@ impl Backend {
             Security::Tls(client) => Some((client, client.name_of(endpoint))),
             Security::Unusable => return Err("TLS to it cannot be set up".into()),
         };
-        let socket =
-            connect::reach(endpoint.address, guard, tls, Offer::Planned, until).await.map_err(sentence)?;
+        let socket = connect::reach(endpoint.address, guard, tls, Offer::Planned, Begin::Alone, until)
+            .await
+            .map_err(sentence)?;
         let scheme = if socket.is_tls() { "https" } else { "http" };
         let is_http2 = connect::is_http2(self.plan.protocol, &socket, endpoint.address).map_err(sentence)?;
         Ok((socket, if is_http2 { Spoken::Http2 { scheme } } else { Spoken::Http1 }))

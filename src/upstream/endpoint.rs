@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::carrier::Carrier;
 use super::connect::{ConnectError, Connection, is_http2, reach};
 use super::connect_http2::{Multiplexed, Stream};
+use super::eyeballs::Begin;
 use super::health::Health;
 use super::repeatable::Upload;
 use super::tls::{Failed, Offer, Security, TlsClient};
@@ -69,6 +70,8 @@ pub(super) struct EndpointPool {
     gone: Cell<bool>,
     rests_until: Cell<Option<Instant>>,
     failures: Cell<u32>,
+    /// The last attempt to connect went well.
+    proven: Cell<bool>,
 }
 
 #[derive(Debug)]
@@ -151,6 +154,7 @@ impl EndpointPool {
             gone: Cell::new(false),
             rests_until: Cell::new(None),
             failures: Cell::new(0),
+            proven: Cell::new(false),
         })
     }
 
@@ -204,11 +208,12 @@ impl EndpointPool {
         guard: &Guard,
         tls: Option<(&TlsClient, ServerName<'static>)>,
         (wish, refused): (Wish, Option<&Rc<Multiplexed>>),
+        begin: Begin,
         until: Instant,
     ) -> Result<Carrier, ConnectError> {
         let is_alone = || self.spoken.get() == Some(Spoken::Http1) || self.offer(wish) == Offer::Http1;
         if is_alone() {
-            return self.connect(guard, tls, wish, until).await;
+            return self.connect(guard, tls, wish, begin, until).await;
         }
         let (failures, started) = (self.failures.get(), Instant::now());
         let late = |_| ConnectError::TimedOut(self.address, started.elapsed());
@@ -225,13 +230,13 @@ impl EndpointPool {
         }
         if is_alone() {
             drop(opening);
-            return self.connect(guard, tls, wish, until).await;
+            return self.connect(guard, tls, wish, begin, until).await;
         }
-        match self.connect(guard, tls.clone(), wish, until).await {
+        match self.connect(guard, tls.clone(), wish, begin, until).await {
             // Now it is known that a connection of HTTP/1.1 is what is needed.
             Err(ConnectError::NoWebSockets(_)) if self.offer(wish) == Offer::Http1 => {
                 drop(opening);
-                self.connect(guard, tls, wish, until).await
+                self.connect(guard, tls, wish, Begin::Alone, until).await
             }
             connected => connected,
         }
@@ -242,10 +247,11 @@ impl EndpointPool {
         guard: &Guard,
         tls: Option<(&TlsClient, ServerName<'static>)>,
         wish: Wish,
+        begin: Begin,
         until: Instant,
     ) -> Result<Carrier, ConnectError> {
         let offer = self.offer(wish);
-        let socket = match reach(self.address, guard, tls, offer, until).await {
+        let socket = match reach(self.address, guard, tls, offer, begin, until).await {
             // It speaks HTTP/2 alone, and has said that it takes no WebSocket there.
             Err(ConnectError::Tls(_, Failed::NothingInCommon, _))
                 if wish == Wish::WebSocket && offer == Offer::Http1 =>
@@ -310,6 +316,11 @@ impl EndpointPool {
         })
     }
 
+    /// Whether it may be that another address of the same name is the better one.
+    pub fn has_rivals(&self) -> bool {
+        self.host.is_some() && !self.proven.get()
+    }
+
     /// Whether the last attempts to connect failed and it is not time yet for another.
     pub fn rests(&self) -> bool {
         self.rests_until.get().is_some_and(|until| Instant::now() < until)
@@ -319,10 +330,12 @@ impl EndpointPool {
         self.stats.connect(self.worker, Connect::Connected);
         self.rests_until.set(None);
         self.failures.set(0);
+        self.proven.set(true);
     }
 
     pub fn not_connected(&self, result: Connect) {
         self.stats.connect(self.worker, result);
+        self.proven.set(false);
         let rest = REST.0.saturating_mul(1 << self.failures.get().min(8)).min(REST.1);
         self.failures.set(self.failures.get().saturating_add(1));
         self.rests_until.set(Some(Instant::now() + rest));

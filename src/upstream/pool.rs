@@ -9,7 +9,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Uri, Version, header};
+use http::{HeaderValue, header};
 use tokio::time::Instant;
 
 use super::answer::{self, Judge};
@@ -19,15 +19,15 @@ use super::carrier::Carrier;
 use super::connect::{ConnectError, Connection, Unanswered};
 use super::connect_http2::{Lost, Multiplexed};
 use super::endpoint::{Lease, Place, SWEEP, Wish};
+use super::eyeballs::Begin;
 use super::health::Health;
 use super::limits::SendLimits;
+use super::outgoing::{address_to, own_names, wish};
 use super::repeatable::{self, Repeatable, Upload};
 use super::replay;
 use super::tls::Security;
-use crate::message::{
-    BodyError, ErrorKind, FixedHost, ProxyError, Request, Response, Side, set_grpc_timeout, websocket_key,
-};
-use crate::route_map::{BackendProtocol, HostHeader};
+use crate::message::{BodyError, ErrorKind, ProxyError, Request, Response, Side, set_grpc_timeout};
+use crate::route_map::BackendProtocol;
 use crate::telemetry::{Connect, Retry};
 use crate::upstream::{Backend, Guard, HeadLines};
 
@@ -188,7 +188,7 @@ impl Pools {
             },
         };
         if let (Some(_), Ok(answer)) = (&shown, &outcome) {
-            backend.judged(shown.as_ref(), answer.response.status());
+            backend.took(shown.as_ref(), answer.response.status());
         }
         if let Err(error) = &outcome
             && error.kind == ErrorKind::BackendTimeout
@@ -326,14 +326,24 @@ impl Pools {
         budget: &mut Option<Instant>,
     ) -> Result<(Lease, From), ProxyError> {
         let mut tried: Vec<SocketAddr> = Vec::new();
+        let mut quicker = None;
         loop {
-            let endpoint = match limits.tries {
-                None => pool.next(&tried, &refused.endpoints),
-                Some(tries) => pool.next(&tried, &tries.asked.borrow()),
+            let endpoint = match (&quicker, limits.tries) {
+                (Some((endpoint, _)), _) => Some(Rc::clone(endpoint)),
+                (None, None) => pool.next(&tried, &refused.endpoints),
+                (None, Some(tries)) => pool.next(&tried, &tries.asked.borrow()),
             };
-            let endpoint = endpoint.ok_or_else(|| pool.nowhere(backend))?;
+            let Some(endpoint) = endpoint else {
+                let until = *budget.get_or_insert_with(|| Instant::now() + limits.connect.unwrap_or(FOREVER));
+                if tried.is_empty() && backend.resolves(until).await {
+                    pool.refresh(backend);
+                    continue;
+                }
+                return Err(pool.nowhere(backend));
+            };
             let mut lease = endpoint.lease();
             if from == From::Kept
+                && quicker.is_none()
                 && let Some(carrier) = endpoint.take(wish)
             {
                 lease.carrier = Some(carrier);
@@ -353,25 +363,35 @@ impl Pools {
             let is_fair = until.saturating_duration_since(now) >= fair - fair / 10;
             let is_asked_too_much =
                 wish != Wish::Answer && backend.plan.protocol == BackendProtocol::Negotiated;
+            let begin = match quicker.take() {
+                Some((_, stream)) => Begin::With(stream),
+                None => pool.begin(&endpoint, &tried),
+            };
             endpoint.probes(until);
             let tls = backend.security.towards(endpoint.server_name.as_ref())?;
             let opened = match backend.plan.protocol {
-                BackendProtocol::Http1 => {
-                    Connection::open(endpoint.address, &self.guard, tls, until).await.map(|connection| {
+                BackendProtocol::Http1 => Connection::open(endpoint.address, &self.guard, tls, begin, until)
+                    .await
+                    .map(|connection| {
                         endpoint.connected();
                         Carrier::Own(connection)
-                    })
-                }
+                    }),
                 // Boxed: it is large, and requests over HTTP/1.1 would carry the room for it.
                 BackendProtocol::Http2 | BackendProtocol::Negotiated => {
                     let besides = (wish, refused.connection.as_ref());
-                    Box::pin(endpoint.open(&self.guard, tls, besides, until)).await
+                    Box::pin(endpoint.open(&self.guard, tls, besides, begin, until)).await
                 }
             };
             let error = match opened {
                 Ok(carrier) => {
                     lease.carrier = Some(carrier);
                     return Ok((lease, From::New));
+                }
+                Err(ConnectError::Outrun(address, stream)) => {
+                    quicker = pool.rival(&endpoint, address).zip(Some(stream));
+                    endpoint.not_connected(Connect::TimedOut);
+                    backend.not_connected(&endpoint.health);
+                    continue;
                 }
                 Err(error) => error,
             };
@@ -386,7 +406,7 @@ impl Pools {
                 _ => true,
             };
             if error.is_of_the_endpoint() && is_its_own {
-                endpoint.not_connected(result(&error));
+                endpoint.not_connected(error.counted());
                 backend.not_connected(&endpoint.health);
             }
             let more = tried.len() < pool.len().min(MAX_ENDPOINTS) && Instant::now() < end;
@@ -471,40 +491,6 @@ impl Sharing {
     }
 }
 
-/// An upgrade is something that only HTTP/1.1 has, but for one to a WebSocket.
-fn wish(request: &Request) -> Wish {
-    match request.headers().contains_key(header::UPGRADE) {
-        false => Wish::Answer,
-        true if websocket_key(request.headers()).is_some() => Wish::WebSocket,
-        true => Wish::Upgrade,
-    }
-}
-
-/// The client's host, where each endpoint may have another.
-fn own_names(backend: &Backend, request: &Request) -> Option<HeaderValue> {
-    let own = matches!(backend.plan.host_header, HostHeader::Own);
-    if !own || request.extensions().get::<FixedHost>().is_some() {
-        return None;
-    }
-    request.headers().get(header::HOST).cloned()
-}
-
-/// Gives the request the form that goes over the wire.
-fn address_to(request: &mut Request, host: Option<&HeaderValue>) {
-    *request.version_mut() = Version::HTTP_11;
-    if request.uri().authority().is_some() {
-        let path = request.uri().path_and_query().cloned();
-        *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
-    }
-    if let Some(host) = host
-        && request.extensions().get::<FixedHost>().is_none()
-    {
-        request.headers_mut().insert(header::HOST, host.clone());
-    }
-    // Nothing of the client's side goes on from here.
-    request.extensions_mut().clear();
-}
-
 /// The endpoint closed or reset; not: the request's own body failed, or nonsense came.
 fn is_of_the_connection(error: &hyper::Error) -> bool {
     !error.is_user() && !error.is_parse()
@@ -518,16 +504,4 @@ fn classify(endpoint: SocketAddr, error: hyper::Error, heard: bool) -> ProxyErro
         None => ErrorKind::Reset,
     };
     ProxyError::caused(kind, Failure { endpoint, source: error })
-}
-
-fn result(error: &ConnectError) -> Connect {
-    match error {
-        ConnectError::Refused(_) => Connect::Refused,
-        ConnectError::TimedOut(..) => Connect::TimedOut,
-        ConnectError::Failed(..)
-        | ConnectError::JustFailed(_)
-        | ConnectError::NoWebSockets(_)
-        | ConnectError::OutOfSockets(_) => Connect::Failed,
-        ConnectError::Tls(..) => Connect::Tls,
-    }
 }

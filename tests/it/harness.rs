@@ -218,6 +218,11 @@ impl Backend {
     pub fn with(name: &str, arguments: &[&str]) -> Self {
         let mut command = program();
         command.args(["echo", "--listen", "127.0.0.1:0", "--name", name]).args(arguments);
+        Self::launched(command)
+    }
+
+    /// By a command of the program's.
+    pub fn launched(mut command: Command) -> Self {
         command.stdout(Stdio::piped());
         let mut process = Process::start(command);
         let mut line = String::new();

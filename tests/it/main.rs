@@ -44,6 +44,7 @@ mod limits;
 mod long_lived;
 mod lookup;
 mod mutations;
+mod names;
 mod out_of_descriptors;
 mod policies;
 mod proxy_change;

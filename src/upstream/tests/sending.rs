@@ -14,7 +14,7 @@ use super::scripted::{
     OK, Scripted, Step, backend, get, kind, local, local_paused, pools, refused, request, settle, whole,
 };
 use crate::message::{Body, BodyError, ErrorKind, FixedHost};
-use crate::route_map::{Endpoint, EndpointSet, HostHeader};
+use crate::route_map::{Address, BackendTarget, Endpoint, EndpointSet, HostHeader};
 use crate::upstream::{Guard, Loopback, Pools, SendLimits};
 
 #[test]
@@ -229,8 +229,12 @@ fn an_endpoint_that_swallows_packets_leaves_time_for_the_next() {
 
 /// An address whose backlog of one is filled: the kernel drops further SYNs without an answer.
 async fn swallowing() -> (SocketAddr, (tokio::net::TcpListener, Vec<TcpStream>)) {
+    swallowing_at((Ipv4Addr::LOCALHOST, 0).into()).await
+}
+
+async fn swallowing_at(address: SocketAddr) -> (SocketAddr, (tokio::net::TcpListener, Vec<TcpStream>)) {
     let socket = TcpSocket::new_v4().expect("a socket");
-    socket.bind((Ipv4Addr::LOCALHOST, 0).into()).expect("bind");
+    socket.bind(address).expect("bind");
     let full = socket.listen(1).expect("listen");
     let silent = full.local_addr().expect("bound");
     let mut fillers = Vec::new();
@@ -351,4 +355,70 @@ fn a_body_left_unread_closes_its_connection_and_one_read_gives_it_back() {
         server.has_open(0).await;
         assert_eq!(backend.stats.totals().expect("counted").active, 0);
     });
+}
+
+#[test]
+fn of_a_name_s_addresses_the_one_that_answers_is_not_waited_for() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let (silent, _held) =
+            swallowing_at((Ipv4Addr::new(127, 0, 0, 9), server.address.port()).into()).await;
+        let named = |address| Endpoint { address, name: Some("pay.test".into()) };
+        let backend = backend(&[], HostHeader::Own);
+        backend.set_endpoints(EndpointSet {
+            endpoints: vec![named(silent), named(server.address)],
+            known: true,
+        });
+        let pools = pools();
+        for _ in 0..6 {
+            let began = Instant::now();
+            assert_eq!(whole(pools.send(&backend, get(), None, SendLimits::default()).await).await, "ok");
+            // Alone, the first would be waited for a second: its half of the time to connect.
+            assert!(began.elapsed() < Duration::from_millis(900), "{:?}", began.elapsed());
+        }
+        let connects = backend.stats.totals().expect("counted").connects;
+        // One to the server for whoever came first, one lost and one won for who came second.
+        assert!(connects.iter().sum::<u64>() <= 3, "who lost rests: {connects:?}");
+    });
+}
+
+#[test]
+fn the_first_request_waits_for_the_first_answer() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let (unresolved, pools) = (hosted(), pools());
+        let tells = async {
+            settle().await;
+            unresolved.set_endpoints(EndpointSet { endpoints: vec![server.address.into()], known: true });
+        };
+        let (outcome, ()) = tokio::join!(pools.send(&unresolved, get(), None, SendLimits::default()), tells);
+        assert_eq!(whole(outcome).await, "ok");
+    });
+}
+
+#[test]
+fn a_name_without_an_answer_is_waited_for_as_long_as_for_a_connection_and_known_absence_not_at_all() {
+    local_paused(async {
+        let (unresolved, pools) = (hosted(), pools());
+        for (known, waits) in [(false, Duration::from_secs(2)), (true, Duration::ZERO)] {
+            unresolved.set_endpoints(EndpointSet { endpoints: Vec::new(), known });
+            let began = Instant::now();
+            let outcome = pools.send(&unresolved, get(), None, SendLimits::default()).await;
+            assert_eq!(kind(outcome), ErrorKind::NameResolution);
+            assert!(
+                (waits..=waits + Duration::from_millis(5)).contains(&began.elapsed()),
+                "{:?}",
+                began.elapsed()
+            );
+        }
+    });
+}
+
+/// A backend of a name that nobody looked up yet.
+fn hosted() -> std::sync::Arc<crate::upstream::Backend> {
+    let host = [(Address::Name("pay.test".into()), 80)];
+    let mut plan = (*backend(&[], HostHeader::Own).plan).clone();
+    plan.target = BackendTarget::Hosts(host.into());
+    let stats = crate::telemetry::Telemetry::new(1).backend("pay");
+    std::sync::Arc::new(crate::upstream::Backend::new(std::sync::Arc::new(plan), 0, stats))
 }

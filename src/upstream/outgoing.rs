@@ -1,0 +1,42 @@
+//! The form that a request has on its way to a backend: under which name it is asked, and what it needs of a connection.
+
+use http::{HeaderValue, Uri, Version, header};
+
+use super::endpoint::Wish;
+use crate::message::{FixedHost, Request, websocket_key};
+use crate::route_map::HostHeader;
+use crate::upstream::Backend;
+
+/// An upgrade is something that only HTTP/1.1 has, but for one to a WebSocket.
+pub(super) fn wish(request: &Request) -> Wish {
+    match request.headers().contains_key(header::UPGRADE) {
+        false => Wish::Answer,
+        true if websocket_key(request.headers()).is_some() => Wish::WebSocket,
+        true => Wish::Upgrade,
+    }
+}
+
+/// The client's host, where each endpoint may have another.
+pub(super) fn own_names(backend: &Backend, request: &Request) -> Option<HeaderValue> {
+    let own = matches!(backend.plan.host_header, HostHeader::Own);
+    if !own || request.extensions().get::<FixedHost>().is_some() {
+        return None;
+    }
+    request.headers().get(header::HOST).cloned()
+}
+
+/// Gives the request the form that goes over the wire.
+pub(super) fn address_to(request: &mut Request, host: Option<&HeaderValue>) {
+    *request.version_mut() = Version::HTTP_11;
+    if request.uri().authority().is_some() {
+        let path = request.uri().path_and_query().cloned();
+        *request.uri_mut() = path.map_or_else(|| Uri::from_static("/"), Uri::from);
+    }
+    if let Some(host) = host
+        && request.extensions().get::<FixedHost>().is_none()
+    {
+        request.headers_mut().insert(header::HOST, host.clone());
+    }
+    // Nothing of the client's side goes on from here.
+    request.extensions_mut().clear();
+}
