@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::backend_credentials::BackendCredentials;
+use super::backend_rate_limit::BackendRateLimit;
 use super::gateway_route::{EXACT_HOSTNAME, OBJECT_NAME};
 use super::status::GatewayBackendStatus;
 use crate::values::{CaCertificateRef, Duration, SecretRef};
@@ -85,6 +86,9 @@ pub struct GatewayBackendSpec {
     /// When an endpoint is left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
+    /// How often it may be asked, so that it does not refuse us.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate_limit: Option<BackendRateLimit>,
     /// What it has to bear from each replica of the gateway.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<BackendLimits>,

@@ -13,9 +13,9 @@ use super::layers_policy::{self, PolicyLayer};
 use super::layers_rule;
 use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
 use super::{
-    AggregateSpec, AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendCredentials, BackendRef,
-    GatewayBackendSpec, HealthCheck, PolicyRef, Protocol, RedirectSpec, RespondSpec, RouteMatch, RouteTls,
-    crd,
+    AggregateSpec, AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendCredentials, BackendRateLimit,
+    BackendRef, GatewayBackendSpec, HealthCheck, PolicyRef, Protocol, RedirectSpec, RespondSpec, RouteMatch,
+    RouteTls, crd,
 };
 use crate::values::{Duration, FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef, TlsVersion};
 
@@ -178,6 +178,9 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
             let message = "a check by grpc needs HTTP/2; set protocol to HTTP2 or H2C";
             refuse(at.field("active").field("grpc"), message.into());
         }
+    }
+    if let Some((field, message)) = spec.rate_limit.as_ref().and_then(BackendRateLimit::problem) {
+        refuse(at.field("rateLimit").field(field), message.into());
     }
     if let Some((field, message)) = spec.credentials.as_ref().and_then(BackendCredentials::problem) {
         let at = at.field("credentials");

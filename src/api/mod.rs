@@ -2,6 +2,7 @@
 
 mod aggregate;
 mod backend_credentials;
+mod backend_rate_limit;
 #[cfg(test)]
 mod cases_tests;
 mod crd;
@@ -28,6 +29,7 @@ mod status;
 
 pub use aggregate::{AggregateResponseSpec, AggregateSpec, CallHeadersSpec, CallSpec, OnErrorSpec};
 pub use backend_credentials::{BackendCredentials, BasicCredentials, Oauth2ClientCredentials};
+pub use backend_rate_limit::BackendRateLimit;
 pub use crd::crds;
 pub use gateway_backend::{
     ActiveCheck, BackendHost, BackendService, BackendTls, BalancePolicy, GatewayBackend, GatewayBackendSpec,

@@ -3,11 +3,12 @@
 
 use std::time::Duration;
 
-use crate::api::{ActiveCheck, BalancePolicy, GatewayBackendSpec, PassiveCheck};
-use crate::route_map::{BackendProtocol, Balance, CheckPlan, EjectionPlan, Question, TrafficPlan};
-use crate::values::{FieldPath, Problem, Reason};
+use crate::api::{ActiveCheck, BackendRateLimit, BalancePolicy, GatewayBackendSpec, PassiveCheck};
+use crate::filters::RateLimitScope;
+use crate::route_map::{BackendProtocol, Balance, CheckPlan, EjectionPlan, Question, RatePlan, TrafficPlan};
+use crate::values::{FieldPath, Problem, Rate, Reason};
 
-pub(super) fn plan(spec: &GatewayBackendSpec) -> TrafficPlan {
+pub(super) fn plan(spec: &GatewayBackendSpec, has_store: bool, problems: &mut Vec<Problem>) -> TrafficPlan {
     let balance = match spec.load_balancer.as_ref().map(|wanted| wanted.policy).unwrap_or_default() {
         BalancePolicy::RoundRobin => Balance::RoundRobin,
         BalancePolicy::LeastRequest => Balance::LeastRequest,
@@ -21,6 +22,7 @@ pub(super) fn plan(spec: &GatewayBackendSpec) -> TrafficPlan {
         check: health.and_then(|check| check.active.as_ref()).map(check),
         panic_percent: health.and_then(|check| check.panic_percent).unwrap_or(0).clamp(0, 100) as u8,
         max_requests: spec.limits.as_ref().map(|limits| limits.requests.unsigned_abs()),
+        rate: spec.rate_limit.as_ref().and_then(|limit| rate(limit, has_store, problems)),
     }
 }
 
@@ -31,6 +33,25 @@ pub(super) fn problem(traffic: &TrafficPlan, protocol: BackendProtocol) -> Optio
     let message = "gRPC needs HTTP/2 and this backend is asked by HTTP/1.1; set protocol: H2C, or tls, or give the Service's port appProtocol: kubernetes.io/h2c";
     let at = FieldPath::new("spec").field("healthCheck").field("active").field("grpc");
     impossible.then(|| Problem::error(at, Reason::Invalid, message.to_owned()))
+}
+
+/// `None`: it cannot be kept, and that is told.
+fn rate(limit: &BackendRateLimit, has_store: bool, problems: &mut Vec<Problem>) -> Option<RatePlan> {
+    let at = FieldPath::new("spec.rateLimit");
+    let requests = limit.requests.unsigned_abs();
+    let burst = limit.burst.map_or(requests, i64::unsigned_abs);
+    let per = limit.per.std();
+    let Some(rate) = Rate::new(requests, per, burst) else {
+        let message = "such a burst would be counted for a hundred years; lower burst or raise requests";
+        problems.push(Problem::error(at.field("burst"), Reason::Invalid, message));
+        return None;
+    };
+    let shared = limit.scope == Some(RateLimitScope::Global);
+    if shared && !has_store {
+        let message = "no store is given to this installation (--redis), so each replica counts for itself";
+        problems.push(Problem::warning(at.field("scope"), Reason::UnsupportedValue, message));
+    }
+    Some(RatePlan { rate, requests, per, burst, shared })
 }
 
 fn check(check: &ActiveCheck) -> CheckPlan {

@@ -45,9 +45,12 @@ pub(super) fn lower(
             Some(Protocol::Http1) => BackendProtocol::Http1,
             Some(Protocol::Http2 | Protocol::H2c) => BackendProtocol::Http2,
         };
-        plan.traffic = backend_traffic::plan(&spec);
+        plan.traffic = backend_traffic::plan(&spec, asker.has_store(), &mut problems);
         if let Some(problem) = backend_traffic::problem(&plan.traffic, plan.protocol) {
             problems.push(problem);
+            return None;
+        }
+        if spec.rate_limit.is_some() && plan.traffic.rate.is_none() {
             return None;
         }
         Some(plan)
@@ -57,9 +60,16 @@ pub(super) fn lower(
     let is_of_settings = |problem: &Problem| {
         let of = |start: &&str| problem.path.as_str().starts_with(start);
         problem.severity == Severity::Error
-            && ["spec.tls", "spec.credentials", "spec.loadBalancer", "spec.healthCheck", "spec.limits"]
-                .iter()
-                .any(of)
+            && [
+                "spec.tls",
+                "spec.credentials",
+                "spec.loadBalancer",
+                "spec.healthCheck",
+                "spec.limits",
+                "spec.rateLimit",
+            ]
+            .iter()
+            .any(of)
     };
     let kind = match problems.iter().any(is_of_settings) {
         true => ErrorKind::PolicyInvalid,

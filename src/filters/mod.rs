@@ -67,7 +67,7 @@ pub use oauth_client::OauthClient;
 pub use offload::{Offload, Taken, Work};
 pub use path_change::PathChange;
 pub use query_edits::QueryParamSpec;
-pub use rate_limits::{Charged, Charges, Count, SCRIPT, Store};
+pub use rate_limits::{Charged, Charges, Count, Counted as RateLimitScope, SCRIPT, Store};
 pub use registry::REGISTRY;
 pub use request::{Plan as RequestPlan, Request};
 pub use response::{Plan as ResponsePlan, Response};

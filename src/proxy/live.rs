@@ -17,6 +17,7 @@ use super::certificates::LiveCertificate;
 use super::client_certificates::LiveValidation;
 use super::keep::Kept;
 use super::spread::Spread;
+use super::together::InStore;
 use crate::cache::Keying;
 use crate::cache::key::CountedNames;
 use crate::filters::{
@@ -29,7 +30,7 @@ use crate::route_map::{
     WeightedTarget,
 };
 use crate::telemetry::{RuleStats, Telemetry};
-use crate::upstream::Backend;
+use crate::upstream::{Backend, Bucket, Together};
 use crate::values::{BackendId, ObjectName, ReservedHeaders, TlsVersion};
 
 #[derive(Debug)]
@@ -321,6 +322,17 @@ impl Linker {
                 backend.with_tokens(Arc::new(Bearer(keep.fetched(&token.fetch))))
             }
             _ => backend,
+        };
+        let backend = match &plan.traffic.rate {
+            None => backend,
+            Some(rate) => {
+                let asked = keep.state(&format!("asked of {id}"), &mut || Arc::new(Bucket::default()));
+                let asked = asked.downcast().expect("only buckets are kept under this name");
+                let together = rate
+                    .shared
+                    .then(|| -> Arc<dyn Together> { Arc::new(InStore::new(keep.store(), id, rate)) });
+                backend.counted(asked, together)
+            }
         };
         Linked { backend: Arc::new(backend), slot }
     }

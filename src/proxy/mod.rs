@@ -65,6 +65,7 @@ mod service;
 mod settings;
 mod spread;
 mod tls;
+mod together;
 mod trailers;
 mod transport;
 mod tunnel;

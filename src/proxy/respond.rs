@@ -160,7 +160,7 @@ pub fn failure(error: &ProxyError, form: FailureForm, id: RequestId) -> Response
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(form.content_type()));
     headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    if row.retry {
+    if row.retry && !error.headers.iter().any(|(name, _)| *name == RETRY_AFTER) {
         headers.insert(RETRY_AFTER, HeaderValue::from_static("1"));
     }
     if error.kind == ErrorKind::MethodNotSupported {

@@ -4,6 +4,8 @@ use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::values::Rate;
+
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrafficPlan {
     pub balance: Balance,
@@ -15,6 +17,20 @@ pub struct TrafficPlan {
     pub panic_percent: u8,
     /// Requests under way at once, over all workers of a replica. `None`: no bound.
     pub max_requests: Option<u32>,
+    /// `None`: it may be asked as often as anybody likes.
+    pub rate: Option<RatePlan>,
+}
+
+/// How often a backend may be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RatePlan {
+    pub rate: Rate,
+    /// As it was written.
+    pub requests: u64,
+    pub per: Duration,
+    pub burst: u64,
+    /// By all replicas together.
+    pub shared: bool,
 }
 
 /// Which endpoint is asked next.
@@ -104,6 +120,10 @@ impl Display for TrafficPlan {
         if self.panic_percent > 0 {
             write!(f, ", all are asked below {}%", self.panic_percent)?;
         }
-        self.max_requests.iter().try_for_each(|most| write!(f, ", at most {most} requests at once"))
+        self.max_requests.iter().try_for_each(|most| write!(f, ", at most {most} requests at once"))?;
+        self.rate.iter().try_for_each(|rate| {
+            let whose = if rate.shared { " of all replicas" } else { "" };
+            write!(f, ", at most {} requests{whose} in {:?}, {} at once", rate.requests, rate.per, rate.burst)
+        })
     }
 }

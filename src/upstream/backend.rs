@@ -14,9 +14,9 @@ use super::budget::RetryBudget;
 use super::checked::Term;
 use super::health::{Health, Standing};
 use super::tls::Security;
-use super::{Tokens, credentials};
+use super::{Bucket, Together, Tokens, credentials, throttle};
 use crate::message::{GrpcStatus, ProxyError};
-use crate::route_map::{BackendPlan, BackendTarget, Balance, Credential, Endpoint, EndpointSet};
+use crate::route_map::{BackendPlan, BackendTarget, Balance, Credential, Endpoint, EndpointSet, RatePlan};
 use crate::telemetry::BackendStats;
 
 /// What an endpoint that gives no answer, or a server's error, is taken to need for one at least.
@@ -37,6 +37,9 @@ pub struct Backend {
     budget: RetryBudget,
     /// Who gets what it is to be shown, where that is not in its plan.
     tokens: Option<Arc<dyn Tokens>>,
+    /// How often it was asked.
+    asked: Arc<Bucket>,
+    together: Option<Arc<dyn Together>>,
     endpoints: ArcSwap<Endpoints>,
     /// Wakes those who wait for the first of them.
     told: Notify,
@@ -102,6 +105,8 @@ impl Backend {
             security,
             budget,
             tokens: None,
+            asked: Arc::default(),
+            together: None,
             endpoints: ArcSwap::default(),
             told: Notify::new(),
             ejecting: Mutex::default(),
@@ -124,6 +129,24 @@ impl Backend {
     #[must_use]
     pub fn with_tokens(self, tokens: Arc<dyn Tokens>) -> Self {
         Self { tokens: Some(tokens), ..self }
+    }
+
+    /// `together`: whoever counts for all replicas.
+    #[must_use]
+    pub fn counted(self, asked: Arc<Bucket>, together: Option<Arc<dyn Together>>) -> Self {
+        Self { asked, together, ..self }
+    }
+
+    /// Counts a request that is about to be sent.
+    ///
+    /// # Errors
+    /// It must not be asked more often.
+    pub(super) async fn charge(&self, plan: &RatePlan) -> Result<(), ProxyError> {
+        let together = match self.together.as_ref().and_then(|together| together.charge()) {
+            Some(answer) => answer.await,
+            None => None,
+        };
+        together.unwrap_or_else(|| self.asked.charge(plan)).map_err(throttle::refusal)
     }
 
     /// Whether it can be shown what it is to be shown.

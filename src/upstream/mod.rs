@@ -25,6 +25,7 @@ mod retry;
 mod socket;
 #[cfg(test)]
 mod tests;
+mod throttle;
 mod tls;
 mod trust;
 mod wire;
@@ -39,5 +40,6 @@ pub use guard::{Guard, Loopback, Own};
 pub use head_lines::{HeadLines, SharedLines};
 pub use limits::{Call, Pace, SendLimits, Uploading};
 pub use pool::{Answer, Pools, Tries};
+pub use throttle::{Bucket, Counted, Together};
 pub use tls::certified_key;
 pub use trust::system_authorities;

@@ -168,6 +168,12 @@ impl Pools {
                 return Err(error);
             }
         };
+        if let Some(rate) = &backend.plan.traffic.rate
+            && let Err(refused) = Box::pin(backend.charge(rate)).await
+        {
+            backend.stats.error(self.worker, ErrorKind::RateLimited.as_str());
+            return Err(refused);
+        }
         backend.stats.request(self.worker);
         let asking = RefCell::default();
         let began = Instant::now();

@@ -10,6 +10,7 @@ mod names;
 mod nearest;
 mod path_rewrite;
 mod problem;
+mod rate;
 mod redacted;
 mod reserved_headers;
 mod secret;
@@ -28,6 +29,7 @@ pub use names::{
 pub use nearest::nearest;
 pub use path_rewrite::{InvalidPathRewrite, PathRewrite, PathRewriteSpec};
 pub use problem::{FieldPath, Problem, Reason, Severity};
+pub use rate::{Full, Rate};
 pub use redacted::Redacted;
 pub use reserved_headers::{ReservedHeaders, plain_name};
 pub use secret::{Attributes, ConfigMapData, SecretData};

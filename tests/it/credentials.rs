@@ -96,3 +96,48 @@ fn without_its_credential_a_backend_is_not_asked() {
     }
     assert!(told.contains("set spec.tls") && !told.contains("canary"), "{told}");
 }
+
+#[test]
+fn a_backend_is_asked_no_more_often_than_it_may_be_whichever_rule_asks() {
+    let backend = Backend::start("pay");
+    let limited = backend.manifest("pay").replace("}]}", "}], rateLimit: {requests: 3, per: 744h}}");
+    let free = backend.manifest("free");
+    let to = |host: &str, name: &str| {
+        let rules = format!("[{{name: all, backendRefs: [{{kind: GatewayBackend, name: {name}}}]}}]");
+        route(
+            host,
+            &format!(
+                "{{hostnames: [{host}.example], policy: {{retry: {{attempts: 2, codes: [503]}}}}, rules: {rules}}}"
+            ),
+        )
+    };
+    let files = [limited, free, to("one", "pay"), to("two", "pay"), to("free", "free")].concat();
+    let gateway = Gateway::start(&[("all.yaml", &files)]);
+    let hosts = ["one.example", "two.example"];
+    for host in [hosts[0], hosts[1], hosts[0]] {
+        assert_eq!(gateway.get(host, "/").status, 200);
+    }
+    for host in hosts {
+        let refused = gateway.get(host, "/");
+        assert_eq!((refused.status, refused.json()["reason"].as_str()), (503, Some("Overloaded")));
+        assert_eq!(refused.json()["detail"], "the backend must not be asked more often");
+        let fields: Vec<_> = refused.fields.iter().filter(|(name, _)| name == "retry-after").collect();
+        let [(_, seconds)] = fields[..] else { panic!("{refused:?}") };
+        // A third of 744 hours.
+        let seconds: u64 = seconds.parse().expect("seconds");
+        assert!((800_000..=892_800).contains(&seconds), "{seconds}");
+    }
+    // What was counted outlives a change of the object.
+    gateway.write("all.yaml", &files.replace("requests: 3", "requests: 2"));
+    gateway.write("more.yaml", &to("three", "pay"));
+    gateway.until_answer("three.example", "/", 503, "Overloaded");
+    assert_eq!(
+        gateway.get("free.example", "/").status,
+        200,
+        "the control: another backend of the same address"
+    );
+    let metrics = gateway.ask_admin("/metrics").body;
+    let line =
+        metrics.lines().find(|line| line.contains("upstream_errors_total") && line.contains("RateLimited"));
+    assert!(line.is_some_and(|line| line.contains("pay")), "{metrics}");
+}

@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use tokio::time::Instant;
 
-use super::gcra::{Full, Rate};
+use crate::values::{Full, Rate};
 
 /// Buckets of a set: a line of the cache.
 const WAYS: usize = 4;

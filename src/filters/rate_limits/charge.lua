@@ -1,4 +1,4 @@
--- Charges all buckets, or none: the generic cell rate algorithm as in gcra.rs.
+-- Charges all buckets, or none: the generic cell rate algorithm as in values/rate.rs.
 -- KEYS: the buckets, each a number: when it will be empty. ARGV: of each its interval, burst, cost and whether it may
 -- refuse (1) or not (0); then, in tests, the time. All times in microseconds; a negative cost gives back.
 -- Gives 0 and of each bucket how long until it is empty (-1: it is full), or the place of the one that refuses, and

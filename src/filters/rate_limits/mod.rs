@@ -5,7 +5,6 @@
 //! all such requests, so that no request escapes by being odd.
 
 mod buckets;
-mod gcra;
 mod hashing;
 #[cfg(test)]
 mod redis_tests;
@@ -23,12 +22,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use self::buckets::Buckets;
-use self::gcra::Rate;
 pub use self::store::{Charged, Charges, Count, SCRIPT, Store};
 use self::work::Linked;
 use super::contract::{AnyPlan, Combine, Filter, FilterKind, Keep, Member, Ring, Scope};
 use crate::expression::{Expression, Kind, MAX_SOURCE, REQUEST};
-use crate::values::{Duration, FieldPath, Problem, Reason};
+use crate::values::{Duration, FieldPath, Problem, Rate, Reason};
 
 pub struct RateLimits;
 

@@ -7,8 +7,8 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::gcra::{Full, Rate};
 use super::store::SCRIPT;
+use crate::values::{Full, Rate};
 
 struct Server(Child);
 

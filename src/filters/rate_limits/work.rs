@@ -6,7 +6,6 @@ use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::buckets::{Buckets, Who};
-use super::gcra::Full;
 use super::hashing::{Hashed, shared_key};
 use super::store::{Charged, Count, Store};
 use super::{Limit, MAX_LIMITS, OnStoreFailure};
@@ -14,6 +13,7 @@ use crate::expression::{Subject, Value};
 use crate::filters::contract::{Decision, Filter, Outcome};
 use crate::message::{ChargedLimits, ErrorKind, Exchange, ProxyError, Quota, Quotas, Response};
 use crate::telemetry::Limited;
+use crate::values::Full;
 
 pub(super) struct Linked {
     limits: Vec<Limit>,
