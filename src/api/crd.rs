@@ -28,6 +28,7 @@ pub(super) fn gateway_route() -> Value {
     let spec = without_descriptions(&mut crd);
     if let Some(Value::Array(rules)) = spec.pointer_mut("/properties/rules/items/x-kubernetes-validations") {
         rules.extend(only_with_backends());
+        rules.extend(only_of_one_request());
     }
     crd
 }
@@ -66,6 +67,29 @@ fn only_with_backends() -> impl Iterator<Item = Value> {
             "fieldPath": format!(".policy.{name}"),
         })
     })
+}
+
+/// One rule for each member of which some fields mean nothing beside calls.
+fn only_of_one_request() -> impl Iterator<Item = Value> {
+    REGISTRY.iter().filter(|row| !row.of_one_request.is_empty()).map(|row| {
+        let name = row.name;
+        let given = row.of_one_request.iter().map(|field| format!("has(self.policy.{name}.{field})"));
+        let given = given.collect::<Vec<_>>().join(" || ");
+        json!({
+            "rule": format!("!has(self.aggregate) || !has(self.policy) || !has(self.policy.{name}) || !({given})"),
+            "message": of_calls(row),
+            "fieldPath": format!(".policy.{name}"),
+        })
+    })
+}
+
+/// What is said about such a field, here and in `layers`.
+pub(super) fn of_calls(row: &Row) -> String {
+    let fields = row.of_one_request.join(", ");
+    format!(
+        "{fields} of {} change the request to a backend; on a rule with aggregate each call says its own",
+        row.name
+    )
 }
 
 /// What is said about such a member, here and in `layers`.

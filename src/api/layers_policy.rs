@@ -146,6 +146,17 @@ pub(super) fn refuse_meaningless(
             problems.push(Problem::error(path, Reason::PolicyInvalid, message));
             *member = None;
         }
+        let Some(RuleAction::Aggregate(_)) = action else { continue };
+        let Some(given) = member.as_ref().and_then(|member| member.value.as_object()) else { continue };
+        let mut told = false;
+        for field in row.of_one_request.iter().filter(|field| given.contains_key(**field)) {
+            let (path, message) = (at.field(row.name).field(field), super::crd::of_calls(row));
+            problems.push(Problem::error(path, Reason::PolicyInvalid, message));
+            told = true;
+        }
+        if told {
+            *member = None;
+        }
     }
 }
 

@@ -298,7 +298,13 @@ impl<'a> Stack<'a> {
         let Some(plan) = &given.plan else {
             return self.fail(from, effective);
         };
-        if let Some(path) = given.replaces_prefix.as_ref().filter(|_| !self.has_one_prefix) {
+        let for_calls = match self.action {
+            Some(RuleAction::Aggregate(_)) => (REGISTRY[row].for_calls)(plan),
+            _ => None,
+        };
+        let plan = for_calls.as_ref().unwrap_or(plan);
+        let replaces_prefix = given.replaces_prefix.as_ref().filter(|_| for_calls.is_none());
+        if let Some(path) = replaces_prefix.filter(|_| !self.has_one_prefix) {
             let (path, message) = match from {
                 From::Rule | From::Route => (path, REPLACE_PREFIX_NEEDS.to_owned()),
                 From::Policy { policy, at, .. } => {

@@ -16,13 +16,15 @@ use super::held::{self, Held, Share, Unread};
 use super::media::{IsJson, Packing, is_json, packing};
 use super::offload::Offload;
 use crate::expression::{BODY, Environment, Expression, Kind, Subject};
-use crate::message::{Body, BodyError, ErrorKind, ProxyError, RawJson, Request, Undecodable};
+use crate::message::{Body, BodyError, ErrorKind, NotJson, ProxyError, RawJson, Request, Undecodable};
 use crate::values::{FieldPath, Problem, Reason};
 
 /// Bytes of a body that is read or made.
 pub const MOST: usize = 1 << 20;
 /// What is larger is worked on elsewhere, so that it holds up no other request.
 const LARGE: usize = 64 << 10;
+/// So many pointers look at a document for as long as it takes to read it.
+const POINTERS: usize = 16;
 
 pub const TWO_BODIES: &str =
     "body makes a body anew and bodyPatch changes the one that came; give one of them";
@@ -152,18 +154,19 @@ impl Bodies {
         if plain.is_empty() {
             return Ok(Document::nothing());
         }
-        let share = self.held.share(plain.len()).map_err(Trouble::Unread)?;
+        let mut share = self.held.share(plain.len()).map_err(Trouble::Unread)?;
+        let read = |plain| {
+            let json = RawJson::new(plain)?;
+            json.prepare();
+            Ok::<_, NotJson>(json)
+        };
         let json = if plain.len() <= LARGE {
-            RawJson::new(plain)
+            read(plain)
         } else {
-            let read = move || {
-                let json = RawJson::new(plain)?;
-                json.prepare();
-                Ok(json)
-            };
-            self.offload.run(read).await.map_err(Trouble::Ours)?
+            self.offload.run(move || read(plain)).await.map_err(Trouble::Ours)?
         };
         let json = json.map_err(|error| Trouble::Unusable(error.into()))?;
+        share.grow(json.index_size()).map_err(Trouble::Unread)?;
         Ok(Document { json: Arc::new(json), _share: Some(share) })
     }
 
@@ -171,7 +174,7 @@ impl Bodies {
     /// It is no JSON, or cannot be changed as it is asked for.
     pub async fn patched(&self, patch: &Arc<BodyPatch>, whole: &Whole) -> Result<Bytes, Trouble> {
         let plain = &whole.plain;
-        let changed = if plain.len() <= LARGE {
+        let changed = if plain.len() * (POINTERS + patch.pointers()) <= LARGE * POINTERS {
             patched(patch, plain)
         } else {
             let (patch, plain) = (Arc::clone(patch), plain.clone());

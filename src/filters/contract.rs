@@ -97,6 +97,8 @@ pub trait Member {
     const COMBINE: Combine = Combine::Replace;
     const APPLIES: Applies = Applies::ToEveryAction;
     const UNMATCHED: Unmatched = Unmatched::Ignores;
+    /// Fields of it that mean something only on `backendRefs`, where the member as a whole means something elsewhere, too.
+    const OF_ONE_REQUEST: &'static [&'static str] = &[];
     type Spec: DeserializeOwned + JsonSchema;
     type Plan: PartialEq + fmt::Debug + Send + Sync + 'static;
 
@@ -109,6 +111,12 @@ pub trait Member {
     fn own_headers(written: &Value) -> Vec<HeaderName> {
         let _ = written;
         Vec::new()
+    }
+
+    /// The plan without those fields. `None`: there are none.
+    fn for_calls(plan: &Self::Plan) -> Option<Self::Plan> {
+        let _ = plan;
+        None
     }
 }
 
@@ -343,6 +351,9 @@ pub struct Row {
     /// `None` for a setting.
     pub link: Option<Link>,
     pub own_headers: fn(&Value) -> Vec<HeaderName>,
+    pub of_one_request: &'static [&'static str],
+    /// What is left of a plan where a rule makes calls of its own.
+    pub for_calls: fn(&AnyPlan) -> Option<AnyPlan>,
 }
 
 /// Makes a filter of a plan of its own row.
@@ -363,6 +374,8 @@ pub const fn filter<K: FilterKind>() -> Row {
             K::link(plan.get::<K::Plan>().expect("a row links only plans that it compiled"), keep)
         }),
         own_headers: K::own_headers,
+        of_one_request: K::OF_ONE_REQUEST,
+        for_calls: left_for_calls::<K>,
     }
 }
 
@@ -380,6 +393,8 @@ pub const fn room<M: Member>() -> Row {
         parts: |plan| vec![(Ring::Cache, plan.clone())],
         link: None,
         own_headers: M::own_headers,
+        of_one_request: M::OF_ONE_REQUEST,
+        for_calls: left_for_calls::<M>,
     }
 }
 
@@ -396,11 +411,17 @@ pub const fn setting<M: Member>() -> Row {
         parts: |_| Vec::new(),
         link: None,
         own_headers: M::own_headers,
+        of_one_request: M::OF_ONE_REQUEST,
+        for_calls: left_for_calls::<M>,
     }
 }
 
 fn schema_of<M: Member>(generator: &mut SchemaGenerator) -> Schema {
     generator.subschema_for::<M::Spec>()
+}
+
+fn left_for_calls<M: Member>(plan: &AnyPlan) -> Option<AnyPlan> {
+    M::for_calls(plan.get()?).map(AnyPlan::new)
 }
 
 fn compile_any<M: Member>(value: &Value, scope: &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>> {

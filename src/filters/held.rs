@@ -61,7 +61,9 @@ pub struct Share {
 }
 
 impl Share {
-    fn grow(&mut self, bytes: usize) -> Result<(), Unread> {
+    /// # Errors
+    /// All together would take more than they may; it is counted all the same until this is dropped.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), Unread> {
         let bytes = bytes as u64;
         let before = self.held.0.fetch_add(bytes, Ordering::Relaxed);
         self.bytes += bytes;

@@ -7,6 +7,8 @@ mod authorization;
 mod backend_path;
 mod body_patch;
 #[cfg(test)]
+mod body_patch_tests;
+#[cfg(test)]
 mod body_transform_tests;
 mod chain;
 mod changed_body;

@@ -103,6 +103,7 @@ impl Plan {
 impl Member for Request {
     const NAME: &'static str = "request";
     const APPLIES: Applies = Applies::ToBackends;
+    const OF_ONE_REQUEST: &'static [&'static str] = &["method", "path", "query", "bodyPatch", "body"];
     type Spec = Spec;
     type Plan = Plan;
 
@@ -135,6 +136,13 @@ impl Member for Request {
             || query.as_ref().is_some_and(|query| query.reads(BODY))
             || body.as_ref().is_some_and(Change::looks_inside);
         Ok(Plan { method, headers, path, host, query, body, looks_inside })
+    }
+
+    /// Each call says for itself what it asks for; the client's fields and host are those of all.
+    fn for_calls(plan: &Plan) -> Option<Plan> {
+        let looks_inside = plan.headers.reads(BODY);
+        let (headers, host) = (plan.headers.clone(), plan.host.clone());
+        Some(Plan { method: None, headers, path: None, host, query: None, body: None, looks_inside })
     }
 }
 

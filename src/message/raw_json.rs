@@ -106,6 +106,11 @@ impl RawJson {
         self.index();
     }
 
+    /// Bytes that this takes beside the text.
+    pub fn index_size(&self) -> usize {
+        self.index.get().and_then(Option::as_deref).map_or(0, size_of_val)
+    }
+
     fn index(&self) -> Option<&[Node]> {
         self.index.get_or_init(|| index(self.as_str())).as_deref()
     }
@@ -312,6 +317,14 @@ mod tests {
         assert_eq!(rebuilt(json.root()), serde_json::from_str::<Value>(text).expect("JSON"));
         assert_eq!(read("7").root().parts().expect("small").count(), 0);
         assert_eq!(read("7").root().kind(), PieceKind::Number);
+    }
+
+    #[test]
+    fn what_is_looked_into_says_what_it_takes() {
+        let json = read("[1,2,3]");
+        assert_eq!(json.index_size(), 0);
+        json.prepare();
+        assert_eq!(json.index_size(), 4 * size_of::<Node>());
     }
 
     #[test]

@@ -4,18 +4,67 @@
 //! the credential is not sent.
 
 use std::fmt;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 
+use bytes::Bytes;
 use http::header::AUTHORIZATION;
 use http::uri::PathAndQuery;
 use http::{HeaderMap, HeaderName, HeaderValue, Uri};
+use http_body::{Frame, SizeHint};
 use percent_encoding::percent_decode_str;
 
-use crate::message::{ErrorKind, ProxyError};
-use crate::route_map::Credential;
+use crate::message::{Body, BodyError, ErrorKind, ProxyError};
+use crate::route_map::{Credential, TokenPlan};
 use crate::values::ReservedHeaders;
 
 /// `http::Uri` counts in 16 bits.
 const MAX_TARGET: usize = 65_000;
+
+/// Behind the body of a request comes no field of the credential's name either: some servers put those into the head.
+pub(super) fn guard_trailers(credential: &Arc<Credential>, body: &mut Body) {
+    if matches!(&**credential, Credential::Header { .. } | Credential::Token(_))
+        && matches!(body, Body::Incoming(_) | Body::Stream(_))
+    {
+        let inner = std::mem::take(body);
+        *body = Body::stream(Guarded { inner, credential: Arc::clone(credential) });
+    }
+}
+
+struct Guarded {
+    inner: Body,
+    credential: Arc<Credential>,
+}
+
+impl http_body::Body for Guarded {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let mut polled = Pin::new(&mut this.inner).poll_frame(context);
+        if let Poll::Ready(Some(Ok(frame))) = &mut polled
+            && let Some(trailers) = frame.trailers_mut()
+            && let Credential::Header { spellings, .. } | Credential::Token(TokenPlan { spellings, .. }) =
+                &*this.credential
+        {
+            remove(trailers, spellings);
+        }
+        polled
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
 
 /// Whoever gets tokens for a backend, beside the requests.
 pub trait Tokens: fmt::Debug + Send + Sync {
@@ -50,10 +99,14 @@ pub(super) fn show<B>(
 }
 
 fn replace(headers: &mut HeaderMap, spellings: &ReservedHeaders, name: &HeaderName, value: &HeaderValue) {
+    remove(headers, spellings);
+    headers.insert(name.clone(), value.clone());
+}
+
+fn remove(headers: &mut HeaderMap, spellings: &ReservedHeaders) {
     while let Some(theirs) = headers.keys().find(|name| spellings.hold(name.as_str())).cloned() {
         headers.remove(theirs);
     }
-    headers.insert(name.clone(), value.clone());
 }
 
 /// `None`: it does not fit. Both are in the form that they have in a query.
@@ -84,7 +137,8 @@ fn decoded(name: &str) -> Vec<u8> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
+    use http_body::Body as _;
+    use http_body_util::{BodyExt as _, StreamBody};
 
     use super::*;
     use crate::message::Request;
@@ -109,6 +163,30 @@ mod tests {
             .into_iter()
             .collect();
         assert_eq!(*request.headers(), expected);
+    }
+
+    #[tokio::test]
+    async fn no_trailer_has_the_credential_s_name() {
+        let credential = Arc::new(Credential::Header {
+            name: "x-api-key".parse().expect("a name"),
+            spellings: ["x-api-key"].into_iter().collect(),
+            value: Redacted::new(HeaderValue::from_static("ours")),
+        });
+        let mut trailers = HeaderMap::new();
+        for name in ["x-api-key", "x.api.key", "x-checksum"] {
+            trailers.insert(name, HeaderValue::from_static("theirs"));
+        }
+        let frames =
+            [Frame::data(Bytes::from_static(b"body")), Frame::trailers(trailers)].map(Ok::<_, BodyError>);
+        let mut body = Body::stream(StreamBody::new(futures_util::stream::iter(frames)));
+        guard_trailers(&credential, &mut body);
+        let whole = body.collect().await.expect("whole");
+        let left: Vec<_> = whole.trailers().expect("some").keys().map(HeaderName::as_str).collect();
+        assert_eq!(left, ["x-checksum"]);
+        // What has none stays as it is.
+        let mut full = Body::from("at hand");
+        guard_trailers(&credential, &mut full);
+        assert!(matches!(full, Body::Full(_)) && full.size_hint().exact() == Some(7));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::balance::{self, BackendPool};
 use super::carrier::Carrier;
 use super::connect::{ConnectError, Connection, Unanswered};
 use super::connect_http2::{Lost, Multiplexed};
+use super::credentials;
 use super::endpoint::{Lease, Place, SWEEP, Wish};
 use super::eyeballs::Begin;
 use super::health::Health;
@@ -160,6 +161,9 @@ impl Pools {
         if backend.is_full() {
             backend.stats.error(self.worker, ErrorKind::Overloaded.as_str());
             return Err(ErrorKind::Overloaded.into());
+        }
+        if let Some(credential) = &backend.plan.credential {
+            credentials::guard_trailers(credential, request.body_mut());
         }
         let shown = match backend.show(&mut request) {
             Ok(shown) => shown,

@@ -266,3 +266,55 @@ fn an_aggregated_answer_is_changed_as_any_other() {
     assert_eq!((answer.status, &*answer.body), (200, r#"{"ids":[12345678901234567890],"code":17}"#));
     assert_eq!((answer.field("x-status"), answer.field("content-length")), (Some("200"), Some("40")));
 }
+
+#[test]
+fn what_cannot_be_changed_is_logged_once_with_its_cause() {
+    let backend = Backend::start(|_| {
+        let body = r#"{"id":1,"\u0069d":2}"#;
+        format!(
+            "HTTP/1.1 200 OK\r\n{JSON}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+            body.len()
+        )
+        .into_bytes()
+    });
+    let doubled = r#"{"admin":1,"\u0061dmin":2}"#;
+    for (policy, body, status, reason, cause) in [
+        ("{response: {bodyPatch: {remove: [/id]}}}", "", 502, "TransformFailed", "a member stands twice"),
+        ("{response: {body: response.body.absent}}", "", 502, "TransformFailed", "no such key"),
+        (
+            "{request: {bodyPatch: {remove: [/admin]}}}",
+            doubled,
+            400,
+            "ExpressionFailed",
+            "a member stands twice",
+        ),
+        (
+            "{request: {headers: {set: [{name: X-A, value: '${request.query.absent}'}]}}}",
+            "",
+            400,
+            "ExpressionFailed",
+            "no such key",
+        ),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        std::fs::write(folder.path().join("route.yaml"), backend.manifests(policy)).expect("written");
+        let log = folder.path().join("access.log");
+        let gateway = Gateway::over(folder, &["--access-log", log.to_str().expect("UTF-8")]);
+        let told = gateway.request("POST", "pay.test", "/x", &[JSON], body);
+        assert_eq!((told.status, told.json()["reason"].as_str()), (status, Some(reason)), "{policy}");
+        // A second request, so that whatever is written of the first is there.
+        gateway.get("nobody.test", "/second");
+        let lines: Vec<serde_json::Value> = until("the access log", || {
+            let text = std::fs::read_to_string(&log).ok()?;
+            let lines: Vec<_> = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+            (lines.len() >= 2).then_some(lines)
+        });
+        let of_it: Vec<_> = lines.iter().filter(|line| line["path"] == "/x").collect();
+        let [line] = of_it[..] else { panic!("{policy}: {lines:?}") };
+        assert_eq!(line["reason"], reason);
+        assert!(line["cause"].as_str().is_some_and(|told| told.contains(cause)), "{policy}: {line}");
+        assert!(!told.body.contains(cause), "{policy}: {}", told.body);
+        let own = gateway.process.log();
+        assert!(!own.contains("\"level\":\"WARN\"") && !own.contains("\"level\":\"ERROR\""), "{own}");
+    }
+}
