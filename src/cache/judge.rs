@@ -149,9 +149,11 @@ pub fn judge(
         must_revalidate: strict,
         by_policy,
     };
+    let served_stale = if strict { Duration::ZERO } else { plan.serve_stale.longest() };
     let is_of_use = terms.is_for_all()
         || has_validator(headers)
-        || (!terms.no_cache && terms.lifetime + terms.while_revalidate.max(terms.if_error) > terms.age);
+        || (!terms.no_cache
+            && terms.lifetime + terms.while_revalidate.max(terms.if_error).max(served_stale) > terms.age);
     if is_of_use { Ok(terms) } else { Err("stale") }
 }
 

@@ -96,6 +96,13 @@ impl Stored {
         !self.terms.no_cache && age < self.terms.lifetime + self.terms.if_error
     }
 
+    /// The same for a failure for which `errors` wants what is at most so long past its time; not where the origin forbids
+    /// that (RFC 9111 section 5.2.2.2).
+    pub fn helps_for(&self, now: Instant, patience: Duration) -> bool {
+        let may_be_stale = !self.terms.no_cache && !self.terms.must_revalidate;
+        may_be_stale && !patience.is_zero() && self.age(now) < self.terms.lifetime + patience
+    }
+
     /// The answer to a request with this head.
     pub fn answer(&self, method: &Method, request: &HeaderMap, now: Instant) -> Response {
         let mut response = self.part_for(method, request);

@@ -16,7 +16,7 @@ use super::question::Asker;
 use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
 use crate::expression::{REQUEST, Read};
 use crate::filters::{
-    AnyPlan, Applies, CachePlan, Combine, PathChange, REGISTRY, RetryPlan, Ring, TimeoutsPlan,
+    AnyPlan, Applies, CachePlan, Combine, ErrorsPlan, PathChange, REGISTRY, RetryPlan, Ring, TimeoutsPlan,
 };
 use crate::route_map::{BackendPlan, PolicyBy, PolicyMember, PolicyOrigin};
 use crate::values::{FieldPath, PathRewriteSpec, Problem, Reason, Severity};
@@ -201,7 +201,7 @@ impl<'a> Stack<'a> {
         for row in 0..REGISTRY.len() {
             self.member(row, &defaults, &overrides, &mut effective);
         }
-        effective.check_cache();
+        effective.check_cache(self.path);
         effective.arrange();
         effective
     }
@@ -367,9 +367,32 @@ impl<'a> Stack<'a> {
 }
 
 impl Effective {
-    fn check_cache(&mut self) {
-        let cache = self.parts.iter().find_map(|part| part.filter.as_ref()?.1.get::<CachePlan>());
-        let Some(cache) = cache else { return };
+    fn check_cache(&mut self, rule: &FieldPath) {
+        let errors = self
+            .parts
+            .iter()
+            .find_map(|part| Some((part.filter.as_ref()?.1.get::<ErrorsPlan>()?, &part.origin)));
+        let stale = errors.and_then(|(errors, origin)| Some((errors.serve_stale()?, origin.clone())));
+        let place = self
+            .parts
+            .iter()
+            .position(|part| part.filter.as_ref().is_some_and(|(_, plan)| plan.get::<CachePlan>().is_some()));
+        let Some(place) = place else {
+            if let Some((_, PolicyOrigin::Rule)) = stale {
+                let message =
+                    "serveStale serves what cache keeps, and this rule has none; add cache to its policy";
+                let at = rule.field("policy").field("errors");
+                self.problems.push(Problem::warning(at, Reason::PolicyInvalid, message));
+            }
+            return;
+        };
+        let Some((_, plan)) = &mut self.parts[place].filter else { return };
+        if let Some((serve_stale, _)) = stale
+            && let Some(cache) = plan.get::<CachePlan>()
+        {
+            *plan = AnyPlan::new(CachePlan { serve_stale, ..cache.clone() });
+        }
+        let Some(cache) = plan.get::<CachePlan>() else { return };
         for (path, read) in &self.reads {
             if let Some(message) = cached::unkeyed(&cache.key, read) {
                 self.problems.push(Problem::error(path.clone(), Reason::PolicyInvalid, message));

@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::contract::{Applies, Member, Scope};
+use super::failures::ServeStale;
 use crate::values::{ByteSize, Duration, FieldPath, Problem, Reason};
 
 pub struct Cache;
@@ -108,6 +109,8 @@ pub struct Plan {
     pub allow_set_cookie: bool,
     pub collapse: Collapse,
     pub key: Key,
+    /// What `errors` of the same rule wants of it.
+    pub serve_stale: ServeStale,
 }
 
 /// What tells answers apart.
@@ -133,6 +136,7 @@ impl Default for Plan {
             allow_set_cookie: false,
             collapse: Collapse::Misses,
             key: Key::default(),
+            serve_stale: ServeStale::default(),
         }
     }
 }
@@ -219,6 +223,7 @@ impl Member for Cache {
             allow_set_cookie: spec.allow_set_cookie,
             collapse: spec.collapse.unwrap_or_default(),
             key: Key { headers: headers.into(), query, cookies, identity: written.identity },
+            serve_stale: ServeStale::default(),
         })
     }
 }

@@ -32,6 +32,7 @@ mod compression;
 mod cors;
 mod errors;
 mod ext_auth;
+mod failures;
 mod fault_injection;
 mod ip_access;
 mod limits;
@@ -62,6 +63,7 @@ pub use contract::{
 #[cfg(test)]
 pub use contract_tests::NoScope;
 pub use cors::Cors;
+pub use errors::Plan as ErrorsPlan;
 pub use ext_auth::Plan as ExtAuthPlan;
 pub use fetched::{FetchPlan, Fetched, OwnHost, Place, Posted, Reader, Step, Transport, Url};
 pub use header_edits::{Filled, HeaderEdits, HeaderSpec, HeadersSpec, is_forbidden};

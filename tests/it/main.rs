@@ -26,6 +26,7 @@ mod documentation;
 mod egress;
 mod errors;
 mod errors_combined;
+mod errors_stale;
 mod examples;
 mod external_authorization;
 mod fail_closed;

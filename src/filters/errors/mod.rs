@@ -4,11 +4,11 @@
 //! put in its place; an entry that cannot be filled in is told as a problem document.
 
 mod answer;
-mod on;
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
+use std::time::Duration as Time;
 
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Method, StatusCode};
@@ -17,12 +17,12 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use self::answer::{Content, Escaping};
-use self::on::On;
 use super::contract::{Decision, Filter, FilterKind, Keep, Member, Outcome, Ring, Scope, Unmatched};
+use super::failures::{About, On, Origin, ServeStale};
 use super::header_edits::{HeaderEdits, HeadersSpec};
 use crate::expression::{FAILURE, Kind, Subject};
 use crate::message::{Asker, ErrorKind, Exchange, Failed, Response};
-use crate::values::{FieldPath, Problem, Reason};
+use crate::values::{Duration, FieldPath, Problem, Reason};
 
 pub struct Errors;
 
@@ -67,16 +67,17 @@ pub struct EntrySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub body: Option<String>,
+    /// What cache keeps goes before, at most so long past its time; at most 24h.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("duration(self) >= duration('1s') && duration(self) <= duration('24h')", STALE))]
+    pub serve_stale: Option<Duration>,
 }
 
+const STALE: &str = "what is kept is served 1s to 24h past its time";
 const BODILESS: &str = "204, 205, 206 and 304 have no body of their own, which a failure has";
 
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Origin {
-    Gateway,
-    Backend,
-}
-
+const SHORTEST_STALE: Time = Time::from_secs(1);
+const LONGEST_STALE: Time = Time::from_secs(24 * 3600);
 const MAX_ENTRIES: usize = 16;
 const MAX_TEXT: usize = 8192;
 const ON: &str = "^([A-Z][A-Za-z]+|[45]xx|[45][0-9]{2}(-[45][0-9]{2})?)$";
@@ -108,10 +109,18 @@ impl JsonSchema for Spec {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan(Arc<[Entry]>);
 
+impl Plan {
+    /// For the cache of the same rule. `None`: no entry wants anything of it.
+    pub fn serve_stale(&self) -> Option<ServeStale> {
+        let wants = self.0.iter().any(|entry| entry.serve_stale.is_some());
+        wants.then(|| ServeStale::new(self.0.iter().map(|entry| (entry.about.clone(), entry.serve_stale))))
+    }
+}
+
 #[derive(Clone, Debug, PartialEq)]
 struct Entry {
-    on: Box<[On]>,
-    origin: Option<Origin>,
+    about: About,
+    serve_stale: Option<Time>,
     status: Option<StatusCode>,
     headers: HeaderEdits,
     content: Option<Content>,
@@ -184,6 +193,10 @@ impl Entry {
         if spec.text.is_some() && spec.body.is_some() {
             refuse(FieldPath::new("body"), TWO_BODIES.into());
         }
+        let serve_stale = spec.serve_stale.map(Duration::std);
+        if serve_stale.is_some_and(|time| !(SHORTEST_STALE..=LONGEST_STALE).contains(&time)) {
+            refuse(FieldPath::new("serveStale"), STALE.into());
+        }
         let escaping = Escaping::of(spec.content_type.as_deref());
         if spec.body.is_some() && spec.content_type.is_some() && escaping != Escaping::Json {
             refuse(FieldPath::new("contentType"), NOT_JSON.into());
@@ -208,12 +221,8 @@ impl Entry {
                 Some(Content::Json { body, media })
             }
         };
-        Some(Self { on: on.into(), origin: spec.origin, status: status.flatten(), headers, content })
-    }
-
-    fn fits(&self, kind: Option<ErrorKind>, status: u16) -> bool {
-        let origin = if kind.is_some() { Origin::Gateway } else { Origin::Backend };
-        self.origin.is_none_or(|wanted| wanted == origin) && self.on.iter().any(|on| on.fits(kind, status))
+        let about = About { on: on.into(), origin: spec.origin };
+        Some(Self { about, serve_stale, status: status.flatten(), headers, content })
     }
 }
 
@@ -244,7 +253,7 @@ impl Filter for Plan {
         if is_grpc || kind.is_none() && (status < 400 || exchange.fixed_answer) {
             return Outcome::Ready(response);
         }
-        let Some(entry) = self.0.iter().find(|entry| entry.fits(kind, status)) else {
+        let Some(entry) = self.0.iter().find(|entry| entry.about.fits(kind, status)) else {
             return Outcome::Ready(response);
         };
         let is_head = exchange.asker.as_ref().is_some_and(|asker| asker.method == Method::HEAD);

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
@@ -94,6 +94,11 @@ impl Fetch {
         partition.join(&self.key, &self.place, |terms, received| {
             self.may_have(terms) && terms.is_fresh(received, &self.wish, now)
         })
+    }
+
+    /// So long past its time what is kept may be, whatever fails.
+    pub fn patience(&self) -> Duration {
+        self.cache.plan.serve_stale.longest()
     }
 
     /// Whether an answer to another request on these terms may be given to this one.
@@ -210,7 +215,8 @@ impl Fetch {
             }
             let has_failed = failure.is_some_and(|kind| kind.side() == Side::Upstream)
                 || matches!(status.as_u16(), 500 | 502..=504) && failure.is_none();
-            if has_failed && stale.helps_out(received) {
+            let patience = self.cache.plan.serve_stale.patience(failure, status.as_u16());
+            if has_failed && stale.helps_out(received) || stale.helps_for(received, patience) {
                 lead.fill.tell(Heard::Kept(Arc::clone(stale)));
                 return Settled::Kept(Arc::clone(stale), status.as_u16());
             }

@@ -231,7 +231,7 @@ async fn wait(
         Heard::Open(opening) if opening.suits(headers) => {
             opening.answer(headers, reader.body(), Some(opening.age(now)))
         }
-        Heard::Kept(stored) if !fetch.may_have(&stored.terms) || !helps(&stored, &fetch.wish, now) => {
+        Heard::Kept(stored) if !fetch.may_have(&stored.terms) || !helps(&stored, fetch, now) => {
             return Waited::Alone;
         }
         Heard::Kept(stored) if stored.suits(headers) => stored.answer(&Method::GET, headers, now),
@@ -251,9 +251,11 @@ async fn wait(
 
 /// Whether what another's fetch came to is good enough for who waited: what is fresh, or what helps out where the
 /// backend failed, unless the request wants it newer.
-fn helps(stored: &Stored, wish: &Wish, now: Instant) -> bool {
+fn helps(stored: &Stored, fetch: &Fetch, now: Instant) -> bool {
+    let wish = &fetch.wish;
     let wants_new = wish.max_age.is_some() || wish.min_fresh.is_some();
-    stored.terms.is_fresh(stored.received, wish, now) || (stored.helps_out(now) && !wants_new)
+    let helps_out = stored.helps_out(now) || stored.helps_for(now, fetch.patience());
+    stored.terms.is_fresh(stored.received, wish, now) || (helps_out && !wants_new)
 }
 
 fn hit(stored: &Stored, exchange: &mut Exchange, method: &Method, ttl: i64, now: Instant) -> Response {

@@ -1,6 +1,54 @@
-//! Which failures an entry is about.
+//! Which failures an entry of `errors` is about, and when what is kept goes before it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
 use crate::message::ErrorKind;
+
+/// Who failed.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    Gateway,
+    Backend,
+}
+
+/// What an entry is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct About {
+    pub on: Box<[On]>,
+    pub origin: Option<Origin>,
+}
+
+/// For the cache: of each entry, in their order, how old what it keeps may be to go before it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ServeStale(Arc<[(About, Option<Duration>)]>);
+
+impl About {
+    pub fn fits(&self, kind: Option<ErrorKind>, status: u16) -> bool {
+        let origin = if kind.is_some() { Origin::Gateway } else { Origin::Backend };
+        self.origin.is_none_or(|wanted| wanted == origin) && self.on.iter().any(|on| on.fits(kind, status))
+    }
+}
+
+impl ServeStale {
+    pub fn new(entries: impl Iterator<Item = (About, Option<Duration>)>) -> Self {
+        Self(entries.collect())
+    }
+
+    /// So long past its time what is kept may be for this failure. `kind`: the gateway's own.
+    pub fn patience(&self, kind: Option<ErrorKind>, status: u16) -> Duration {
+        let entry = self.0.iter().find(|(about, _)| about.fits(kind, status));
+        entry.and_then(|(_, patience)| *patience).unwrap_or_default()
+    }
+
+    /// For whichever failure.
+    pub fn longest(&self) -> Duration {
+        self.0.iter().filter_map(|(_, patience)| *patience).max().unwrap_or_default()
+    }
+}
 
 /// One condition of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +104,32 @@ impl On {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_first_entry_that_fits_says_whether_what_is_kept_goes_before_it() {
+        let entry = |on: &str, origin, seconds: Option<u64>| {
+            let about = About { on: On::read(on).expect("known").into(), origin };
+            (about, seconds.map(Duration::from_secs))
+        };
+        let all = [
+            entry("502", None, None),
+            entry("Timeout", None, Some(60)),
+            entry("5xx", Some(Origin::Backend), Some(3600)),
+            entry("404", None, Some(5)),
+        ];
+        let stale = ServeStale::new(all.into_iter());
+        for (kind, status, seconds) in [
+            (None, 502, 0),
+            (Some(ErrorKind::BackendTimeout), 504, 60),
+            (None, 504, 3600),
+            (Some(ErrorKind::ConnectFailure), 503, 0),
+            (None, 404, 5),
+            (None, 200, 0),
+        ] {
+            assert_eq!(stale.patience(kind, status), Duration::from_secs(seconds), "{kind:?} {status}");
+        }
+        assert_eq!((stale.longest().as_secs(), ServeStale::default().longest()), (3600, Duration::ZERO));
+    }
 
     #[test]
     fn words_mean_what_they_say() {
