@@ -7,7 +7,6 @@ use std::sync::Arc;
 use http::header::{self, HeaderMap, HeaderValue};
 use http::{StatusCode, Version};
 use http_body::Body as _;
-use tokio::time::Instant;
 
 use super::account::Hop;
 use super::connection::Connection;
@@ -35,14 +34,7 @@ pub struct Way<'a> {
     /// For what an answer 101 leaves.
     pub tunnel: &'a Cell<Option<Pending>>,
     /// A call of gRPC.
-    pub called: Option<Called>,
-}
-
-/// What only calls of gRPC have.
-#[derive(Clone, Copy)]
-pub struct Called {
-    /// When the client's time is over, if it said so.
-    pub until: Option<Instant>,
+    pub called: Option<Call>,
 }
 
 /// Sends the exchange's request to one of the rule's backends and gives its answer.
@@ -72,28 +64,29 @@ pub async fn answer(
     }
     for_next_hop(&mut request, intake);
 
+    let may_stream = way.called.is_some() && backend.plan.protocol != BackendProtocol::Http1;
+    if may_stream {
+        // No limit of a request's time or size ends it, silence does.
+        if let Some(watch) = way.watch {
+            watch.set_answer_idle(plan.timeouts.tunnel_idle);
+            watch.streams();
+        }
+        upload.iter().for_each(|upload| upload.streams.set(true));
+    }
     let mut limits = SendLimits {
         connect: plan.timeouts.connect,
         deadline: exchange.deadline,
         whole: plan.timeouts.request,
         one_try: plan.timeouts.backend_request,
         uploaded: upload.map(|upload| &upload.ended),
+        // The client says when it is over: the time of a request begins then.
+        upload: upload.map(|upload| Uploading {
+            since: exchange.started,
+            pace: (!may_stream).then_some(Pace { bytes: &upload.bytes, waits: &upload.waits }),
+        }),
+        call: way.called,
         ..SendLimits::default()
     };
-    // Of an upload the client says when it is over: the time of a request begins then.
-    let pace = upload.map(|upload| Pace { bytes: &upload.bytes, waits: &upload.waits });
-    let until = way.called.and_then(|called| called.until);
-    limits.upload = Some(Uploading { since: exchange.started, until, patience: plan.timeouts.request, pace });
-    limits.call = way.called.map(|called| Call { until: called.until });
-    if way.called.is_some() && backend.plan.protocol != BackendProtocol::Http1 {
-        // It may be a stream: no limit of a request's time or size ends it, silence does.
-        if let Some(watch) = way.watch {
-            watch.set_answer_idle(plan.timeouts.tunnel_idle);
-            watch.streams();
-        }
-        upload.iter().for_each(|upload| upload.streams.set(true));
-        limits.upload = limits.upload.map(|upload| Uploading { pace: None, ..upload });
-    }
     if let Some(hop) = hop {
         hop.asked(backend);
     }

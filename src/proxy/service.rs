@@ -20,7 +20,7 @@ use hyper::body::Incoming;
 use super::account::Account;
 use super::cached::{self, Rerun};
 use super::connection::Connection;
-use super::forward::{Called, Way};
+use super::forward::Way;
 use super::live::{Live, LiveHost};
 use super::observed::{AnswerBody, RequestBody, Upload};
 use super::request_head::take_in;
@@ -37,6 +37,7 @@ use crate::message::{
 };
 use crate::route_map::{Action, AggregatePlan, Found, RequestView};
 use crate::telemetry::CallStatus;
+use crate::upstream;
 
 /// Answers a request, whatever happens. `watch` is the connection's on HTTP/1 and the stream's on HTTP/2.
 pub async fn answer(
@@ -232,7 +233,7 @@ async fn serve(
         tunnel: &told.tunnel,
         // Over HTTP/1 none is a stream: whoever says so there has the bounds of everybody.
         called: (told.call == Call::Grpc && protocol == Protocol::Http2)
-            .then_some(Called { until: called_until }),
+            .then_some(upstream::Call { until: called_until }),
     };
     let threatened = cached::threatened(host, &exchange);
     let memory = worker.shared.keep.memory();

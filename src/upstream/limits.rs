@@ -30,7 +30,7 @@ pub struct SendLimits<'a> {
     pub connect: Option<Duration>,
     /// Until when the answer's head must be there; of one that is still sent this is only when it is looked at first.
     pub deadline: Option<Instant>,
-    /// What there was until then when the request began.
+    /// What there was until then when the request began; what there is, once the client has sent all.
     pub whole: Option<Duration>,
     /// How long one try may take up to the answer's head.
     pub one_try: Option<Duration>,
@@ -59,10 +59,6 @@ pub struct Call {
 pub struct Uploading<'a> {
     /// When the client began.
     pub since: Instant,
-    /// What always counts, like a deadline of the client's own.
-    pub until: Option<Instant>,
-    /// How long the answer's head may take once the client has sent all.
-    pub patience: Option<Duration>,
     /// None: a stream, which goes at its own pace.
     pub pace: Option<Pace<'a>>,
 }
@@ -109,9 +105,10 @@ impl<'a> SendLimits<'a> {
     /// Until when an answer's head must be there, as far as that is known now.
     pub(super) fn due(&self) -> Option<Instant> {
         match (self.upload, self.uploaded) {
-            (Some(upload), Some(ended)) => {
-                let patience = ended.get().zip(upload.patience).map(|(ended, patience)| ended + patience);
-                patience.into_iter().chain(upload.until).min()
+            (Some(_), Some(ended)) => {
+                let whole = ended.get().zip(self.whole).map(|(ended, whole)| ended + whole);
+                // A client's own deadline always counts.
+                whole.into_iter().chain(self.call.and_then(|call| call.until)).min()
             }
             _ => self.deadline,
         }
@@ -150,7 +147,7 @@ impl<'a> SendLimits<'a> {
             if !self.is_uploaded()
                 && let Some(pace) = upload.pace
             {
-                let patience = self.one_try.into_iter().chain(upload.patience).min();
+                let patience = self.one_try.into_iter().chain(self.whole).min();
                 moved.judge(&pace, now, now.saturating_duration_since(upload.since), patience)?;
             }
         }
@@ -226,8 +223,6 @@ mod tests {
                 uploaded: Some(&self.ended),
                 upload: Some(Uploading {
                     since: self.began,
-                    until: None,
-                    patience: Some(SECOND * whole as u32),
                     pace: Some(Pace { bytes: &self.bytes, waits: &self.waits }),
                 }),
                 ..SendLimits::default()
@@ -281,12 +276,9 @@ mod tests {
         assert_eq!(ends(client.limits(5, None), &client, drip).await.1, ErrorKind::RequestTimeout);
         let client = Client::new();
         let limits = client.limits(5, None);
-        let stream = Uploading {
-            pace: None,
-            until: Some(client.began + SECOND * 999),
-            ..limits.upload.expect("given")
-        };
-        let limits = SendLimits { upload: Some(stream), ..limits };
+        let stream = Uploading { pace: None, ..limits.upload.expect("given") };
+        let call = Call { until: Some(client.began + SECOND * 999) };
+        let limits = SendLimits { upload: Some(stream), call: Some(call), ..limits };
         assert_eq!(ends(limits, &client, drip).await, (999, ErrorKind::BackendTimeout));
     }
 

@@ -190,7 +190,7 @@ impl Pools {
             None => attempts.await,
             Some(deadline) => match tokio::time::timeout_at(deadline, attempts.as_mut()).await {
                 Ok(outcome) => outcome,
-                Err(_) => match limits.upload.filter(|_| limits.uploaded.is_some()) {
+                Err(_) => match limits.upload {
                     // Boxed: rare, and requests would carry the room for it.
                     Some(upload) => Box::pin(limits.within(upload, began, attempts)).await,
                     None => Err(ErrorKind::BackendTimeout.into()),
