@@ -43,6 +43,11 @@ impl DrainSignal {
         *self.0.borrow()
     }
 
+    /// Whether the phase may be another than when this signal was made. Takes no lock.
+    pub fn has_moved(&self) -> bool {
+        self.0.has_changed().unwrap_or(true)
+    }
+
     /// Waits until the process is at least in `phase`; at once when it is. Also ends when the process does.
     pub async fn reached(&mut self, phase: Phase) {
         let _ = self.0.wait_for(|now| *now >= phase).await;
@@ -56,7 +61,9 @@ mod tests {
     #[tokio::test]
     async fn phases_only_go_forward() {
         let (drain, mut signal) = Drain::new();
+        assert!(!signal.has_moved());
         drain.advance(Phase::Draining);
+        assert!(signal.has_moved());
         drain.advance(Phase::Leaving);
         signal.reached(Phase::Leaving).await;
         assert_eq!(signal.phase(), Phase::Draining);
