@@ -29,8 +29,8 @@ check: ## the quick inner loop: format, compile, unit tests
 test: ## everything that this machine can carry; ends with a table
 	@tests/run
 
-test-long: ## what takes long: h2spec, gRPC's, Autobahn's and JSON Schema's own cases, caches, mixed load, broken inputs, restarts of the API server, ten rollouts
-	@tests/run h2spec grpc autobahn json-schema http-cache soak mutations faults rollouts
+test-long: ## what takes long: h2spec, gRPC's, Autobahn's and JSON Schema's own cases, every pair of protocols, caches, mixed load, broken inputs, restarts of the API server, ten rollouts
+	@tests/run h2spec grpc autobahn protocols json-schema http-cache soak mutations faults rollouts
 
 conformance-json-schema: ## the JSON-Schema-Test-Suite's required cases, asked of the running gateway
 	@tests/run json-schema

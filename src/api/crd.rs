@@ -30,6 +30,9 @@ pub(super) fn gateway_route() -> Value {
         rules.extend(only_with_backends());
         rules.extend(only_of_one_request());
     }
+    if let Some(Value::Array(rules)) = spec.pointer_mut("/x-kubernetes-validations") {
+        rules.push(only_with_requests());
+    }
     crd
 }
 
@@ -91,6 +94,30 @@ pub(super) fn of_calls(row: &Row) -> String {
         row.name
     )
 }
+
+/// What a route that passes TLS through says of members which work on requests.
+fn only_with_requests() -> Value {
+    let members = REGISTRY.iter().map(|row| row.name).filter(|name| !ON_CONNECTIONS.contains(name));
+    let paths = members.chain(["timeouts.request", "timeouts.backendRequest"]);
+    let of = |policy: &str| {
+        let absent = |path: &str| match path.split_once('.') {
+            None => format!("!has({policy}.{path})"),
+            Some((member, _)) => format!("(!has({policy}.{member}) || !has({policy}.{path}))"),
+        };
+        let absent: Vec<_> = paths.clone().map(absent).collect();
+        format!("(!has({policy}) || ({}))", absent.join(" && "))
+    };
+    let (route, rule) = (of("self.policy"), of("self.rules[0].policy"));
+    json!({
+        "rule": format!("!has(self.tls) || self.tls.mode != 'Passthrough' || ({route} && {rule})"),
+        "message": NO_REQUESTS,
+    })
+}
+
+/// Members of a policy that mean something where TLS is passed through.
+pub const ON_CONNECTIONS: [&str; 2] = ["ipAccess", "timeouts"];
+/// What is said about the others, here and by the compiler.
+pub const NO_REQUESTS: &str = "what is passed through is not HTTP to us; of a policy only ipAccess and timeouts (connect, idle) mean something there";
 
 /// What is said about such a member, here and in `layers`.
 pub(super) fn meaningless(row: &Row) -> String {

@@ -50,6 +50,10 @@ use crate::values::{CaCertificateRef, Duration, SecretRef};
         "HTTP2 needs tls, and H2C is without it"
     ),
     validation = (
+        "!has(self.proxyProtocol) || !has(self.protocol) || self.protocol == 'Auto' || self.protocol == 'HTTP1'",
+        "a PROXY header goes before HTTP/1.1; with proxyProtocol, protocol is HTTP1 or left out"
+    ),
+    validation = (
         "!has(self.tls) || has(self.hosts) || has(self.tls.serverName)",
         "a Service has no name of its own; set tls.serverName"
     ),
@@ -80,6 +84,9 @@ pub struct GatewayBackendSpec {
     /// Auto: what TLS agrees on; h2c where the port's appProtocol says so; HTTP/1.1.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub protocol: Option<Protocol>,
+    /// Begins each connection with a PROXY header of this version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// How requests are spread over its endpoints.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_balancer: Option<LoadBalancer>,
@@ -104,6 +111,13 @@ pub enum Protocol {
     Http2,
     #[serde(rename = "H2C")]
     H2c,
+}
+
+/// Tells a backend whose connection it is.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyProtocol {
+    V1,
+    V2,
 }
 
 /// How requests are spread.

@@ -45,6 +45,16 @@ use crate::values::{
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
 )]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = (
+        "!has(self.tls) || self.tls.mode != 'Passthrough' || (has(self.hostnames) && size(self.hostnames) > 0)",
+        "a route that passes TLS through needs hostnames"
+    ),
+    validation = (
+        "!has(self.tls) || self.tls.mode != 'Passthrough' || (size(self.rules) == 1 && has(self.rules[0].backendRefs) && !has(self.rules[0].matches))",
+        "a route that passes TLS through has one rule, with backendRefs and without matches"
+    )
+)]
 pub struct GatewayRouteSpec {
     /// Which installation serves the route.
     #[serde(default = "default_class")]
@@ -58,7 +68,7 @@ pub struct GatewayRouteSpec {
         validation = ("self.all(name, !isIP(name))", "an IP address is not a hostname")
     )]
     pub hostnames: Vec<String>,
-    /// Serves the hostnames over HTTPS.
+    /// Serves the hostnames over HTTPS, or lets their backends do so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<RouteTls>,
     /// Who else may serve the hostnames of this route.
@@ -96,10 +106,19 @@ fn default_class() -> String {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
+    validation = ("(self.mode == 'Passthrough') != has(self.certificateRefs)", CERTIFICATES_OR_NOT),
+    validation = (
+        "self.mode != 'Passthrough' || (!has(self.clientValidation) && self.minVersion == 'Tls12')",
+        BACKENDS_OWN
+    ),
     validation = ("!has(self.clientValidation) || !has(self.redirect) || self.redirect", VALIDATION_NEEDS_REDIRECT)
 )]
 pub struct RouteTls {
+    /// Terminate (default), or Passthrough: the backends have the certificates.
+    #[serde(default)]
+    pub mode: TlsMode,
     /// Secrets of type kubernetes.io/tls; a changed one is served at once.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 4))]
     #[x_kube(merge_strategy = ListMerge::Atomic)]
     pub certificate_refs: Vec<SecretRef>,
@@ -114,6 +133,17 @@ pub struct RouteTls {
     pub client_validation: Option<ClientValidationSpec>,
 }
 
+/// Who ends clients' TLS.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    #[default]
+    Terminate,
+    Passthrough,
+}
+
+pub(super) const CERTIFICATES_OR_NOT: &str = "tls has certificateRefs, or mode: Passthrough and none";
+pub(super) const BACKENDS_OWN: &str =
+    "with mode: Passthrough, clientValidation and minVersion are the backend's own; leave them out";
 pub(super) const VALIDATION_NEEDS_REDIRECT: &str =
     "clientValidation needs redirect: over plain HTTP nobody shows a certificate";
 

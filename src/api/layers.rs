@@ -8,14 +8,15 @@ use std::sync::LazyLock;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-use super::gateway_route::VALIDATION_NEEDS_REDIRECT;
+use super::gateway_route::{BACKENDS_OWN, CERTIFICATES_OR_NOT, VALIDATION_NEEDS_REDIRECT};
+use super::layers_passthrough;
 use super::layers_policy::{self, PolicyLayer};
 use super::layers_rule;
 use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
 use super::{
     AggregateSpec, AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendCredentials, BackendRateLimit,
     BackendRef, GatewayBackendSpec, HealthCheck, PolicyRef, Protocol, RedirectSpec, RespondSpec, RouteMatch,
-    RouteTls, crd,
+    RouteTls, TlsMode, crd,
 };
 use crate::values::{Duration, FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef, TlsVersion};
 
@@ -127,6 +128,7 @@ pub fn parse_route(spec: &str) -> ParsedRoute {
     }
     let shape = shape.at("rules").and_then(|rules| rules.at("[]")).expect("the schema has it");
     route.rules = layers_rule::parse(rules, shape, &at.field("rules"));
+    layers_passthrough::restrict(&mut route);
     route
 }
 
@@ -169,6 +171,12 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
     };
     if !fits {
         refuse(at.field("protocol"), "HTTP2 needs tls, and H2C is without it".into());
+    }
+    let speaks_http1 = matches!(spec.protocol, None | Some(Protocol::Auto | Protocol::Http1));
+    if spec.proxy_protocol.is_some() && !speaks_http1 {
+        let message =
+            "a PROXY header goes before HTTP/1.1; with proxyProtocol, protocol is HTTP1 or left out";
+        refuse(at.field("proxyProtocol"), message.into());
     }
     if let Some(check) = &spec.health_check {
         let at = at.field("healthCheck");
@@ -362,6 +370,7 @@ fn hostnames(value: Value, layer: &mut Layer<'_>) -> Vec<(FieldPath, Hostname)> 
 fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
     let at = layer.at.field("tls");
     let mut tls = RouteTls {
+        mode: TlsMode::default(),
         certificate_refs: Vec::new(),
         redirect: true,
         min_version: TlsVersion::default(),
@@ -375,6 +384,12 @@ fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
     let shape = layer.shape.at("tls").expect("the schema has it");
     warn_of_unknown(&mut object, shape, &at, layer.problems);
     let of = |name: &str| shape.at(name).expect("the schema has it");
+    if let Some(mut mode) = object.remove("mode") {
+        // Who wrote something meant more than the usual: nobody is shown a certificate by mistake.
+        let read = checked(&mut mode, of("mode"), &at.field("mode"), layer.problems);
+        tls.mode = read.unwrap_or(TlsMode::Passthrough);
+    }
+    let passes = tls.mode == TlsMode::Passthrough;
     if let Some(mut redirect) = object.remove("redirect") {
         tls.redirect =
             checked(&mut redirect, of("redirect"), &at.field("redirect"), layer.problems).unwrap_or(true);
@@ -383,12 +398,18 @@ fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
         let read = checked(&mut version, of("minVersion"), &at.field("minVersion"), layer.problems);
         // Who wrote something meant more than the least.
         tls.min_version = read.unwrap_or(TlsVersion::Tls13);
+        if passes && tls.min_version != TlsVersion::default() {
+            layer.refuse(at.field("minVersion"), BACKENDS_OWN);
+        }
     }
     if let Some(mut validation) = object.remove("clientValidation") {
         let at = at.field("clientValidation");
         let read = checked(&mut validation, of("clientValidation"), &at, layer.problems);
         // Without an authority nobody is valid.
         tls.client_validation = Some(read.unwrap_or_default());
+        if passes {
+            layer.refuse(at.clone(), BACKENDS_OWN);
+        }
         if !tls.redirect {
             layer.refuse(at, VALIDATION_NEEDS_REDIRECT);
             tls.redirect = true;
@@ -396,6 +417,8 @@ fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
     }
     let at = at.field("certificateRefs");
     match object.remove("certificateRefs") {
+        Some(_) if passes => layer.refuse(at, CERTIFICATES_OR_NOT),
+        None if passes => {}
         Some(Value::Array(refs)) if (1..=4).contains(&refs.len()) => {
             let shape = of("certificateRefs").at("[]").expect("the schema has it");
             for (index, mut reference) in refs.into_iter().enumerate() {

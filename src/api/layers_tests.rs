@@ -93,6 +93,7 @@ fn broken_tls_still_forbids_plain_http() {
         assert_eq!(
             route.tls,
             Some(RouteTls {
+                mode: crate::api::TlsMode::Terminate,
                 certificate_refs: vec![],
                 redirect: true,
                 min_version: TlsVersion::Tls12,

@@ -17,6 +17,7 @@ mod gateway_route;
 mod layers;
 mod layers_aggregate;
 mod layers_gateway_policy;
+mod layers_passthrough;
 mod layers_policy;
 mod layers_rule;
 #[cfg(test)]
@@ -30,15 +31,15 @@ mod status;
 pub use aggregate::{AggregateResponseSpec, AggregateSpec, CallHeadersSpec, CallSpec, OnErrorSpec};
 pub use backend_credentials::{BackendCredentials, BasicCredentials, Oauth2ClientCredentials};
 pub use backend_rate_limit::BackendRateLimit;
-pub use crd::crds;
+pub use crd::{ON_CONNECTIONS, crds};
 pub use gateway_backend::{
     ActiveCheck, BackendHost, BackendService, BackendTls, BalancePolicy, GatewayBackend, GatewayBackendSpec,
-    HealthCheck, PassiveCheck, Protocol, SubjectAltName,
+    HealthCheck, PassiveCheck, Protocol, ProxyProtocol, SubjectAltName,
 };
 pub use gateway_policy::{GatewayPolicy, GatewayPolicySpec, PolicyTarget, Precedence, TargetKind};
 pub use gateway_route::{
     AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendRef, ClientValidationSpec, GatewayRoute,
-    GatewayRouteSpec, RedirectSpec, RespondSpec, RouteRule, RouteTls,
+    GatewayRouteSpec, RedirectSpec, RespondSpec, RouteRule, RouteTls, TlsMode,
 };
 pub use layers::{ParsedBackend, ParsedRoute, ParsedRule, RuleAction, parse_backend, parse_route};
 pub use layers_gateway_policy::{ParsedPolicy, parse_policy};

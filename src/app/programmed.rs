@@ -10,10 +10,9 @@ use crate::telemetry::{CertificateExpiry, Programmed};
 pub fn programmed(map: &RouteMap) -> (Programmed, Vec<CertificateExpiry>) {
     let hosts = || map.hosts.values().chain(&map.catch_all).map(Arc::as_ref);
     let (mut routes, mut rules) = (HashSet::new(), HashSet::new());
-    for entry in hosts().flat_map(|host| host.table.entries()) {
-        let labels = &entry.rule.labels;
-        routes.insert((&labels.namespace, &labels.route));
-        rules.insert(Arc::as_ptr(&entry.rule));
+    for rule in hosts().flat_map(Host::rules) {
+        routes.insert((&rule.labels.namespace, &rule.labels.route));
+        rules.insert(Arc::as_ptr(rule));
     }
     let certificates = expiries(map, hosts());
     let counts = Programmed {

@@ -206,6 +206,7 @@ mod tests {
             traffic: TrafficPlan { check: Some(check), ..TrafficPlan::default() },
             credential: None,
             protocol: Default::default(),
+            proxy_header: None,
         };
         let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend(name));
         backend.set_endpoints(EndpointSet { endpoints: addresses, known: true });

@@ -52,14 +52,16 @@ pub(super) struct Asking<'a, 'w> {
     /// Backends that the member asks by itself.
     pub asked: Vec<Arc<BackendPlan>>,
     pub problems: Vec<Problem>,
+    /// What is wrong and costs the member nothing.
+    pub forgiven: Vec<Problem>,
     /// What expressions read, and where they stand in the member.
     pub reads: Vec<(FieldPath, Read)>,
 }
 
 impl<'a, 'w> Asking<'a, 'w> {
     pub fn new(asker: &'a mut Asker<'w>, holder: Holder<'a>, budget: &'a mut Budget) -> Self {
-        let (asked, problems, reads) = (Vec::new(), Vec::new(), Vec::new());
-        Self { asker, holder, budget, calls: None, asked, problems, reads }
+        let (asked, problems, forgiven, reads) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { asker, holder, budget, calls: None, asked, problems, forgiven, reads }
     }
 
     fn notes(&mut self, at: &FieldPath, reads: Vec<Read>) {
@@ -240,6 +242,13 @@ impl Scope for Asking<'_, '_> {
                 None
             }
         }
+    }
+
+    fn dispensable_backend(&mut self, at: FieldPath, backend: &AskedBackendRef) -> Option<BackendId> {
+        let before = self.problems.len();
+        let found = self.backend(at, backend);
+        self.forgiven.extend(self.problems.drain(before..));
+        found
     }
 
     fn origin(&mut self, origin: &Origin) -> BackendId {

@@ -81,6 +81,7 @@ pub(super) fn of_origin(origin: &Origin) -> Arc<BackendPlan> {
         traffic: Default::default(),
         credential: None,
         protocol: Default::default(),
+        proxy_header: None,
     })
 }
 

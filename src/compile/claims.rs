@@ -27,6 +27,8 @@ pub(super) struct Claim {
     pub routes: Vec<usize>,
     /// Whose `tls` holds for the name.
     pub tls: Option<usize>,
+    /// Who passes the name's connections through. None: TLS is ours.
+    pub passage: Option<usize>,
 }
 
 pub(super) struct Claims {
@@ -92,8 +94,22 @@ pub(super) fn settle(claimants: &[Claimant], world: &Snapshot, options: &Options
             claim.routes.push(place);
         }
     }
+    settle_passages(&mut by_host, claimants);
     settle_tls(&mut by_host, claimants);
     Claims { by_host, refused }
+}
+
+/// A name is passed through if its owner's oldest route that serves anything does so: then by that route alone.
+fn settle_passages(by_host: &mut BTreeMap<Option<Hostname>, Claim>, claimants: &[Claimant]) {
+    for claim in by_host.values_mut() {
+        let is_owners = |place: &&usize| {
+            let Claimant { manifest, lowered } = &claimants[**place];
+            Some(&manifest.name.namespace) == claim.owner.as_ref() && lowered.is_installed()
+        };
+        // A guest decides nothing about the owner's name.
+        let first = claim.routes.iter().find(is_owners);
+        claim.passage = first.copied().filter(|place| claimants[*place].lowered.passes_through());
+    }
 }
 
 /// The owner's oldest route with `tls` sets it for the name. A name of which none has any takes it from the nearest
@@ -103,7 +119,8 @@ fn settle_tls(by_host: &mut BTreeMap<Option<Hostname>, Claim>, claimants: &[Clai
         let own = || {
             let with_tls = |place: &&usize| {
                 let Claimant { manifest, lowered } = &claimants[**place];
-                lowered.tls.is_some() && Some(&manifest.name.namespace) == claim.owner.as_ref()
+                let is_ours = claim.passage.is_some() == lowered.passes_through();
+                lowered.tls.is_some() && is_ours && Some(&manifest.name.namespace) == claim.owner.as_ref()
             };
             claim.routes.iter().filter(with_tls).copied()
         };
@@ -113,7 +130,10 @@ fn settle_tls(by_host: &mut BTreeMap<Option<Hostname>, Claim>, claimants: &[Clai
     let wildcards: HashMap<&str, (Option<usize>, Option<&Arc<str>>)> = by_host
         .iter()
         .filter_map(|(hostname, claim)| match hostname {
-            Some(Hostname::Wildcard(name)) => Some((&**name, (claim.tls, claim.owner.as_ref()))),
+            // What is passed through below a star is no TLS of ours for others.
+            Some(Hostname::Wildcard(name)) if claim.passage.is_none() => {
+                Some((&**name, (claim.tls, claim.owner.as_ref())))
+            }
             _ => None,
         })
         .collect();

@@ -6,9 +6,9 @@ use std::sync::Arc;
 use super::question::Asker;
 use super::services::{self, Unusable};
 use super::{Certificates, LoopbackHosts, Options, backend_credentials, backend_tls, backend_traffic};
-use crate::api::{self, BackendHost, GatewayBackendSpec, Protocol};
+use crate::api::{self, BackendHost, GatewayBackendSpec, Protocol, ProxyProtocol};
 use crate::message::ErrorKind;
-use crate::route_map::{Address, BackendPlan, BackendProtocol, BackendTarget, HostHeader};
+use crate::route_map::{Address, BackendPlan, BackendProtocol, BackendTarget, HostHeader, ProxyHeader};
 use crate::snapshot::Manifest;
 use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem, Reason, Severity};
 
@@ -45,6 +45,20 @@ pub(super) fn lower(
             Some(Protocol::Http1) => BackendProtocol::Http1,
             Some(Protocol::Http2 | Protocol::H2c) => BackendProtocol::Http2,
         };
+        if let Some(version) = spec.proxy_protocol {
+            if plan.protocol == BackendProtocol::Http2 {
+                let message = "a PROXY header goes before HTTP/1.1, and the Service's port says that it speaks HTTP/2 \
+                               (appProtocol); set protocol: HTTP1 if it speaks both";
+                let at = FieldPath::new("spec.proxyProtocol");
+                problems.push(Problem::error(at, Reason::UnsupportedValue, message));
+                return None;
+            }
+            plan.protocol = BackendProtocol::Http1;
+            plan.proxy_header = Some(match version {
+                ProxyProtocol::V1 => ProxyHeader::V1,
+                ProxyProtocol::V2 => ProxyHeader::V2,
+            });
+        }
         plan.traffic = backend_traffic::plan(&spec, asker.has_store(), &mut problems);
         if let Some(problem) = backend_traffic::problem(&plan.traffic, plan.protocol) {
             problems.push(problem);
@@ -66,6 +80,7 @@ pub(super) fn lower(
                 "spec.loadBalancer",
                 "spec.healthCheck",
                 "spec.limits",
+                "spec.proxyProtocol",
                 "spec.rateLimit",
             ]
             .iter()
@@ -106,6 +121,7 @@ fn plan(
             traffic: Default::default(),
             credential: None,
             protocol,
+            proxy_header: None,
         });
     }
     let hosts = spec.hosts.as_deref().unwrap_or_default();
@@ -139,6 +155,7 @@ fn plan(
         traffic: Default::default(),
         credential: None,
         protocol: Default::default(),
+        proxy_header: None,
     })
 }
 

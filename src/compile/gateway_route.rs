@@ -13,12 +13,14 @@ use super::certificates;
 use super::client_validation::{self, Written};
 use super::conditions;
 use super::gateway_policy::LoweredPolicy;
+use super::passthrough;
 use super::policies::{self, Effective, Layer, Named, Stack};
 use super::question::{Asked, Asker, Known};
 use super::{Certificates, Options};
 use crate::api::{
     self, AggregateSpec, AllowedNamespaces, BackendRef, HeaderMatch, ParsedRoute, ParsedRule, PathMatchType,
-    PolicyLayer, PolicyRef, RedirectSpec, RespondSpec, RouteMatch, RouteTls, RuleAction, ValueMatchType,
+    PolicyLayer, PolicyRef, RedirectSpec, RespondSpec, RouteMatch, RouteTls, RuleAction, TlsMode,
+    ValueMatchType,
 };
 use crate::filters::{RetryPlan, TimeoutsPlan};
 use crate::message::{ErrorKind, Labels, Scheme};
@@ -55,10 +57,16 @@ impl LoweredRoute {
     pub fn is_installed(&self) -> bool {
         self.rules.iter().any(|rule| !rule.matches.is_empty())
     }
+
+    /// Whether its backends end TLS themselves. It has one rule then, at most.
+    pub fn passes_through(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.mode == TlsMode::Passthrough)
+    }
 }
 
 #[derive(Debug, PartialEq)]
 pub(super) struct LoweredTls {
+    pub mode: TlsMode,
     pub certificates: Vec<Arc<CertificatePlan>>,
     pub unusable: Vec<ObjectName>,
     /// What is named, whether it is there or not.
@@ -118,6 +126,7 @@ impl RouteUnit {
                 problems: Vec::new(),
                 own_headers: Vec::new(),
                 regex_left: REGEX_BUDGET,
+                passes_through: false,
                 budget: Budget::default(),
             };
             Arc::new(lowering.run(parsed))
@@ -148,11 +157,14 @@ struct Lowering<'a, 'w> {
     problems: Vec<Problem>,
     own_headers: Vec<HeaderName>,
     regex_left: usize,
+    /// TLS is passed through.
+    passes_through: bool,
     budget: Budget,
 }
 
 impl Lowering<'_, '_> {
     fn run(mut self, parsed: ParsedRoute) -> LoweredRoute {
+        self.passes_through = parsed.passes_through();
         let ParsedRoute { hostnames, tls, allowed_routes, policy_refs, policy, rules, problems, .. } = parsed;
         self.problems = problems;
         let tls = tls.map(|tls| self.tls(&tls, hostnames.as_deref()));
@@ -243,7 +255,7 @@ impl Lowering<'_, '_> {
                 }
             }
         }
-        let (redirect, min_version) = (tls.redirect, tls.min_version);
+        let (mode, redirect, min_version) = (tls.mode, tls.redirect, tls.min_version);
         let (mut client, mut client_written) = (ClientValidation::None, None);
         if let Some(spec) = &tls.client_validation {
             let namespace = &self.manifest.name.namespace;
@@ -253,6 +265,7 @@ impl Lowering<'_, '_> {
         }
         let print = conditions::tls_print(&proven, &unusable, redirect, min_version, &client);
         LoweredTls {
+            mode,
             certificates: proven,
             unusable,
             named,
@@ -304,9 +317,15 @@ impl Lowering<'_, '_> {
             action: parsed.action.as_ref(),
             has_one_prefix: parsed.has_one_prefix,
         };
-        let effective = stack.effective();
-        let Effective { filters, policy, timeouts, retry, asked, problems, failed: cannot_be_used, .. } =
-            effective;
+        let mut effective = stack.effective();
+        if self.passes_through
+            && let Some(problem) = passthrough::keep(&mut effective, &parsed.path)
+        {
+            effective.problems.push(problem);
+            effective.failed = true;
+        }
+        let cannot_be_used = effective.failed;
+        let Effective { filters, policy, timeouts, retry, mirror, asked, problems, .. } = effective;
         if cannot_be_used {
             failed.get_or_insert(ErrorKind::PolicyInvalid);
         }
@@ -321,7 +340,7 @@ impl Lowering<'_, '_> {
                     .enumerate()
                     .filter_map(|(i, backend)| self.weighted(backend, path.index(i)))
                     .collect();
-                Some(Action::Forward(ForwardPlan { backends, timeouts, retry }))
+                Some(Action::Forward(ForwardPlan { backends, timeouts, retry, mirror }))
             }
             Some(RuleAction::Aggregate(spec)) => self
                 .aggregate(&spec, &parsed.path.field("aggregate"), (timeouts, retry))
@@ -455,6 +474,10 @@ impl Lowering<'_, '_> {
             port: backend.port,
         };
         let plan = backend_refs::resolve(&reference, &self.manifest.name.namespace, self.asker, at)?;
+        if let Some(message) = passthrough::unfit(&plan).filter(|_| self.passes_through) {
+            let problem = Problem::error(at.clone(), Reason::UnsupportedValue, message);
+            return Err((ErrorKind::PolicyInvalid, problem));
+        }
         Ok(self.install(plan))
     }
 

@@ -34,7 +34,10 @@ impl HostUnit {
         let mut notes = Vec::new();
         let set_by = claim.tls.map(|place| claimants[place].lowered.clone());
         let set = set_by.as_ref().and_then(|route| route.tls.as_ref());
-        let (left_out, denied) = tls_notes(&routes, set, hostname.as_ref(), &mut notes);
+        let other_way = mixed(&routes, claim, hostname.as_ref(), &mut notes);
+        let (mut left_out, denied) = tls_notes(&routes, &other_way, set, hostname.as_ref(), &mut notes);
+        left_out.extend(other_way);
+        let passage = claim.passage.and_then(|place| claimants[place].lowered.rules.first());
         let tls = set.map(|set| HostTls {
             certificates: set.certificates.clone(),
             unusable: set.unusable.clone(),
@@ -43,7 +46,8 @@ impl HostUnit {
             client: set.client.clone(),
         });
         let mut entries = Vec::new();
-        for (place, route) in routes.iter().enumerate().filter(|(place, _)| !left_out.contains(place)) {
+        let answers = |(place, _): &(usize, &&Claimant)| passage.is_none() && !left_out.contains(place);
+        for (place, route) in routes.iter().enumerate().filter(answers) {
             for rule in &route.lowered.rules {
                 let served = match denied.contains(&place) {
                     true => Arc::new(denial(&rule.rule)),
@@ -66,7 +70,8 @@ impl HostUnit {
         // Every request loses the one that everybody knows; where it is written, its other spellings go as well.
         let told = set.is_some_and(LoweredTls::tells_of_clients).then_some("x-forwarded-client-cert");
         let own_headers = own_headers.map(HeaderName::as_str).chain(told).collect();
-        let host = Arc::new(Host { hostname, tls, table, own_headers });
+        let passage = passage.map(|rule| rule.rule.clone());
+        let host = Arc::new(Host { hostname, tls, table, passage, own_headers });
         let tls_print = set.map_or(0, |set| set.print);
         Self { routes: lowered, owner: claim.owner.clone(), tls: set_by, left_out, host, tls_print, notes }
     }
@@ -110,10 +115,37 @@ fn denial(rule: &Rule) -> Rule {
     }
 }
 
+/// A name's TLS is either ours or passed through, by one route. Gives the places of those that want it otherwise.
+fn mixed(
+    routes: &[&Claimant],
+    claim: &Claim,
+    hostname: Option<&Hostname>,
+    notes: &mut Vec<(usize, Problem)>,
+) -> Vec<usize> {
+    let mut left_out = Vec::new();
+    for (place, route) in routes.iter().enumerate() {
+        let passes = route.lowered.passes_through();
+        let message = match claim.passage {
+            Some(first) if claim.routes.get(place) == Some(&first) => continue,
+            None if !passes => continue,
+            Some(_) if passes => {
+                "is passed through by an older route already; write its backends into one of them"
+            }
+            Some(_) => "is passed through to its backends by an older route of its owner; use another name",
+            None => "is not passed through by the oldest route of its owner; use another name",
+        };
+        let message = format!("{} {message}, so this route does not answer there", named(hostname));
+        notes.push((place, Problem::error(FieldPath::new("spec.tls"), Reason::TlsConflict, message)));
+        left_out.push(place);
+    }
+    left_out
+}
+
 /// TLS belongs to the hostname: whoever wants another one is told. Gives the places of those that may not answer, because
 /// they ask for TLS and the owner's name has none; and of those that answer 503, because they ask more of clients.
 fn tls_notes(
     routes: &[&Claimant],
+    left_out_already: &[usize],
     set: Option<&LoweredTls>,
     hostname: Option<&Hostname>,
     notes: &mut Vec<(usize, Problem)>,
@@ -121,7 +153,9 @@ fn tls_notes(
     let host = || named(hostname);
     let (mut left_out, mut denied) = (Vec::new(), Vec::new());
     for (place, route) in routes.iter().enumerate() {
-        let Some(own) = &route.lowered.tls else { continue };
+        let Some(own) = route.lowered.tls.as_ref().filter(|_| !left_out_already.contains(&place)) else {
+            continue;
+        };
         let message = match set {
             Some(set) if !differs(set, own) => continue,
             Some(set) if asks_more(own, set) => {

@@ -24,6 +24,7 @@ mod gateway_policy;
 mod gateway_route;
 mod grants;
 mod hosts;
+mod passthrough;
 mod policies;
 mod published;
 mod question;

@@ -16,7 +16,8 @@ use super::question::Asker;
 use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
 use crate::expression::{REQUEST, Read};
 use crate::filters::{
-    AnyPlan, Applies, CachePlan, Combine, ErrorsPlan, PathChange, REGISTRY, RetryPlan, Ring, TimeoutsPlan,
+    AnyPlan, Applies, CachePlan, Combine, ErrorsPlan, MirrorPlan, PathChange, REGISTRY, RetryPlan, Ring,
+    TimeoutsPlan,
 };
 use crate::route_map::{BackendPlan, PolicyBy, PolicyMember, PolicyOrigin};
 use crate::values::{FieldPath, PathRewriteSpec, Problem, Reason, Severity};
@@ -74,6 +75,7 @@ pub(super) struct Effective {
     /// Backends that its members ask by themselves.
     pub asked: Vec<Arc<BackendPlan>>,
     pub retry: Option<RetryPlan>,
+    pub mirror: Option<MirrorPlan>,
     pub problems: Vec<Problem>,
     /// Something that should be effective cannot be used: the rule is not served.
     pub failed: bool,
@@ -113,7 +115,7 @@ pub(super) fn compile(
         let mut asking = Asking::new(asker, holder, budget);
         let result = (REGISTRY[row].compile)(&member.value, &mut asking);
         let reads = asking.reads.into_iter().map(|(at, read)| (at.under(&member.path), read)).collect();
-        let (mut found, asked) = (asking.problems, asking.asked);
+        let (mut found, asked, forgiven) = (asking.problems, asking.asked, asking.forgiven);
         let plan = match result {
             Ok(plan) => Some(plan),
             Err(own) => {
@@ -127,7 +129,7 @@ pub(super) fn compile(
             let message = format!("{name} cannot be used as it is written; look at what it refers to");
             found.push(Problem::error(FieldPath::default(), Reason::PolicyInvalid, message));
         }
-        problems.extend(found.into_iter().map(|problem| problem.under(&member.path)));
+        problems.extend(found.into_iter().chain(forgiven).map(|problem| problem.under(&member.path)));
         Given { plan: plan.filter(|_| !is_wrong), replaces_prefix: member.replaces_prefix(row), asked, reads }
     };
     let given = parsed.given.iter().map(|(row, one)| (*row, member(*row, one.as_ref()))).collect();
@@ -325,6 +327,9 @@ impl<'a> Stack<'a> {
         }
         if let Some(retry) = plan.get::<RetryPlan>() {
             effective.retry = Some(retry.clone());
+        }
+        if let Some(mirror) = plan.get::<MirrorPlan>() {
+            effective.mirror = Some(mirror.clone());
         }
         if REGISTRY[row].ring > Some(Ring::Cache) {
             let at = |path: &FieldPath| match from {

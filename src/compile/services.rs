@@ -113,5 +113,6 @@ pub(super) fn plan(id: &BackendId, service: ObjectName, port: u16, protocol: Bac
         traffic: Default::default(),
         credential: None,
         protocol,
+        proxy_header: None,
     }
 }

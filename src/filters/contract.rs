@@ -235,6 +235,11 @@ pub trait Scope {
     /// A backend that the member asks by itself, through `Exchange::outbound`.
     fn backend(&mut self, at: FieldPath, backend: &AskedBackendRef) -> Option<BackendId>;
 
+    /// The same for one that clients can do without: that it is not there is told, and the member compiles.
+    fn dispensable_backend(&mut self, at: FieldPath, backend: &AskedBackendRef) -> Option<BackendId> {
+        self.backend(at, backend)
+    }
+
     /// The same for what a URL names, which [`super::Url`] has judged.
     fn origin(&mut self, origin: &Origin) -> BackendId;
 

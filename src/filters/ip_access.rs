@@ -96,7 +96,8 @@ impl Filter for Plan {
 }
 
 impl Plan {
-    fn permits(&self, ip: IpAddr) -> bool {
+    /// Whether this client may ask.
+    pub fn permits(&self, ip: IpAddr) -> bool {
         // An IPv4 client of a socket for both families is the same client.
         let ip = ip.to_canonical();
         let is_in = |list: &[IpNet]| list.iter().any(|net| net.contains(&ip));

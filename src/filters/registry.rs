@@ -3,7 +3,7 @@
 use super::contract::{Row, filter, room, setting};
 use super::{
     authentication, authorization, cache, compression, cors, errors, ext_auth, fault_injection, ip_access,
-    limits, rate_limits, request, response, retry, security_headers, timeouts, validation,
+    limits, mirror, rate_limits, request, response, retry, security_headers, timeouts, validation,
 };
 
 /// Rows of one ring work in the order in which they stand here.
@@ -18,6 +18,7 @@ pub static REGISTRY: &[Row] = &[
     filter::<fault_injection::FaultInjection>(),
     filter::<ip_access::IpAccess>(),
     filter::<limits::Limits>(),
+    setting::<mirror::Mirror>(),
     filter::<rate_limits::RateLimits>(),
     // Keeps what was asked before it is changed.
     filter::<response::Response>(),

@@ -81,6 +81,12 @@ pub fn admit(
     }
 }
 
+/// The name's connections go to its backends as they are; this one was not for it, or came before it was so.
+pub fn not_over_http(connection: &Connection) -> ProxyError {
+    connection.retire();
+    ErrorKind::MisdirectedRequest.into()
+}
+
 /// More is asked for than this connection has; another one has it, or fails.
 fn elsewhere(connection: &Connection, name: &str) -> ProxyError {
     let meant = connection.session.as_ref().and_then(|session| session.server_name.as_deref());

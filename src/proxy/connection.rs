@@ -19,16 +19,17 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::forwarded::Introduction;
+use super::forwarded::{Introduction, Seen};
 use super::gather::Gathered;
 use super::observed::Upload;
-use super::tls::Session;
+use super::tls::{Reached, Session};
 use super::transport::{Transport, Wire};
 use super::watch::{Verdict, Wait, Watch, Watched};
 use super::worker::Worker;
-use super::{proxy_header, refusal, service, tls, tunnel};
+use super::{passthrough, proxy_header, refusal, service, tls, tunnel};
 use crate::message::{Hints, Scheme};
 use crate::telemetry::{HandshakeFailure, HeaderRefusal};
+use crate::upstream::ClientConnection;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What is read at most before we know which HTTP it is.
@@ -46,6 +47,10 @@ pub struct Connection {
     pub worker: Rc<Worker>,
     /// The other end, or whom a load balancer there speaks for.
     pub peer: SocketAddr,
+    /// Where it connected to.
+    pub local: SocketAddr,
+    /// Its own among those of the worker.
+    number: u64,
     pub scheme: Scheme,
     /// Of the handshake; none on plain connections.
     pub session: Option<Session>,
@@ -90,6 +95,7 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
     let watch = watched.share();
     let scheme = if tls { Scheme::Https } else { Scheme::Http };
     let (mut socket, mut peer) = (socket, peer);
+    let Ok(local) = socket.local_addr() else { return };
     let said = &worker.settings.proxy_protocol;
     if said.listeners.contains(&scheme) {
         let header = proxy_header::receive(&mut socket, peer, &said.trusted);
@@ -109,11 +115,19 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
     }
     let _seat = seat;
     let (wire, read_ahead, http2, session) = if tls {
-        let Some(established) = unless_cut(&watch, tls::handshake(worker, socket)).await else {
+        let Some(reached) = unless_cut(&watch, tls::reach(worker, socket)).await else {
             worker.stats.handshake_failure(HandshakeFailure::TimedOut);
             return;
         };
-        let Some(established) = established else { return };
+        let established = match reached {
+            Some(Reached::Us(established)) => established,
+            Some(Reached::Others(guest)) => {
+                watch.read_waits(Wait::Nothing);
+                let ends = ClientConnection { source: peer, destination: local, number: 0 };
+                return Box::pin(passthrough::serve(worker, guest, ends)).await;
+            }
+            None => return,
+        };
         watch.read_waits(Wait::FirstByte);
         (Wire::Tls(established.stream), Bytes::new(), established.http2, Some(established.session))
     } else {
@@ -125,6 +139,8 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
     let connection = Rc::new(Connection {
         worker: worker.clone(),
         peer,
+        local,
+        number: worker.next_random(),
         scheme,
         session,
         introduction: Introduction::new(peer, scheme, worker.settings.installation.clone()),
@@ -351,6 +367,13 @@ impl Connection {
         if self.opened.get() > CHURN && self.given_up.get() > self.opened.get() / 2 {
             self.watch.tell(Verdict::Retire);
         }
+    }
+
+    /// Both ends of it, for backends that are told: who is `seen` behind the trusted hops has no port.
+    pub fn client_connection(&self, seen: &Seen) -> ClientConnection {
+        let is_peer = self.peer.ip().to_canonical() == seen.ip;
+        let source = if is_peer { self.peer } else { SocketAddr::new(seen.ip, 0) };
+        ClientConnection { source, destination: self.local, number: self.number }
     }
 
     /// Tells the client to come back on another connection.

@@ -63,6 +63,9 @@ pub async fn answer(
         request.extensions_mut().insert(FixedHost);
     }
     for_next_hop(&mut request, intake);
+    if let Some(mirror) = &rule.mirror {
+        mirror.see(way, &mut request, &lines);
+    }
 
     let may_stream = way.called.is_some() && backend.plan.protocol != BackendProtocol::Http1;
     if may_stream {
@@ -73,7 +76,9 @@ pub async fn answer(
         }
         upload.iter().for_each(|upload| upload.streams.set(true));
     }
+    let client = backend.plan.proxy_header.map(|_| connection.client_connection(seen));
     let mut limits = SendLimits {
+        client: client.as_ref(),
         connect: plan.timeouts.connect,
         deadline: exchange.deadline,
         whole: plan.timeouts.request,

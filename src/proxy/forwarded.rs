@@ -24,6 +24,9 @@ static X_REAL_IP: HeaderName = HeaderName::from_static("x-real-ip");
 static X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 static PASSES: HeaderName = HeaderName::from_static("x-portcullis-passes");
 
+/// Says that a request is a copy, of which nobody waits for the answer.
+pub static MIRRORED: HeaderName = HeaderName::from_static("x-portcullis-mirror");
+
 /// What a certificate says of its client, written where a hostname's validation wants it.
 pub static X_FORWARDED_CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
@@ -191,7 +194,8 @@ fn asked_port(host: &HeaderValue, scheme: Scheme) -> HeaderValue {
     HeaderValue::from(port.unwrap_or_else(|| scheme.default_port()))
 }
 
-/// Takes off what nobody but a filter of ours may say: what others call what we write, and what renames a request.
+/// Takes off what nobody but a filter of ours may say: what others call what we write, what renames a request, and that it
+/// is a copy (load balancers pass on what they do not know, so a trusted hop's word is no better).
 pub fn strip_aliases(headers: &mut HeaderMap) {
     let is_alias = |name: &&HeaderName| introduces(name.as_str()) && !OURS.contains(name);
     while let Some(name) = headers.keys().find(is_alias).cloned() {
@@ -203,7 +207,7 @@ pub fn strip_aliases(headers: &mut HeaderMap) {
 pub fn introduces(name: &str) -> bool {
     let Some(rest) = name.strip_prefix("x-") else { return false };
     rest.starts_with("forwarded")
-        || matches!(rest, "real-ip" | "request-id" | "portcullis-passes")
+        || matches!(rest, "real-ip" | "request-id" | "portcullis-passes" | "portcullis-mirror")
         || RENAMING.iter().any(|start| name.starts_with(start))
 }
 

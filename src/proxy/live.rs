@@ -16,6 +16,8 @@ use super::cached::{LiveCache, Meanings, plan_of};
 use super::certificates::LiveCertificate;
 use super::client_certificates::LiveValidation;
 use super::keep::Kept;
+use super::mirror::LiveMirror;
+use super::passthrough::LivePassage;
 use super::spread::Spread;
 use super::together::InStore;
 use crate::cache::Keying;
@@ -37,6 +39,8 @@ use crate::values::{BackendId, ObjectName, ReservedHeaders, TlsVersion};
 pub struct Live {
     /// Made of a route map; false only before the first one.
     pub installed: bool,
+    /// Some hostname's TLS is passed through.
+    pub passes_through: bool,
     hosts: HostIndex<Arc<LiveHost>>,
     /// By slot.
     backends: Vec<Option<Arc<Backend>>>,
@@ -79,6 +83,8 @@ pub struct LiveHost {
     key_headers: ReservedHeaders,
     pub certificates: Vec<Arc<LiveCertificate>>,
     pub clients: Clients,
+    /// Its connections go to its backends as they are.
+    pub passage: Option<Box<LivePassage>>,
 }
 
 /// Whether clients of a host are asked for a certificate.
@@ -105,6 +111,7 @@ pub struct LiveRule {
     pub targets: Spread<Target>,
     /// Somebody in its policy is asked whether a method may pass.
     judges_methods: bool,
+    pub mirror: Option<Box<LiveMirror>>,
 }
 
 /// Where a share of a rule's requests goes.
@@ -137,6 +144,7 @@ impl Live {
     pub fn empty() -> Self {
         Self {
             installed: false,
+            passes_through: false,
             hosts: HostIndex::new([], None),
             backends: Vec::new(),
             by_id: Table::default(),
@@ -299,6 +307,7 @@ impl Linker {
         };
         let hosts: Vec<_> = map.hosts.iter().map(|(name, host)| (name.clone(), link(host))).collect();
         let catch_all = map.catch_all.as_ref().map(link);
+        live.passes_through = hosts.iter().any(|(_, host)| host.passage.is_some());
         live.hosts = HostIndex::new(hosts, catch_all);
         live.unmatched = LiveFilters(linked(&map.unmatched, self.members, keep));
         live
@@ -376,6 +385,11 @@ impl Linker {
         counted.sort();
         counted.dedup();
         let counted = counted.into();
+        let passage = host.passage.as_ref().map(|rule| {
+            let Labels { namespace, route, rule: name } = &*rule.labels;
+            let stats = telemetry.passage(namespace, route, name);
+            Box::new(LivePassage { rule: self.link_rule(rule, host, telemetry, keep), stats })
+        });
         let entries = host.table.entries();
         let matches_methods = entries.iter().any(|entry| !entry.plan.predicates().methods.is_empty());
         let planned = rules.iter().flat_map(|rule| &rule.rule.filters);
@@ -391,6 +405,7 @@ impl Linker {
             key_headers,
             certificates,
             clients,
+            passage,
         }
     }
 
@@ -408,6 +423,15 @@ impl Linker {
         });
         let targets: Vec<_> = targets.collect();
         let labels = &rule.labels;
+        let start = self.random.hash_one(labels) >> 32;
+        let mirror = match &rule.action {
+            Action::Forward(plan) => plan.mirror.as_ref(),
+            _ => None,
+        };
+        let mirror = mirror.map(|plan| {
+            let backend = plan.backend.as_ref().map(|id| self.slot(id));
+            Box::new(LiveMirror::new(backend, plan.percent, start))
+        });
         let (outer, cache, inner) = self.around_cache(rule, host, keep);
         let (filters, inner) = (linked(outer, self.members, keep), linked(inner, self.members, keep));
         LiveRule {
@@ -417,7 +441,8 @@ impl Linker {
             inner,
             passes_hints: !rule.filters.iter().any(|(_, plan)| plan.get::<ResponsePlan>().is_some()),
             stats: telemetry.rule(&labels.namespace, &labels.route, &labels.rule),
-            targets: Spread::new(targets, self.random.hash_one(labels) >> 32),
+            targets: Spread::new(targets, start),
+            mirror,
             judges_methods: rule.filters.iter().any(|(_, plan)| judges_methods(plan)),
             rule: rule.clone(),
         }

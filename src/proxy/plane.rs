@@ -86,6 +86,7 @@ impl DataPlane {
             telemetry,
             log,
             drain,
+            laps: Default::default(),
             tls: tls::Configurations::new(&live).map_err(io::Error::other)?,
             live,
             generation: Default::default(),

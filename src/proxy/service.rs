@@ -179,6 +179,9 @@ async fn serve(
     {
         return redirect::to_https(&name, worker.shared.https_port, &parts.uri);
     }
+    if host.passage.is_some() {
+        return Err(admission::not_over_http(connection));
+    }
     let admitted = admission::admit(connection, host, &name, is_challenge)?;
     let Some(Found { index, matched_prefix, captures, .. }) = found else {
         return unmatched(exact_name(host, &name), parts).await;

@@ -15,12 +15,14 @@ use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServ
 use rustls::sign::CertifiedKey;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
-use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, StartHandshake};
 
 use super::certificates::LiveCertificate;
 use super::client_certificates::{LiveValidation, NotValid, Shown};
+use super::hello;
 use super::live::{Clients, Live};
+use super::passthrough::Guest;
 use super::worker::Worker;
 use crate::telemetry::HandshakeFailure;
 use crate::values::TlsVersion;
@@ -112,12 +114,43 @@ fn server_config(
     Ok(config)
 }
 
-/// Shakes hands; none when it failed. The caller bounds the time.
-pub async fn handshake(worker: &Worker, socket: TcpStream) -> Option<Established> {
-    let mut start = match LazyConfigAcceptor::new(Acceptor::default(), socket).await {
-        Ok(start) => start,
+/// What a client's first message leads to.
+pub enum Reached {
+    Us(Established),
+    /// The name is its backends' own.
+    Others(Guest),
+}
+
+/// Shakes hands, or finds that others will; none when it failed. The caller bounds the time.
+pub async fn reach(worker: &Worker, socket: TcpStream) -> Option<Reached> {
+    if !worker.live().passes_through {
+        return match LazyConfigAcceptor::new(Acceptor::default(), socket).await {
+            Ok(start) => handshake(worker, start).await.map(Reached::Us),
+            Err(error) => failed(worker, &error),
+        };
+    }
+    // Boxed: rare, and its state need not be in that of every connection.
+    Box::pin(reach_either(worker, socket)).await
+}
+
+async fn reach_either(worker: &Worker, mut socket: TcpStream) -> Option<Reached> {
+    let hello = match hello::read(&mut socket).await {
+        Ok(hello) => hello,
         Err(error) => return failed(worker, &error),
     };
+    let name = hello.accepted.client_hello().server_name().map(str::to_ascii_lowercase);
+    // The newest: the client may have taken its time.
+    let live = worker.live();
+    if let Some(name) = name
+        && let Some(host) = live.host(&name).filter(|host| host.passage.is_some()).cloned()
+    {
+        return Some(Reached::Others(Guest { socket, hello: hello.bytes, name: name.into(), host, live }));
+    }
+    let start = StartHandshake::from_parts(hello.accepted, socket);
+    handshake(worker, start).await.map(Reached::Us)
+}
+
+async fn handshake(worker: &Worker, mut start: StartHandshake<TcpStream>) -> Option<Established> {
     let server_name = start.client_hello().server_name().map(str::to_ascii_lowercase);
     let Some((config, validation)) = configuration(worker, server_name.as_deref()) else {
         worker.stats.handshake_failure(HandshakeFailure::UnknownName);
@@ -151,7 +184,7 @@ pub async fn handshake(worker: &Worker, socket: TcpStream) -> Option<Established
     Some(Established { stream: Box::new(stream), session, http2 })
 }
 
-fn failed(worker: &Worker, error: &io::Error) -> Option<Established> {
+fn failed<T>(worker: &Worker, error: &io::Error) -> Option<T> {
     worker.stats.handshake_failure(cause(error));
     None
 }

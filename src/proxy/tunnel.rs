@@ -68,10 +68,16 @@ pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, 
     let (client_read, client_write) = tokio::io::split(client);
     let (upstream_read, upstream_write) = tokio::io::split(TokioIo::new(upstream));
     moved.last.set(Instant::now());
+    let counts = |cell: &Cell<u64>, bytes: usize| {
+        moved.last.set(Instant::now());
+        cell.set(cell.get() + bytes as u64);
+    };
+    let received = |bytes| counts(&moved.upload.bytes, bytes);
+    let sent = |bytes| counts(&moved.download, bytes);
     let copies = async {
         let _ = tokio::try_join!(
-            copy(client_read, upstream_write, &moved.last, &moved.upload.bytes),
-            copy(upstream_read, client_write, &moved.last, &moved.download)
+            copy(client_read, upstream_write, &received),
+            copy(upstream_read, client_write, &sent)
         );
     };
     tokio::select! {
@@ -81,28 +87,28 @@ pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, 
     }
 }
 
-async fn copy(
+/// Copies one direction to its end; whoever sends waits until the other side has taken what came before. `moved` is told
+/// of bytes as they come, and of none once they are taken.
+pub async fn copy(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
-    moved: &Cell<Instant>,
-    bytes: &Cell<u64>,
+    moved: &impl Fn(usize),
 ) -> std::io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         let read = from.read(&mut buffer).await?;
-        moved.set(Instant::now());
-        bytes.set(bytes.get() + read as u64);
+        moved(read);
         if read == 0 {
             return to.shutdown().await;
         }
         to.write_all(&buffer[..read]).await?;
         to.flush().await?;
-        moved.set(Instant::now());
+        moved(0);
     }
 }
 
 /// Ends when nothing has moved for `limit`.
-async fn silence(moved: &Cell<Instant>, limit: Option<Duration>) {
+pub async fn silence(moved: &Cell<Instant>, limit: Option<Duration>) {
     let Some(limit) = limit else { return std::future::pending().await };
     while moved.get().elapsed() < limit {
         tokio::time::sleep_until(moved.get() + limit).await;

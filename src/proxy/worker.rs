@@ -14,6 +14,8 @@ use tokio::time::Instant;
 use super::crowd::{Crowd, Pace};
 use super::keep::Kept;
 use super::live::Live;
+use super::mirror::Seats;
+use super::passthrough::Laps;
 use super::watch::{Sweep, Verdict};
 use super::{Settings, listener, outbound, tls};
 use crate::lifecycle::{DrainSignal, Phase};
@@ -38,6 +40,8 @@ pub struct Shared {
     /// Counts installs, so that a worker sees a new map with one plain load.
     pub generation: AtomicU64,
     pub tls: tls::Configurations,
+    /// Connections that are passed through.
+    pub laps: Laps,
     pub keep: Kept,
     /// Where connections are counted by client.
     pub crowd: Option<Arc<Crowd>>,
@@ -74,6 +78,8 @@ pub struct Worker {
     phase: Cell<Phase>,
     /// Until the listening sockets are closed, their queues emptied.
     pub listening: Cell<bool>,
+    /// Copies of requests under way.
+    pub mirrored: Seats,
     /// SplitMix64: ids must differ, not be secret.
     random: Cell<u64>,
 }
@@ -124,6 +130,7 @@ impl Worker {
             outbound: RefCell::default(),
             phase: Cell::new(shared.drain.phase()),
             listening: Cell::new(true),
+            mirrored: Seats::default(),
             random: Cell::new(seed),
             shared,
         });

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::aggregate::AggregatePlan;
-use crate::filters::{PathChange, RetryPlan, TimeoutsPlan};
+use crate::filters::{MirrorPlan, PathChange, RetryPlan, TimeoutsPlan};
 use crate::message::{ErrorKind, Scheme};
 use crate::values::BackendId;
 
@@ -26,6 +26,8 @@ pub struct ForwardPlan {
     pub timeouts: TimeoutsPlan,
     /// `None`: only what surely was not processed goes out again.
     pub retry: Option<RetryPlan>,
+    /// Where copies of requests go.
+    pub mirror: Option<MirrorPlan>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

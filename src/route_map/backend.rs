@@ -20,6 +20,15 @@ pub struct BackendPlan {
     /// What of ours it is shown.
     pub credential: Option<Arc<Credential>>,
     pub protocol: BackendProtocol,
+    /// What each connection begins with; only before HTTP/1.1.
+    pub proxy_header: Option<ProxyHeader>,
+}
+
+/// Version of the header that tells a backend whose connection it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProxyHeader {
+    V1,
+    V2,
 }
 
 /// What is spoken to a backend.

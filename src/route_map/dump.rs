@@ -12,7 +12,7 @@ use super::hosts::{Host, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};
 use super::matching::{MatchEntry, MatchPlan, PathPredicate};
 use super::predicates::{Comparison, Miss, NamedPredicate};
 use super::tls::{ClientValidation, HostTls};
-use crate::filters::{REGISTRY, RetryPlan, TimeoutsPlan};
+use crate::filters::{MirrorPlan, REGISTRY, RetryPlan, TimeoutsPlan};
 use crate::message::Labels;
 use crate::values::TlsVersion;
 
@@ -24,10 +24,10 @@ impl Display for RouteMap {
         let hosts = || self.hosts.values().chain(&self.catch_all);
         hosts().try_for_each(|host| host.fmt(f))?;
         let mut rules: BTreeMap<String, Vec<&Rule>> = BTreeMap::new();
-        for entry in hosts().flat_map(|host| host.table.entries()) {
-            let known = rules.entry(name(&entry.rule.labels)).or_default();
-            if !known.iter().any(|rule| **rule == *entry.rule) {
-                known.push(&entry.rule);
+        for rule in hosts().flat_map(|host| host.rules()) {
+            let known = rules.entry(name(&rule.labels)).or_default();
+            if !known.iter().any(|known| **known == **rule) {
+                known.push(rule);
             }
         }
         rules.values().flatten().try_for_each(|rule| rule.fmt(f))?;
@@ -49,6 +49,9 @@ impl Display for Host {
         }
         if !self.own_headers.is_empty() {
             writeln!(f, "  taken from requests: {}", self.own_headers)?;
+        }
+        if let Some(rule) = &self.passage {
+            writeln!(f, "  passed through -> {}", name(&rule.labels))?;
         }
         self.table.entries().iter().try_for_each(|entry| writeln!(f, "  {entry}"))
     }
@@ -193,6 +196,9 @@ impl Display for ForwardPlan {
             write!(f, ", retry {retry}")?;
         }
         writeln!(f)?;
+        if let Some(mirror) = &self.mirror {
+            writeln!(f, "    {mirror}")?;
+        }
         for backend in &self.backends {
             match &backend.target {
                 WeightedTarget::Backend(id) => writeln!(f, "    weight {} {id}", backend.weight)?,
@@ -237,6 +243,15 @@ impl Display for RetryPlan {
             write!(f, ", gRPC's {code:?}")?;
         }
         write!(f, "; backoff {:?}, at most {}% of a backend's requests", self.backoff, self.budget_percent)
+    }
+}
+
+impl Display for MirrorPlan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        match &self.backend {
+            Some(id) => write!(f, "{}% copied to {id}", self.percent),
+            None => write!(f, "{}% not copied: no backend", self.percent),
+        }
     }
 }
 
@@ -293,7 +308,11 @@ impl Display for BackendPlan {
             BackendProtocol::Http1 => "",
             BackendProtocol::Http2 => ", HTTP/2",
             BackendProtocol::Negotiated => ", HTTP/2 or HTTP/1.1",
-        })
+        })?;
+        match self.proxy_header {
+            None => Ok(()),
+            Some(version) => write!(f, ", PROXY {version:?}"),
+        }
     }
 }
 
@@ -369,6 +388,7 @@ mod tests {
         let forward = Action::Forward(ForwardPlan {
             backends: vec![WeightedBackend { weight: 2, target: WeightedTarget::Backend(id.clone()) }],
             timeouts: TimeoutsPlan::default(),
+            mirror: None,
             retry: None,
         });
         let respond = Action::Respond(RespondPlan {
@@ -427,6 +447,7 @@ mod tests {
             traffic: Default::default(),
             credential: None,
             protocol: Default::default(),
+            proxy_header: None,
         };
         RouteMap {
             hosts: [(hostname.clone(), Arc::new(Host::new(Some(hostname), Some(tls), table)))].into(),

@@ -30,14 +30,21 @@ pub struct Host {
     /// `None`: served on plain HTTP only.
     pub tls: Option<HostTls>,
     pub table: MatchTable,
+    /// TLS is passed through by this rule: no request is seen, and the table is empty.
+    pub passage: Option<Arc<Rule>>,
     /// Fields that only the gateway may set in a request to this host.
     pub own_headers: ReservedHeaders,
 }
 
 impl Host {
+    /// All of its rules, as often as they have entries.
+    pub fn rules(&self) -> impl Iterator<Item = &Arc<Rule>> {
+        self.table.entries().iter().map(|entry| &entry.rule).chain(&self.passage)
+    }
+
     /// One that reserves no fields.
     pub fn new(hostname: Option<Hostname>, tls: Option<HostTls>, table: MatchTable) -> Self {
-        Self { hostname, tls, table, own_headers: ReservedHeaders::default() }
+        Self { hostname, tls, table, passage: None, own_headers: ReservedHeaders::default() }
     }
 }
 

@@ -22,7 +22,8 @@ mod traffic;
 pub use action::{Action, ForwardPlan, RedirectPlan, RespondPlan, Unserved, WeightedBackend, WeightedTarget};
 pub use aggregate::{AggregatePlan, AnswerPlan, BodyPlan, CallPlan, OnError};
 pub use backend::{
-    Address, Authorities, BackendPlan, BackendProtocol, BackendTarget, BackendTlsPlan, HostHeader, PinnedName,
+    Address, Authorities, BackendPlan, BackendProtocol, BackendTarget, BackendTlsPlan, HostHeader,
+    PinnedName, ProxyHeader,
 };
 pub use credential::{Credential, TokenPlan};
 pub use endpoints::{Endpoint, EndpointSet};

@@ -133,6 +133,9 @@ mod tests {
         let [shop, orders, rule] = ["shop", "orders", "create \"big\""].map(Arc::<str>::from);
         let stats = telemetry.rule(&shop, &orders, &rule);
         stats.called(0, &"user".into(), "ok");
+        stats.mirrored(0, "dropped", "busy");
+        let passage = telemetry.passage(&shop, &orders, &rule);
+        passage.open(0).ends(crate::telemetry::PassageEnd::Ended);
         stats.record(0, &sample());
         stats.record(1, &sample());
         let _flying = stats.start(1);

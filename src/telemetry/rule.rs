@@ -51,6 +51,7 @@ struct RuleCells {
 struct Seldom {
     cached: OnceLock<Box<CacheCells>>,
     packed: OnceLock<Box<Packs>>,
+    mirrored: OnceLock<Series<MirrorKey>>,
     /// In the order of [`CALL_STATUSES`].
     called: OnceLock<Box<[Count; CALL_STATUSES.len()]>>,
 }
@@ -114,6 +115,9 @@ pub(super) struct CallKey {
     pub outcome: &'static str,
 }
 
+/// What the copies of a rule's requests are told apart by: what came of them, and why.
+pub(super) type MirrorKey = (&'static str, &'static str);
+
 /// The sums of one rule over all workers.
 #[derive(Debug, Default)]
 pub(super) struct RuleTotals {
@@ -126,6 +130,7 @@ pub(super) struct RuleTotals {
     pub limited: std::collections::BTreeMap<Limited, u64>,
     pub calls: std::collections::BTreeMap<CallKey, u64>,
     pub consulted: std::collections::BTreeMap<Consulted, u64>,
+    pub mirrored: std::collections::BTreeMap<MirrorKey, u64>,
     /// In the order of [`CODINGS`]: answers, their bytes before, and after.
     pub packed: [[u64; 3]; CODINGS.len()],
     /// By outcome, and bytes; none where there is no cache.
@@ -158,6 +163,13 @@ impl RuleStats {
         let other = CallKey { call: "other".into(), outcome: "other" };
         let gates = self.cells(worker).gates.get_or_init(Box::default);
         gates.calls.get_or_init(|| Series::new(key.clone())).count(&key, other);
+    }
+
+    /// Counts a copy of a request. Only the worker's own thread calls this.
+    pub fn mirrored(&self, worker: usize, outcome: &'static str, reason: &'static str) {
+        let key = (outcome, reason);
+        let seldom = self.cells(worker).seldom.get_or_init(Box::default);
+        seldom.mirrored.get_or_init(|| Series::new(key)).count(&key, ("other", "other"));
     }
 
     /// Only the worker's own thread calls this, and drops what it gives.
@@ -204,6 +216,7 @@ impl RuleStats {
                     *total += cell.value();
                 }
             }
+            add_to(cells.seldom.get().and_then(|seldom| seldom.mirrored.get()), &mut totals.mirrored);
             if let Some(cached) = cells.seldom.get().and_then(|seldom| seldom.cached.get()) {
                 let (outcomes, saved) = totals.cached.get_or_insert_default();
                 for (total, cell) in outcomes.iter_mut().zip(&cached.outcomes) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use super::render;
 use super::table::Scrape;
-use super::{BackendStats, ControlStats, RuleStats, WorkerStats};
+use super::{BackendStats, ControlStats, PassageStats, RuleStats, WorkerStats};
 
 /// All series of the process. A series goes when its last handle does.
 #[derive(Clone, Debug)]
@@ -19,6 +19,7 @@ struct Series {
     workers: Vec<Arc<WorkerStats>>,
     log_dropped: Arc<AtomicU64>,
     rules: Mutex<Known<RuleName, RuleStats>>,
+    passages: Mutex<Known<RuleName, PassageStats>>,
     backends: Mutex<Known<Arc<str>, BackendStats>>,
 }
 
@@ -41,6 +42,7 @@ impl Telemetry {
             workers: (0..workers).map(|_| Arc::default()).collect(),
             log_dropped: Arc::default(),
             rules: Mutex::default(),
+            passages: Mutex::default(),
             backends: Mutex::default(),
         }))
     }
@@ -53,6 +55,17 @@ impl Telemetry {
             (namespace.clone(), route.clone(), rule.clone()),
             |(namespace, route, rule)| {
                 RuleStats::new(namespace.clone(), route.clone(), rule.clone(), workers)
+            },
+        )
+    }
+
+    /// The series of a rule that passes TLS through; the same ones while anybody holds them.
+    pub fn passage(&self, namespace: &Arc<str>, route: &Arc<str>, rule: &Arc<str>) -> Arc<PassageStats> {
+        let workers = self.0.workers.len();
+        lock(&self.0.passages).handle(
+            (namespace.clone(), route.clone(), rule.clone()),
+            |(namespace, route, rule)| {
+                PassageStats::new([namespace.clone(), route.clone(), rule.clone()], workers)
             },
         )
     }
@@ -78,11 +91,15 @@ impl Telemetry {
         let mut rules: Vec<_> =
             lock(&self.0.rules).held().into_iter().filter_map(|rule| Some((rule.totals()?, rule))).collect();
         rules.sort_unstable_by(|(_, one), (_, other)| one.name().cmp(&other.name()));
+        let mut passages: Vec<_> =
+            lock(&self.0.passages).held().into_iter().filter_map(|one| Some((one.totals()?, one))).collect();
+        passages.sort_unstable_by(|(_, one), (_, other)| one.name().cmp(&other.name()));
         let mut backends: Vec<_> =
             lock(&self.0.backends).held().into_iter().filter_map(|one| Some((one.totals()?, one))).collect();
         backends.sort_unstable_by(|(_, one), (_, other)| one.name.cmp(&other.name));
         render::text(&Scrape {
             rules,
+            passages,
             backends,
             workers: self.0.workers.clone(),
             control: self.0.control.totals(),

@@ -8,12 +8,14 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::connect_http2::Lost;
 use super::eyeballs::{self, Begin};
+use super::proxy_header::ClientConnection;
 use super::socket::Socket;
 use super::tls::{Failed, Offer, TlsClient};
 use super::wire::{Exchanged, Wire};
@@ -36,6 +38,8 @@ pub(super) struct Connection {
     sender: http1::SendRequest<Body>,
     exchanged: Exchanged,
     driver: Driver,
+    /// Whose it is, where the backend was told so: nobody else's requests go over it.
+    client: Option<ClientConnection>,
 }
 
 /// Ends the connection's task when dropped.
@@ -84,9 +88,19 @@ impl Connection {
         guard: &Guard,
         tls: Option<(&TlsClient, ServerName<'static>)>,
         begin: Begin,
+        header: Option<&[u8]>,
         until: Instant,
     ) -> Result<Self, ConnectError> {
-        Self::over(reach(address, guard, tls, Offer::Http1, begin, until).await?, address).await
+        Self::over(reach(address, guard, tls, Offer::Http1, (begin, header), until).await?, address).await
+    }
+
+    /// Reserves it for one client's connection.
+    pub fn reserved(self, client: Option<&ClientConnection>) -> Self {
+        Self { client: client.copied(), ..self }
+    }
+
+    pub fn is_for(&self, client: Option<&ClientConnection>) -> bool {
+        self.client.as_ref() == client
     }
 
     /// HTTP/1.1 over what is there.
@@ -103,7 +117,7 @@ impl Connection {
                 tracing::debug!(%address, error = &error as &dyn std::error::Error, "idle connection ended");
             }
         });
-        Ok(Self { sender, exchanged, driver: Driver::of(task.abort_handle()) })
+        Ok(Self { sender, exchanged, driver: Driver::of(task.abort_handle()), client: None })
     }
 
     /// Whether a request can be sent now: the last one is over in both directions and nobody closed.
@@ -205,13 +219,13 @@ impl From<ConnectError> for ProxyError {
     }
 }
 
-/// The bytes to an endpoint: the guard asked, a socket, TLS where it is due.
+/// The bytes to an endpoint: the guard asked, a socket, `header` on it before anything else, TLS where it is due.
 pub(super) async fn reach(
     address: SocketAddr,
     guard: &Guard,
     tls: Option<(&TlsClient, ServerName<'static>)>,
     offer: Offer,
-    begin: Begin,
+    (begin, header): (Begin, Option<&[u8]>),
     until: Instant,
 ) -> Result<Socket, ConnectError> {
     if !guard.permits(address) {
@@ -220,7 +234,11 @@ pub(super) async fn reach(
     let started = Instant::now();
     let late = || ConnectError::TimedOut(address, started.elapsed());
     let dialled = tokio::time::timeout_at(until, eyeballs::begin(address, begin, guard));
-    let stream = dialled.await.map_err(|_| late())??;
+    let mut stream = dialled.await.map_err(|_| late())??;
+    if let Some(header) = header {
+        let written = tokio::time::timeout_at(until, stream.write_all(header)).await.map_err(|_| late())?;
+        written.map_err(|error| ConnectError::Failed(address, error))?;
+    }
     let Some((client, name)) = tls else { return Ok(Socket::Plain(stream)) };
     // Boxed: its state is large, and every request would carry the room for it.
     let handshake = Box::pin(client.shake_hands(name, stream, offer));

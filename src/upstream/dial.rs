@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::connect::{self, ConnectError};
 use super::eyeballs::Begin;
+use super::proxy_header;
 use super::tls::{Offer, Security};
 use crate::route_map::Endpoint;
 use crate::upstream::{Backend, Guard};
@@ -34,7 +35,9 @@ impl Backend {
             Security::Tls(client) => Some((client, client.name_of(endpoint))),
             Security::Unusable => return Err("TLS to it cannot be set up".into()),
         };
-        let socket = connect::reach(endpoint.address, guard, tls, Offer::Planned, Begin::Alone, until)
+        let header = self.plan.proxy_header.map(|version| proxy_header::header(version, None));
+        let begin = (Begin::Alone, header.as_deref());
+        let socket = connect::reach(endpoint.address, guard, tls, Offer::Planned, begin, until)
             .await
             .map_err(sentence)?;
         let scheme = if socket.is_tls() { "https" } else { "http" };

@@ -19,6 +19,7 @@ use super::connect::{ConnectError, Connection, is_http2, reach};
 use super::connect_http2::{Multiplexed, Stream};
 use super::eyeballs::Begin;
 use super::health::Health;
+use super::proxy_header::ClientConnection;
 use super::repeatable::Upload;
 use super::tls::{Failed, Offer, Security, TlsClient};
 use crate::route_map::{BackendProtocol, Endpoint};
@@ -171,11 +172,12 @@ impl EndpointPool {
     }
 
     /// The connection that was used last, so that those too many grow old.
-    fn take_idle(&self) -> Option<Connection> {
+    fn take_idle(&self, client: Option<&ClientConnection>) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
         loop {
-            let at =
-                idle.iter().rposition(|idle| idle.connection.is_ready() || idle.connection.is_closed())?;
+            let at = idle.iter().rposition(|Idle { connection, .. }| {
+                connection.is_for(client) && (connection.is_ready() || connection.is_closed())
+            })?;
             let taken = idle.remove(at);
             self.stats.idle(self.worker, -1);
             if taken.connection.is_ready() {
@@ -191,11 +193,14 @@ impl EndpointPool {
         }
     }
 
-    /// What is there already to carry a request: a place on a shared connection, or an idle one.
-    pub fn take(&self, wish: Wish) -> Option<Carrier> {
+    /// What is there already to carry a request: a place on a shared connection, or an idle one. `client`: whose it must
+    /// be, where the backend is told.
+    pub fn take(&self, wish: Wish, client: Option<&ClientConnection>) -> Option<Carrier> {
         match self.spoken.get() {
-            Some(Spoken::Http1) => self.take_idle().map(Carrier::Own),
-            Some(Spoken::Http2) if self.offer(wish) == Offer::Http1 => self.take_idle().map(Carrier::Own),
+            Some(Spoken::Http1) => self.take_idle(client).map(Carrier::Own),
+            Some(Spoken::Http2) if self.offer(wish) == Offer::Http1 => {
+                self.take_idle(client).map(Carrier::Own)
+            }
             Some(Spoken::Http2) => self.take_stream(wish).map(Carrier::Shared),
             None => None,
         }
@@ -251,7 +256,7 @@ impl EndpointPool {
         until: Instant,
     ) -> Result<Carrier, ConnectError> {
         let offer = self.offer(wish);
-        let socket = match reach(self.address, guard, tls, offer, begin, until).await {
+        let socket = match reach(self.address, guard, tls, offer, (begin, None), until).await {
             // It speaks HTTP/2 alone, and has said that it takes no WebSocket there.
             Err(ConnectError::Tls(_, Failed::NothingInCommon, _))
                 if wish == Wish::WebSocket && offer == Offer::Http1 =>

@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::pool::Tries;
+use super::proxy_header::ClientConnection;
 use crate::message::{ErrorKind, Hinted, ProxyError};
 
 const CONNECT: Duration = Duration::from_secs(2);
@@ -37,6 +38,8 @@ pub struct SendLimits<'a> {
     /// When the client has sent its body to the end. `None`: it was at hand from the start.
     pub uploaded: Option<&'a Cell<Option<Instant>>>,
     pub tries: Option<&'a Tries<'a>>,
+    /// Whose request it is, for backends that want to know it; none: ours.
+    pub client: Option<&'a ClientConnection>,
     /// While the client sends, no time passes of the limits above but that of `connect`.
     pub upload: Option<Uploading<'a>>,
     /// It is a call of gRPC.
@@ -80,6 +83,7 @@ impl Default for SendLimits<'_> {
             one_try: None,
             uploaded: None,
             tries: None,
+            client: None,
             upload: None,
             call: None,
             budget_percent: BUDGET_PERCENT,

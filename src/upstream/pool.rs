@@ -24,6 +24,7 @@ use super::eyeballs::Begin;
 use super::health::Health;
 use super::limits::SendLimits;
 use super::outgoing::{address_to, own_names, wish};
+use super::proxy_header::header as proxy_header;
 use super::repeatable::{self, Repeatable, Upload};
 use super::replay;
 use super::tls::Security;
@@ -33,13 +34,13 @@ use crate::telemetry::{Connect, Retry};
 use crate::upstream::{Backend, Guard, HeadLines};
 
 /// "No limit", so that nothing overflows.
-const FOREVER: Duration = Duration::from_secs(24 * 3600);
+pub(super) const FOREVER: Duration = Duration::from_secs(24 * 3600);
 /// An endpoint that had at least this time, and does not connect, is at fault, however little time the request had.
-const FAIR_CONNECT: Duration = Duration::from_millis(500);
+pub(super) const FAIR_CONNECT: Duration = Duration::from_millis(500);
 /// Silence for half of this is an endpoint's fault, however little time the request had left.
 const FAIR: Duration = Duration::from_secs(2);
 /// So many endpoints are tried until one can be connected to.
-const MAX_ENDPOINTS: usize = 3;
+pub(super) const MAX_ENDPOINTS: usize = 3;
 /// An answer with more fields is none.
 const MAX_FIELDS: usize = 200;
 /// So often a request of which nothing was sent is sent again; after the first time on a new connection.
@@ -354,7 +355,7 @@ impl Pools {
             let mut lease = endpoint.lease();
             if from == From::Kept
                 && quicker.is_none()
-                && let Some(carrier) = endpoint.take(wish)
+                && let Some(carrier) = endpoint.take(wish, limits.client)
             {
                 lease.carrier = Some(carrier);
                 return Ok((lease, From::Kept));
@@ -380,12 +381,17 @@ impl Pools {
             endpoint.probes(until);
             let tls = backend.security.towards(endpoint.server_name.as_ref())?;
             let opened = match backend.plan.protocol {
-                BackendProtocol::Http1 => Connection::open(endpoint.address, &self.guard, tls, begin, until)
-                    .await
-                    .map(|connection| {
-                        endpoint.connected();
-                        Carrier::Own(connection)
-                    }),
+                BackendProtocol::Http1 => {
+                    let header =
+                        backend.plan.proxy_header.map(|version| proxy_header(version, limits.client));
+                    let header = header.as_deref();
+                    Connection::open(endpoint.address, &self.guard, tls, begin, header, until).await.map(
+                        |connection| {
+                            endpoint.connected();
+                            Carrier::Own(connection.reserved(limits.client))
+                        },
+                    )
+                }
                 // Boxed: it is large, and requests over HTTP/1.1 would carry the room for it.
                 BackendProtocol::Http2 | BackendProtocol::Negotiated => {
                     let besides = (wish, refused.connection.as_ref());
@@ -426,7 +432,7 @@ impl Pools {
         }
     }
 
-    fn pool(&self, backend: &Arc<Backend>) -> Rc<BackendPool> {
+    pub(super) fn pool(&self, backend: &Arc<Backend>) -> Rc<BackendPool> {
         let mut table = self.table.borrow_mut();
         if let Some(Some(pool)) = table.get(backend.slot) {
             if pool.is_of(backend) {
@@ -444,6 +450,10 @@ impl Pools {
         let pool = BackendPool::new(backend, self.worker, self.seed, self.guard.clone());
         table[backend.slot] = Some(pool.clone());
         pool
+    }
+
+    pub(super) fn guard(&self) -> &Guard {
+        &self.guard
     }
 
     pub(super) fn worker(&self) -> usize {

@@ -72,7 +72,7 @@ impl Leaf {
         Arc::new(made.expect("they belong together"))
     }
 
-    fn secret(&self, name: &str) -> String {
+    pub fn secret(&self, name: &str) -> String {
         let data = serde_json::json!({"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
             "metadata": {"name": name, "namespace": "test"},
             "stringData": {"tls.crt": self.chain, "tls.key": self.key.serialize_pem()}});

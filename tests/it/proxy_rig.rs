@@ -130,6 +130,7 @@ pub fn plan(name: &str) -> BackendPlan {
         traffic: Default::default(),
         credential: None,
         protocol: Default::default(),
+        proxy_header: None,
     }
 }
 
@@ -182,7 +183,12 @@ pub fn shared_out(backends: &[(&str, u32)], timeouts: TimeoutsPlan) -> Action {
         weight: *weight,
         target: WeightedTarget::Backend(backend_id(name)),
     };
-    Action::Forward(ForwardPlan { backends: backends.iter().map(weighted).collect(), timeouts, retry: None })
+    Action::Forward(ForwardPlan {
+        backends: backends.iter().map(weighted).collect(),
+        timeouts,
+        retry: None,
+        mirror: None,
+    })
 }
 
 pub fn respond(body: &'static str) -> Action {
@@ -199,6 +205,7 @@ fn copy(action: &Action) -> Action {
             backends: plan.backends.clone(),
             timeouts: plan.timeouts.clone(),
             retry: plan.retry.clone(),
+            mirror: plan.mirror.clone(),
         }),
         Action::Respond(plan) => Action::Respond(RespondPlan {
             status: plan.status,

@@ -160,6 +160,14 @@ pub fn explain(
         headers: &question.headers,
     };
     let walk = trace(map, &question.host, &request);
+    let passage = walk.host.and_then(|host| Some((host, host.passage.as_ref()?)));
+    if let Some((host, rule)) = passage.filter(|_| question.scheme == Scheme::Https) {
+        lines.add("listener", format!("https, server name {}; TLS is passed through", question.host));
+        lines.hostname(question, host);
+        lines.rule(world, rule);
+        lines.action(map, rule, endpoints_of);
+        return lines.end(!matches!(rule.action, Action::Unserved(_)));
+    }
     if !lines.listener(question, &path, walk.host.map(|host| &**host), &walk) {
         return lines.end(false);
     }
@@ -169,6 +177,10 @@ pub fn explain(
         return lines.end(false);
     };
     lines.hostname(question, host);
+    if host.passage.is_some() {
+        lines.add("answer", "421 MisdirectedRequest: its TLS is passed through, and this is plain HTTP");
+        return lines.end(false);
+    }
     if *path != *question.path {
         lines.add("path", format!("{path}, the normal form of {}", question.path));
     }
@@ -353,6 +365,7 @@ impl Lines {
         if let Some(retry) = &plan.retry {
             self.add("retry", retry.to_string());
         }
+        plan.mirror.iter().for_each(|mirror| self.add("mirror", mirror));
         let total: u64 = plan.backends.iter().map(|backend| u64::from(backend.weight)).sum();
         if total == 0 {
             self.add("answer", "500 BackendNotFound: no backend has a weight");
@@ -455,6 +468,7 @@ mod tests {
             traffic: Default::default(),
             credential: None,
             protocol: Default::default(),
+            proxy_header: None,
         }
     }
 
@@ -477,7 +491,12 @@ mod tests {
             WeightedBackend { weight: 3, target: WeightedTarget::Backend(backend().id) },
             WeightedBackend { weight: 1, target: WeightedTarget::Unresolved(ErrorKind::BackendNotFound) },
         ];
-        Action::Forward(ForwardPlan { backends, timeouts: TimeoutsPlan::default(), retry: None })
+        Action::Forward(ForwardPlan {
+            backends,
+            timeouts: TimeoutsPlan::default(),
+            retry: None,
+            mirror: None,
+        })
     }
 
     fn map(tls: Option<HostTls>) -> RouteMap {

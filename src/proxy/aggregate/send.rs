@@ -25,7 +25,9 @@ impl Backends for Way<'_> {
             let backend = self.live.backend_by_id(backend).ok_or(ErrorKind::BackendNotFound)?;
             // A way that leads back to us must end, as that of clients' requests does, and sooner: it may be one of many.
             forwarded::pass_on(request.headers_mut(), &worker.settings.installation, COUNTS)?;
+            let client = backend.plan.proxy_header.map(|_| self.connection.client_connection(self.seen));
             let limits = SendLimits {
+                client: client.as_ref(),
                 connect: plan.timeouts.connect,
                 deadline: Some(until),
                 whole: plan.timeouts.request,

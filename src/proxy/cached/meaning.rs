@@ -123,8 +123,12 @@ mod tests {
                     port: 80,
                 }),
             });
-            let forward =
-                ForwardPlan { backends: backends.collect(), timeouts: TimeoutsPlan::default(), retry: None };
+            let forward = ForwardPlan {
+                backends: backends.collect(),
+                timeouts: TimeoutsPlan::default(),
+                retry: None,
+                mirror: None,
+            };
             Rule {
                 labels: Arc::new(Labels {
                     namespace: "ns".into(),

@@ -21,6 +21,7 @@ fn plan(name: &str) -> Arc<BackendPlan> {
         traffic: Default::default(),
         credential: None,
         protocol: Default::default(),
+        proxy_header: None,
     })
 }
 
@@ -30,6 +31,7 @@ fn host(name: &str, backend: &str) -> Arc<Host> {
         backends: vec![WeightedBackend { weight: 1, target }],
         timeouts: TimeoutsPlan::default(),
         retry: None,
+        mirror: None,
     });
     let labels = Arc::new(Labels { namespace: "ns".into(), route: name.into(), rule: "r".into() });
     let entry = MatchEntry {

@@ -2,6 +2,7 @@
 //! made of this table. Labels hold names from the configuration and words of closed sets, never a client's text.
 
 mod backends;
+mod passages;
 mod replica;
 mod rules;
 
@@ -10,8 +11,9 @@ use std::sync::Arc;
 use super::backend::BackendTotals;
 use super::cells::Total;
 use super::control::ControlTotals;
+use super::passage::PassageTotals;
 use super::rule::RuleTotals;
-use super::{BackendStats, RuleStats, WorkerStats};
+use super::{BackendStats, PassageStats, RuleStats, WorkerStats};
 
 /// One row.
 pub(super) struct Metric {
@@ -41,6 +43,7 @@ pub(super) enum Value<'a> {
 /// All values at one instant, summed over the workers.
 pub(super) struct Scrape {
     pub rules: Vec<(RuleTotals, Arc<RuleStats>)>,
+    pub passages: Vec<(PassageTotals, Arc<PassageStats>)>,
     pub backends: Vec<(BackendTotals, Arc<BackendStats>)>,
     pub workers: Vec<Arc<WorkerStats>>,
     pub control: ControlTotals,
@@ -51,7 +54,7 @@ const MICROSECOND: f64 = 1e-6;
 
 /// All rows, in the order of the page.
 pub(super) fn metrics() -> impl Iterator<Item = &'static Metric> {
-    [rules::METRICS, backends::METRICS, replica::METRICS].into_iter().flatten()
+    [rules::METRICS, passages::METRICS, backends::METRICS, replica::METRICS].into_iter().flatten()
 }
 
 /// Prometheus knows no integers; counts are exact up to 2⁵³. A gauge that is read while workers count may be seen

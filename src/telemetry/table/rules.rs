@@ -83,6 +83,20 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_mirror_requests_total",
+        kind: Kind::Counter,
+        labels: &["namespace", "route", "rule", "outcome", "reason"],
+        help: "Copies of requests that `mirror` wants: sent (and answered), failed, or dropped, and why",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                for ((outcome, reason), count) in &totals.mirrored {
+                    let [namespace, route, name] = rule.name();
+                    emit(&[namespace, route, name, outcome, reason], number(*count));
+                }
+            }
+        },
+    },
+    Metric {
         name: "portcullis_rate_limited_requests_total",
         kind: Kind::Counter,
         labels: &["namespace", "route", "rule", "limit", "mode"],

@@ -138,6 +138,7 @@ pub(super) fn speaking(
         traffic,
         credential: None,
         protocol,
+        proxy_header: None,
     };
     let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend("orders"));
     backend.set_endpoints(set(addresses));

@@ -1,0 +1,43 @@
+//! Routes that pass TLS through: what of the policies that apply to them they keep, and which backends they can have.
+
+use super::policies::Effective;
+use crate::api::ON_CONNECTIONS;
+use crate::filters::{Combine, REGISTRY};
+use crate::route_map::{BackendPlan, Question};
+use crate::values::{FieldPath, Problem, Reason};
+
+/// Keeps of what is effective what works on connections. A gate that comes from elsewhere must not be passed by unseen:
+/// the problem that it is.
+pub(super) fn keep(effective: &mut Effective, at: &FieldPath) -> Option<Problem> {
+    let name = |row: usize| REGISTRY[row].name;
+    let is_gate = |row: usize| REGISTRY[row].combine == Combine::Both || name(row) == "authentication";
+    let gates = effective.policy.iter().map(|member| member.row);
+    let gate = gates.into_iter().find(|row| is_gate(*row) && !ON_CONNECTIONS.contains(&name(*row)));
+    effective.policy.retain(|member| ON_CONNECTIONS.contains(&name(member.row)));
+    effective.filters.retain(|(row, _)| ON_CONNECTIONS.contains(&name(*row)));
+    effective.asked.clear();
+    (effective.retry, effective.mirror) = (None, None);
+    let gate = name(gate?);
+    let message = format!(
+        "{gate} applies here and cannot work on what is passed through; write it into policy.disable, have it imposed on \
+         others only, or terminate TLS"
+    );
+    Some(Problem::error(at.clone(), Reason::PolicyInvalid, message))
+}
+
+/// Why connections cannot be passed on to this backend.
+pub(super) fn unfit(plan: &BackendPlan) -> Option<String> {
+    let asks = plan.traffic.check.as_ref().is_some_and(|check| check.question != Question::Connect);
+    let what = match (&plan.tls, &plan.credential) {
+        (Some(_), _) => "tls, and what is passed through is TLS already",
+        (None, Some(_)) => "credentials, and what is passed through is not ours to add to",
+        (None, None) if plan.traffic.rate.is_some() => {
+            "a rateLimit, which counts requests, and what is passed through has none that we see"
+        }
+        (None, None) if asks => {
+            "an active check that asks it without TLS (one without path or grpc connects)"
+        }
+        (None, None) => return None,
+    };
+    Some(format!("{} has {what}; name a backend without", plan.id))
+}

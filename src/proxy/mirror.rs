@@ -1,0 +1,357 @@
+//! The policy `mirror`: a copy of a request goes to another backend beside it, and what comes of that concerns nobody.
+//!
+//! Invariants: the request never waits for its copy and never fails by it; a copy is sent once, whole or not at all; so
+//! many copies at most are under way on a worker, and so much of a body is held for each.
+
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http::header::{self, HeaderMap, HeaderValue};
+use http_body::{Body as _, Frame, SizeHint};
+use http_body_util::{BodyExt as _, StreamBody};
+use tokio::time::Instant;
+
+use super::forward::Way;
+use super::forwarded;
+use super::live::Slot;
+use super::spread::Spread;
+use super::worker::Worker;
+use crate::message::{Body, BodyError, FixedHost, Request};
+use crate::telemetry::RuleStats;
+use crate::upstream::{Backend, ClientConnection, HeadLines, SendLimits};
+
+/// Copies of a worker that are under way at once, those included whose bodies are still on their way to us.
+const MAX_AT_ONCE: usize = 128;
+/// A request with a larger body is not copied.
+const MAX_BODY: usize = 64 << 10;
+/// From the moment a copy is sent to the end of its answer.
+const PATIENCE: Duration = Duration::from_secs(15);
+const CONNECT: Duration = Duration::from_secs(2);
+/// Of a longer answer the rest is not read.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// A rule's linked mirror.
+#[derive(Debug)]
+pub struct LiveMirror {
+    /// None: its backend is not there.
+    backend: Option<Arc<Slot>>,
+    /// Whether it is the next request's turn.
+    turns: Spread<Turn>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Turn {
+    Copied,
+    Alone,
+}
+
+/// Copies of one worker that are under way.
+#[derive(Debug, Default)]
+pub struct Seats(Rc<Cell<usize>>);
+
+/// One of them; free when dropped.
+#[derive(Debug)]
+struct Seat(Rc<Cell<usize>>);
+
+impl Seats {
+    fn take(&self) -> Option<Seat> {
+        let taken = self.0.get();
+        (taken < MAX_AT_ONCE).then(|| {
+            self.0.set(taken + 1);
+            Seat(Rc::clone(&self.0))
+        })
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.set(self.0.get() - 1);
+    }
+}
+
+/// Why a request is not copied whose turn it is; `as_str` is the label.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Dropped {
+    /// As many are under way as may be.
+    Busy,
+    BodyTooLarge,
+    /// Its body did not come to its end: the client went, or the backend did not want it.
+    BodyUnfinished,
+    /// It begins a tunnel.
+    Upgrade,
+    NoBackend,
+}
+
+impl Dropped {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Busy => "busy",
+            Self::BodyTooLarge => "body_too_large",
+            Self::BodyUnfinished => "body_unfinished",
+            Self::Upgrade => "upgrade",
+            Self::NoBackend => "no_backend",
+        }
+    }
+}
+
+impl LiveMirror {
+    /// `start` spreads the beginnings of replicas and of new maps.
+    pub fn new(backend: Option<Arc<Slot>>, percent: u32, start: u64) -> Self {
+        let percent = percent.min(100);
+        Self { backend, turns: Spread::new([(percent, Turn::Copied), (100 - percent, Turn::Alone)], start) }
+    }
+
+    /// To be called for each request as it is about to go out. If it is its turn, it is copied: what is at hand is sent
+    /// at once, else as soon as its body has gone by.
+    pub fn see(&self, way: &Way<'_>, request: &mut Request, lines: &HeadLines) {
+        if self.turns.choose() != Some(&Turn::Copied) {
+            return;
+        }
+        let worker = &way.connection.worker;
+        let told = Told { stats: Arc::clone(&way.rule.stats), worker: worker.index };
+        let backend = self.backend.as_ref().and_then(|slot| way.live.backend(slot));
+        let size = request.body().size_hint();
+        let dropped = match backend {
+            None => Dropped::NoBackend,
+            Some(_) if way.intake.upgrade.is_some() => Dropped::Upgrade,
+            Some(_) if size.lower() > MAX_BODY as u64 => Dropped::BodyTooLarge,
+            Some(backend) => match worker.mirrored.take() {
+                None => Dropped::Busy,
+                Some(seat) => {
+                    let (worker, backend) = (Rc::clone(worker), Arc::clone(backend));
+                    let head = head_of(request);
+                    let client =
+                        backend.plan.proxy_header.map(|_| way.connection.client_connection(way.seen));
+                    let copy =
+                        Copy { head, backend, lines: lines.clone(), worker, told, client, _seat: seat };
+                    return copy.follow(request, size.exact());
+                }
+            },
+        };
+        told.dropped(dropped);
+    }
+}
+
+/// Counts what comes of copies.
+#[derive(Clone, Debug)]
+struct Told {
+    stats: Arc<RuleStats>,
+    worker: usize,
+}
+
+impl Told {
+    fn dropped(&self, why: Dropped) {
+        self.stats.mirrored(self.worker, "dropped", why.as_str());
+    }
+}
+
+/// A copy that is not sent yet.
+struct Copy {
+    head: Request,
+    backend: Arc<Backend>,
+    lines: HeadLines,
+    worker: Rc<Worker>,
+    told: Told,
+    /// Whose request it is, where its backend wants to know.
+    client: Option<ClientConnection>,
+    _seat: Seat,
+}
+
+/// What the backend is sent besides its body, marked.
+fn head_of(request: &Request) -> Request {
+    let mut head = Request::new(Body::Empty);
+    *head.method_mut() = request.method().clone();
+    *head.uri_mut() = request.uri().clone();
+    *head.headers_mut() = request.headers().clone();
+    head.headers_mut().insert(&forwarded::MIRRORED, HeaderValue::from_static("true"));
+    if let Some(fixed) = request.extensions().get::<FixedHost>() {
+        head.extensions_mut().insert(*fixed);
+    }
+    head
+}
+
+impl Copy {
+    fn follow(self, request: &mut Request, whole: Option<u64>) {
+        match std::mem::take(request.body_mut()) {
+            Body::Full(bytes) => {
+                *request.body_mut() = Body::Full(bytes.clone());
+                self.send(bytes, None);
+            }
+            empty if empty.is_end_stream() => {
+                *request.body_mut() = empty;
+                self.send(Bytes::new(), None);
+            }
+            inner => {
+                let (read, trailers, copy) = (BytesMut::new(), None, Some(Box::new(self)));
+                *request.body_mut() = Body::stream(Followed { inner, read, trailers, whole, copy });
+            }
+        }
+    }
+
+    fn send(mut self, body: Bytes, trailers: Option<HeaderMap>) {
+        let headers = self.head.headers_mut();
+        match trailers {
+            // It goes out in chunks, as the request itself does.
+            Some(trailers) => {
+                let frames = [Ok(Frame::data(body)), Ok(Frame::trailers(trailers))];
+                *self.head.body_mut() = Body::stream(StreamBody::new(futures_util::stream::iter(frames)));
+            }
+            None => {
+                let was_chunked = headers.remove(header::TRANSFER_ENCODING).is_some();
+                if was_chunked || !body.is_empty() {
+                    headers.insert(header::CONTENT_LENGTH, HeaderValue::from(body.len()));
+                    *self.head.body_mut() = Body::Full(body);
+                }
+            }
+        }
+        let (outbound, told) = (self.worker.outbound(), self.told.clone());
+        if outbound.detach(Box::pin(self.run())).is_err() {
+            told.dropped(Dropped::Busy);
+        }
+    }
+
+    async fn run(self) {
+        let Self { head, backend, lines, worker, told, client, _seat } = self;
+        let deadline = Instant::now() + PATIENCE;
+        let limits = SendLimits {
+            connect: Some(CONNECT),
+            deadline: Some(deadline),
+            client: client.as_ref(),
+            ..SendLimits::default()
+        };
+        match worker.pools.send(&backend, head, Some(lines), limits).await {
+            Ok(answer) => {
+                told.stats.mirrored(told.worker, "sent", "");
+                // Read to its end, so that its connection is of use again; what takes too long is cut.
+                let reading = throw_away(answer.response.into_body());
+                let _ = tokio::time::timeout_at(deadline, reading).await;
+            }
+            Err(error) => told.stats.mirrored(told.worker, "failed", error.kind.as_str()),
+        }
+    }
+}
+
+async fn throw_away(mut body: Body) {
+    let mut read = 0;
+    while let Some(Ok(frame)) = body.frame().await {
+        read += frame.data_ref().map_or(0, Bytes::len);
+        if read > MAX_ANSWER {
+            return;
+        }
+    }
+}
+
+/// A request's body on its way to the backend, with an eye on it.
+struct Followed {
+    inner: Body,
+    read: BytesMut,
+    trailers: Option<HeaderMap>,
+    /// Its length, where it is known before.
+    whole: Option<u64>,
+    /// None: the copy is sent, or will not be.
+    copy: Option<Box<Copy>>,
+}
+
+impl Followed {
+    fn note(&mut self, frame: Option<&Result<Frame<Bytes>, BodyError>>) {
+        let Some(copy) = self.copy.take() else { return };
+        match frame {
+            Some(Err(_)) => return copy.told.dropped(Dropped::BodyUnfinished),
+            Some(Ok(frame)) => {
+                if let Some(data) = frame.data_ref() {
+                    if self.read.len() + data.len() > MAX_BODY {
+                        self.read = BytesMut::new();
+                        return copy.told.dropped(Dropped::BodyTooLarge);
+                    }
+                    self.read.extend_from_slice(data);
+                }
+                if let Some(fields) = frame.trailers_ref() {
+                    self.trailers = Some(fields.clone());
+                }
+            }
+            None => {}
+        }
+        // Whoever sends a body of known length stops reading there.
+        let is_over = frame.is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers))
+            || self.inner.is_end_stream()
+            || self.whole == Some(self.read.len() as u64);
+        if is_over {
+            copy.send(std::mem::take(&mut self.read).freeze(), self.trailers.take());
+        } else {
+            self.copy = Some(copy);
+        }
+    }
+}
+
+impl http_body::Body for Followed {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(context));
+        self.note(frame.as_ref());
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        if let Some(copy) = self.copy.take() {
+            copy.told.dropped(Dropped::BodyUnfinished);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_each_hundred_requests_exactly_so_many_are_copied() {
+        for percent in [1, 10, 33, 99, 100] {
+            let mirror = LiveMirror::new(None, percent, 12_345);
+            for _ in 0..3 {
+                let copied = (0..100).filter(|_| mirror.turns.choose() == Some(&Turn::Copied)).count();
+                assert_eq!(copied, percent as usize);
+            }
+        }
+    }
+
+    #[test]
+    fn only_so_many_are_under_way_at_once() {
+        let seats = Seats::default();
+        let taken: Vec<_> = (0..MAX_AT_ONCE).map(|_| seats.take().expect("a seat")).collect();
+        assert!(seats.take().is_none());
+        drop(taken);
+        assert!(seats.take().is_some());
+    }
+
+    #[test]
+    fn a_copy_is_marked_and_otherwise_asks_for_the_same() {
+        let mut request = http::Request::post("/a?b=c").body(Body::Empty).expect("a request");
+        request.headers_mut().insert("authorization", HeaderValue::from_static("Bearer x"));
+        request.extensions_mut().insert(FixedHost);
+        let head = head_of(&request);
+        assert_eq!((head.method(), head.uri()), (request.method(), request.uri()));
+        assert_eq!(head.headers()["authorization"], "Bearer x");
+        assert_eq!(head.headers()["x-portcullis-mirror"], "true");
+        assert!(head.extensions().get::<FixedHost>().is_some());
+        assert!(!request.headers().contains_key("x-portcullis-mirror"));
+    }
+}
