@@ -87,6 +87,7 @@ fn world(routes: usize) -> Snapshot {
     let service = ServiceData {
         name: ObjectName::new("bench", "orders"),
         external_name: None,
+        addresses: Vec::new(),
         ports: vec![ServicePort { name: "".into(), port: 8080, app_protocol: None }],
         origin: None,
     };

@@ -163,7 +163,7 @@ impl State {
         let (mut routes_changed, mut followed_changed) = (false, false);
         for change in changes {
             let touched = self.touches(&change);
-            let listed = matches!(change, Change::Listed { kind: Kind::EndpointSlice, .. });
+            let listed = matches!(change, Change::Listed { kind: Kind::EndpointSlice | Kind::Service, .. });
             if self.world.apply(change) {
                 followed_changed |= listed || touched.services.iter().any(&followed);
                 routes_changed |= touched.routes;

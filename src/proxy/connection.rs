@@ -2,9 +2,9 @@
 //!
 //! The only place besides `listener` where tasks of a worker begin. Deadlines are the worker's sweep's (see `watch`).
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -29,7 +29,7 @@ use super::worker::Worker;
 use super::{passthrough, proxy_header, refusal, service, tls, tunnel};
 use crate::message::{Hints, Scheme};
 use crate::telemetry::{HandshakeFailure, HeaderRefusal};
-use crate::upstream::ClientConnection;
+use crate::upstream::{ClientConnection, Presence};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 /// What is read at most before we know which HTTP it is.
@@ -47,10 +47,10 @@ pub struct Connection {
     pub worker: Rc<Worker>,
     /// The other end, or whom a load balancer there speaks for.
     pub peer: SocketAddr,
-    /// Where it connected to.
-    pub local: SocketAddr,
-    /// Its own among those of the worker.
-    number: u64,
+    /// Where it connected to, where backends wanted to know it when it came.
+    local: Option<SocketAddr>,
+    /// Of what it has to itself at backends.
+    presence: OnceCell<Rc<Presence>>,
     pub scheme: Scheme,
     /// Of the handshake; none on plain connections.
     pub session: Option<Session>,
@@ -95,7 +95,7 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
     let watch = watched.share();
     let scheme = if tls { Scheme::Https } else { Scheme::Http };
     let (mut socket, mut peer) = (socket, peer);
-    let Ok(local) = socket.local_addr() else { return };
+    let local = if worker.live().tells_clients { socket.local_addr().ok() } else { None };
     let said = &worker.settings.proxy_protocol;
     if said.listeners.contains(&scheme) {
         let header = proxy_header::receive(&mut socket, peer, &said.trusted);
@@ -123,7 +123,7 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
             Some(Reached::Us(established)) => established,
             Some(Reached::Others(guest)) => {
                 watch.read_waits(Wait::Nothing);
-                let ends = ClientConnection { source: peer, destination: local, number: 0 };
+                let ends = ends(peer, guest.socket.local_addr().ok(), Rc::default());
                 return Box::pin(passthrough::serve(worker, guest, ends)).await;
             }
             None => return,
@@ -140,7 +140,7 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
         worker: worker.clone(),
         peer,
         local,
-        number: worker.next_random(),
+        presence: OnceCell::new(),
         scheme,
         session,
         introduction: Introduction::new(peer, scheme, worker.settings.installation.clone()),
@@ -162,6 +162,14 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
         let transport = transport.telling(&connection.hints);
         serve_http1(&connection, transport).await;
     }
+}
+
+fn ends(source: SocketAddr, local: Option<SocketAddr>, presence: Rc<Presence>) -> ClientConnection {
+    let unknown: IpAddr = match source.ip().to_canonical() {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    ClientConnection { source, destination: local.unwrap_or((unknown, 0).into()), presence }
 }
 
 /// The configured age, give or take a tenth, so that clients do not come back all at once.
@@ -373,7 +381,7 @@ impl Connection {
     pub fn client_connection(&self, seen: &Seen) -> ClientConnection {
         let is_peer = self.peer.ip().to_canonical() == seen.ip;
         let source = if is_peer { self.peer } else { SocketAddr::new(seen.ip, 0) };
-        ClientConnection { source, destination: self.local, number: self.number }
+        ends(source, self.local, Rc::clone(self.presence.get_or_init(Rc::default)))
     }
 
     /// Tells the client to come back on another connection.

@@ -41,6 +41,8 @@ pub struct Live {
     pub installed: bool,
     /// Some hostname's TLS is passed through.
     pub passes_through: bool,
+    /// Some backend wants to know whose connection it gets.
+    pub tells_clients: bool,
     hosts: HostIndex<Arc<LiveHost>>,
     /// By slot.
     backends: Vec<Option<Arc<Backend>>>,
@@ -145,6 +147,7 @@ impl Live {
         Self {
             installed: false,
             passes_through: false,
+            tells_clients: false,
             hosts: HostIndex::new([], None),
             backends: Vec::new(),
             by_id: Table::default(),
@@ -272,6 +275,7 @@ impl Linker {
         self.slots.retain(|_, slot| slot.strong_count() > 0);
         self.meanings.sweep();
         let mut live = Live { installed: true, ..Live::empty() };
+        live.tells_clients = map.backends.values().any(|plan| plan.proxy_header.is_some());
         live.by_id.reserve(map.backends.len());
         for (id, plan) in &map.backends {
             let same =

@@ -1,16 +1,19 @@
 //! The policy `mirror`: a copy of a request goes to another backend beside it, and what comes of that concerns nobody.
 //!
 //! Invariants: the request never waits for its copy and never fails by it; a copy is sent once, whole or not at all; so
-//! many copies at most are under way on a worker, and so much of a body is held for each.
+//! many copies at most are under way on a worker, and so much of a body is held for each; no namespace's copies leave
+//! those of others no room.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use foldhash::quality::RandomState;
 use http::header::{self, HeaderMap, HeaderValue};
 use http_body::{Body as _, Frame, SizeHint};
 use http_body_util::{BodyExt as _, StreamBody};
@@ -26,10 +29,10 @@ use crate::telemetry::RuleStats;
 use crate::upstream::{Backend, ClientConnection, HeadLines, SendLimits};
 
 /// Copies of a worker that are under way at once, those included whose bodies are still on their way to us.
-const MAX_AT_ONCE: usize = 128;
+const MAX_AT_ONCE: usize = 256;
 /// A request with a larger body is not copied.
 const MAX_BODY: usize = 64 << 10;
-/// From the moment a copy is sent to the end of its answer.
+/// From the moment a copy is sent to the end of its answer; and before, for its body to come.
 const PATIENCE: Duration = Duration::from_secs(15);
 const CONNECT: Duration = Duration::from_secs(2);
 /// Of a longer answer the rest is not read.
@@ -51,26 +54,93 @@ enum Turn {
 }
 
 /// Copies of one worker that are under way.
-#[derive(Debug, Default)]
-pub struct Seats(Rc<Cell<usize>>);
+#[derive(Default)]
+pub struct Seats(Rc<RefCell<Taken>>);
 
-/// One of them; free when dropped.
-#[derive(Debug)]
-struct Seat(Rc<Cell<usize>>);
+/// Law: a namespace takes no more than are free then. So one alone has half of all, and there is always one for the next.
+#[derive(Default)]
+struct Taken {
+    all: usize,
+    by_namespace: HashMap<Arc<str>, usize, RandomState>,
+    /// Those whose bodies are still coming, the oldest first.
+    unsent: VecDeque<Weak<Unsent>>,
+}
+
+/// Empty once it is on its way, or will not be.
+type Unsent = Cell<Option<Box<Copy>>>;
+
+/// A copy's place; free when dropped.
+struct Seat {
+    taken: Rc<RefCell<Taken>>,
+    namespace: Arc<str>,
+}
 
 impl Seats {
-    fn take(&self) -> Option<Seat> {
-        let taken = self.0.get();
-        (taken < MAX_AT_ONCE).then(|| {
-            self.0.set(taken + 1);
-            Seat(Rc::clone(&self.0))
-        })
+    fn take(&self, namespace: &Arc<str>) -> Option<Seat> {
+        if !self.0.borrow().has_room(namespace) {
+            self.reclaim();
+        }
+        let mut taken = self.0.borrow_mut();
+        if !taken.has_room(namespace) {
+            return None;
+        }
+        taken.all += 1;
+        *taken.by_namespace.entry(Arc::clone(namespace)).or_default() += 1;
+        Some(Seat { taken: Rc::clone(&self.0), namespace: Arc::clone(namespace) })
     }
+
+    /// Frees the seats of those whose bodies take too long: of one that has stopped nobody hears.
+    fn reclaim(&self) {
+        let now = Instant::now();
+        let next = || late(&mut self.0.borrow_mut().unsent, |copy| copy.until <= now);
+        while let Some(copy) = next() {
+            copy.told.dropped(Dropped::BodyTooSlow);
+        }
+    }
+
+    fn waits(&self, unsent: &Rc<Unsent>) {
+        let waiting = &mut self.0.borrow_mut().unsent;
+        if waiting.len() >= 2 * MAX_AT_ONCE {
+            waiting.retain(|one| one.strong_count() > 0);
+        }
+        waiting.push_back(Rc::downgrade(unsent));
+    }
+}
+
+impl Taken {
+    fn has_room(&self, namespace: &str) -> bool {
+        let own = self.by_namespace.get(namespace).copied().unwrap_or(0);
+        own < MAX_AT_ONCE.saturating_sub(self.all)
+    }
+}
+
+/// The first one, if it is late; those that wait no longer are passed over for good.
+fn late<T>(waiting: &mut VecDeque<Weak<Cell<Option<T>>>>, is_late: impl Fn(&T) -> bool) -> Option<T> {
+    while let Some(first) = waiting.pop_front() {
+        let Some(cell) = first.upgrade() else { continue };
+        match cell.take() {
+            Some(one) if is_late(&one) => return Some(one),
+            Some(one) => {
+                cell.set(Some(one));
+                waiting.push_front(first);
+                return None;
+            }
+            None => {}
+        }
+    }
+    None
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
+        let mut taken = self.taken.borrow_mut();
+        taken.all -= 1;
+        if let Some(own) = taken.by_namespace.get_mut(&self.namespace) {
+            *own -= 1;
+            if *own == 0 {
+                taken.by_namespace.remove(&self.namespace);
+            }
+        }
     }
 }
 
@@ -82,6 +152,8 @@ enum Dropped {
     BodyTooLarge,
     /// Its body did not come to its end: the client went, or the backend did not want it.
     BodyUnfinished,
+    /// Its body took too long.
+    BodyTooSlow,
     /// It begins a tunnel.
     Upgrade,
     NoBackend,
@@ -93,6 +165,7 @@ impl Dropped {
             Self::Busy => "busy",
             Self::BodyTooLarge => "body_too_large",
             Self::BodyUnfinished => "body_unfinished",
+            Self::BodyTooSlow => "body_too_slow",
             Self::Upgrade => "upgrade",
             Self::NoBackend => "no_backend",
         }
@@ -120,16 +193,27 @@ impl LiveMirror {
             None => Dropped::NoBackend,
             Some(_) if way.intake.upgrade.is_some() => Dropped::Upgrade,
             Some(_) if size.lower() > MAX_BODY as u64 => Dropped::BodyTooLarge,
-            Some(backend) => match worker.mirrored.take() {
+            Some(backend) => match worker.mirrored.take(&way.rule.rule.labels.namespace) {
                 None => Dropped::Busy,
                 Some(seat) => {
                     let (worker, backend) = (Rc::clone(worker), Arc::clone(backend));
                     let head = head_of(request);
                     let client =
                         backend.plan.proxy_header.map(|_| way.connection.client_connection(way.seen));
-                    let copy =
-                        Copy { head, backend, lines: lines.clone(), worker, told, client, _seat: seat };
-                    return copy.follow(request, size.exact());
+                    let copy = Copy {
+                        head,
+                        backend,
+                        lines: lines.clone(),
+                        worker,
+                        told,
+                        client,
+                        read: BytesMut::new(),
+                        trailers: None,
+                        whole: size.exact(),
+                        until: Instant::now() + PATIENCE,
+                        _seat: seat,
+                    };
+                    return copy.follow(request);
                 }
             },
         };
@@ -159,6 +243,13 @@ struct Copy {
     told: Told,
     /// Whose request it is, where its backend wants to know.
     client: Option<ClientConnection>,
+    /// What was seen of its body.
+    read: BytesMut,
+    trailers: Option<HeaderMap>,
+    /// The body's length, where it is known before.
+    whole: Option<u64>,
+    /// When the body must be there.
+    until: Instant,
     _seat: Seat,
 }
 
@@ -176,7 +267,7 @@ fn head_of(request: &Request) -> Request {
 }
 
 impl Copy {
-    fn follow(self, request: &mut Request, whole: Option<u64>) {
+    fn follow(self, request: &mut Request) {
         match std::mem::take(request.body_mut()) {
             Body::Full(bytes) => {
                 *request.body_mut() = Body::Full(bytes.clone());
@@ -187,8 +278,10 @@ impl Copy {
                 self.send(Bytes::new(), None);
             }
             inner => {
-                let (read, trailers, copy) = (BytesMut::new(), None, Some(Box::new(self)));
-                *request.body_mut() = Body::stream(Followed { inner, read, trailers, whole, copy });
+                let worker = Rc::clone(&self.worker);
+                let unsent = Rc::new(Cell::new(Some(Box::new(self))));
+                worker.mirrored.waits(&unsent);
+                *request.body_mut() = Body::stream(Followed { inner, unsent: Some(unsent) });
             }
         }
     }
@@ -216,7 +309,7 @@ impl Copy {
     }
 
     async fn run(self) {
-        let Self { head, backend, lines, worker, told, client, _seat } = self;
+        let Self { head, backend, lines, worker, told, client, _seat, .. } = self;
         let deadline = Instant::now() + PATIENCE;
         let limits = SendLimits {
             connect: Some(CONNECT),
@@ -249,29 +342,27 @@ async fn throw_away(mut body: Body) {
 /// A request's body on its way to the backend, with an eye on it.
 struct Followed {
     inner: Body,
-    read: BytesMut,
-    trailers: Option<HeaderMap>,
-    /// Its length, where it is known before.
-    whole: Option<u64>,
     /// None: the copy is sent, or will not be.
-    copy: Option<Box<Copy>>,
+    unsent: Option<Rc<Unsent>>,
 }
 
 impl Followed {
     fn note(&mut self, frame: Option<&Result<Frame<Bytes>, BodyError>>) {
-        let Some(copy) = self.copy.take() else { return };
+        let Some(unsent) = self.unsent.take() else { return };
+        // Its seat may have been wanted by another one.
+        let Some(mut copy) = unsent.take() else { return };
         match frame {
             Some(Err(_)) => return copy.told.dropped(Dropped::BodyUnfinished),
+            _ if copy.until <= Instant::now() => return copy.told.dropped(Dropped::BodyTooSlow),
             Some(Ok(frame)) => {
                 if let Some(data) = frame.data_ref() {
-                    if self.read.len() + data.len() > MAX_BODY {
-                        self.read = BytesMut::new();
+                    if copy.read.len() + data.len() > MAX_BODY {
                         return copy.told.dropped(Dropped::BodyTooLarge);
                     }
-                    self.read.extend_from_slice(data);
+                    copy.read.extend_from_slice(data);
                 }
                 if let Some(fields) = frame.trailers_ref() {
-                    self.trailers = Some(fields.clone());
+                    copy.trailers = Some(fields.clone());
                 }
             }
             None => {}
@@ -279,11 +370,13 @@ impl Followed {
         // Whoever sends a body of known length stops reading there.
         let is_over = frame.is_none_or(|frame| frame.as_ref().is_ok_and(Frame::is_trailers))
             || self.inner.is_end_stream()
-            || self.whole == Some(self.read.len() as u64);
+            || copy.whole == Some(copy.read.len() as u64);
         if is_over {
-            copy.send(std::mem::take(&mut self.read).freeze(), self.trailers.take());
+            let (body, trailers) = (std::mem::take(&mut copy.read).freeze(), copy.trailers.take());
+            copy.send(body, trailers);
         } else {
-            self.copy = Some(copy);
+            unsent.set(Some(copy));
+            self.unsent = Some(unsent);
         }
     }
 }
@@ -312,7 +405,7 @@ impl http_body::Body for Followed {
 
 impl Drop for Followed {
     fn drop(&mut self) {
-        if let Some(copy) = self.copy.take() {
+        if let Some(copy) = self.unsent.take().and_then(|unsent| unsent.take()) {
             copy.told.dropped(Dropped::BodyUnfinished);
         }
     }
@@ -333,13 +426,43 @@ mod tests {
         }
     }
 
+    fn taken(seats: &Seats, namespace: &str) -> Vec<Seat> {
+        let namespace = namespace.into();
+        std::iter::from_fn(|| seats.take(&namespace)).collect()
+    }
+
     #[test]
-    fn only_so_many_are_under_way_at_once() {
+    fn a_namespace_takes_no_more_seats_than_are_free_then() {
         let seats = Seats::default();
-        let taken: Vec<_> = (0..MAX_AT_ONCE).map(|_| seats.take().expect("a seat")).collect();
-        assert!(seats.take().is_none());
-        drop(taken);
-        assert!(seats.take().is_some());
+        let first = taken(&seats, "first");
+        assert_eq!(first.len(), MAX_AT_ONCE / 2);
+        let second = taken(&seats, "second");
+        assert_eq!(second.len(), MAX_AT_ONCE / 4);
+        assert!(taken(&seats, "first").is_empty());
+        let others: Vec<_> = (0..6).map(|number| taken(&seats, &format!("other-{number}"))).collect();
+        assert!(others.iter().all(|seats| !seats.is_empty()), "there is always one for the next");
+        drop(first);
+        assert!(!taken(&seats, "first").is_empty());
+        drop((second, others));
+        let again = taken(&seats, "second");
+        assert_eq!(again.len(), MAX_AT_ONCE / 2);
+        drop(again);
+        assert!(seats.0.borrow().by_namespace.is_empty() && seats.0.borrow().all == 0);
+    }
+
+    #[test]
+    fn who_is_late_gives_its_place_away_and_nobody_else() {
+        let [gone, sent, early, late_one, last] = [1, 2, 3, 10, 4].map(|due| Rc::new(Cell::new(Some(due))));
+        let mut waiting: VecDeque<_> = [&gone, &sent, &early, &late_one, &last].map(Rc::downgrade).into();
+        drop(gone);
+        sent.take();
+        assert_eq!(late(&mut waiting, |due| *due < 5), Some(3));
+        assert_eq!(early.take(), None);
+        // The first is not late; whoever came after it waits for its turn.
+        assert_eq!((late(&mut waiting, |due| *due < 5), waiting.len()), (None, 2));
+        assert_eq!((late_one.get(), last.get()), (Some(10), Some(4)));
+        assert_eq!(late(&mut waiting, |due| *due < 11), Some(10));
+        assert_eq!((late(&mut waiting, |due| *due < 11), late(&mut waiting, |_| true)), (Some(4), None));
     }
 
     #[test]

@@ -120,7 +120,13 @@ impl ServiceData {
                 app_protocol: port.app_protocol.map(Into::into),
             })
         });
-        Ok(Self { name: name_of(&service.metadata)?, external_name, ports: ports.collect(), origin })
+        let balanced = service.status.and_then(|status| status.load_balancer?.ingress).unwrap_or_default();
+        let outside = balanced.into_iter().filter_map(|ingress| ingress.ip);
+        let within = [spec.cluster_ips, spec.external_ips].into_iter().flatten().flatten();
+        // `None` of a headless one is no address.
+        let addresses = within.chain(outside).filter_map(|address| address.parse().ok()).collect();
+        let name = name_of(&service.metadata)?;
+        Ok(Self { name, external_name, addresses, ports: ports.collect(), origin })
     }
 }
 

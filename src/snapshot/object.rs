@@ -48,6 +48,8 @@ pub struct ServiceData {
     pub name: ObjectName,
     /// Lower-case DNS name of a Service of type ExternalName.
     pub external_name: Option<Arc<str>>,
+    /// Where its ports are reached, within the cluster and from outside.
+    pub addresses: Vec<IpAddr>,
     pub ports: Vec<ServicePort>,
     pub origin: Option<Origin>,
 }

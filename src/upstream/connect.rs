@@ -15,6 +15,7 @@ use tokio::time::Instant;
 
 use super::connect_http2::Lost;
 use super::eyeballs::{self, Begin};
+use super::presence::Owner;
 use super::proxy_header::ClientConnection;
 use super::socket::Socket;
 use super::tls::{Failed, Offer, TlsClient};
@@ -39,7 +40,7 @@ pub(super) struct Connection {
     exchanged: Exchanged,
     driver: Driver,
     /// Whose it is, where the backend was told so: nobody else's requests go over it.
-    client: Option<ClientConnection>,
+    pub owner: Option<Owner>,
 }
 
 /// Ends the connection's task when dropped.
@@ -96,11 +97,15 @@ impl Connection {
 
     /// Reserves it for one client's connection.
     pub fn reserved(self, client: Option<&ClientConnection>) -> Self {
-        Self { client: client.copied(), ..self }
+        Self { owner: client.map(Owner::new), ..self }
     }
 
     pub fn is_for(&self, client: Option<&ClientConnection>) -> bool {
-        self.client.as_ref() == client
+        match (&self.owner, client) {
+            (None, None) => true,
+            (Some(owner), Some(client)) => owner.is(client),
+            _ => false,
+        }
     }
 
     /// HTTP/1.1 over what is there.
@@ -117,7 +122,7 @@ impl Connection {
                 tracing::debug!(%address, error = &error as &dyn std::error::Error, "idle connection ended");
             }
         });
-        Ok(Self { sender, exchanged, driver: Driver::of(task.abort_handle()), client: None })
+        Ok(Self { sender, exchanged, driver: Driver::of(task.abort_handle()), owner: None })
     }
 
     /// Whether a request can be sent now: the last one is over in both directions and nobody closed.

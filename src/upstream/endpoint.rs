@@ -19,6 +19,7 @@ use super::connect::{ConnectError, Connection, is_http2, reach};
 use super::connect_http2::{Multiplexed, Stream};
 use super::eyeballs::Begin;
 use super::health::Health;
+use super::presence::Owner;
 use super::proxy_header::ClientConnection;
 use super::repeatable::Upload;
 use super::tls::{Failed, Offer, Security, TlsClient};
@@ -380,6 +381,11 @@ impl EndpointPool {
             && !self.rests()
     }
 
+    /// Closes what is kept for clients that have gone.
+    pub fn forget_the_gone(&self) {
+        self.discard(|idle| idle.connection.owner.as_ref().is_some_and(Owner::is_gone));
+    }
+
     fn peak(&self) -> usize {
         self.peaks.iter().map(Cell::get).max().unwrap_or(0)
     }
@@ -398,7 +404,11 @@ impl EndpointPool {
         self.stats.idle(self.worker, idle.len() as i64 - before as i64);
     }
 
-    fn keep(&self, connection: Connection) {
+    fn keep(self: &Rc<Self>, connection: Connection) {
+        if let Some(owner) = &connection.owner {
+            let Some(client) = owner.presence() else { return };
+            client.is_kept_at(self);
+        }
         let mut idle = self.idle.borrow_mut();
         if self.gone.get() || connection.is_closed() || idle.len() >= MAX_IDLE {
             return;

@@ -42,11 +42,15 @@ pub struct Own {
     pub api_server: BTreeSet<SocketAddr>,
     /// Addresses of the gateway's Pods, whatever the port.
     pub pods: BTreeSet<IpAddr>,
+    /// Ports of Services that lead to them.
+    pub services: BTreeSet<SocketAddr>,
 }
 
 impl Own {
     fn holds(&self, address: SocketAddr) -> bool {
-        self.pods.contains(&address.ip()) || self.api_server.contains(&address)
+        self.pods.contains(&address.ip())
+            || self.api_server.contains(&address)
+            || self.services.contains(&address)
     }
 }
 
@@ -272,7 +276,7 @@ mod tests {
             ["10.0.0.1:443", "10.0.0.1:80", "10.2.3.4:9090", "[64:ff9b::a00:1]:443", "[fd00::2]:6443"];
         assert!(addresses.iter().all(|address| permits(address)));
         let api_server = ["10.0.0.1:443", "[fd00::2]:6443"].map(|text| text.parse().expect("an address"));
-        let own = Own { api_server: api_server.into(), pods: [ip("10.2.3.4")].into() };
+        let own = Own { api_server: api_server.into(), pods: [ip("10.2.3.4")].into(), ..Own::default() };
         guard.protect(own.clone());
         let permitted: Vec<_> = addresses.into_iter().filter(|address| permits(address)).collect();
         assert_eq!(permitted, ["10.0.0.1:80"], "the API server's host may have more; a Pod of ours has not");

@@ -2,7 +2,9 @@
 //! protocol of HAProxy, as `proxy/proxy_header` reads it.
 
 use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
 
+use super::presence::Presence;
 use crate::route_map::ProxyHeader;
 
 /// What version 2 begins with.
@@ -14,14 +16,13 @@ const TCP4: u8 = 0x11;
 const TCP6: u8 = 0x21;
 
 /// Both ends of a client's connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct ClientConnection {
     /// The client's end; port 0 where nobody told it.
     pub source: SocketAddr,
-    /// Where it connected to.
+    /// Where it connected to; unspecified where nobody asked in time.
     pub destination: SocketAddr,
-    /// No other connection of this worker's has it: two of one address are two.
-    pub number: u64,
+    pub presence: Rc<Presence>,
 }
 
 /// The bytes that tell of this connection; none: it is our own.
@@ -71,7 +72,7 @@ mod tests {
 
     fn client(source: &str, destination: &str) -> ClientConnection {
         let end = |text: &str| text.parse().expect("an address");
-        ClientConnection { source: end(source), destination: end(destination), number: 0 }
+        ClientConnection { source: end(source), destination: end(destination), presence: Rc::default() }
     }
 
     fn v1(client: Option<&ClientConnection>) -> String {

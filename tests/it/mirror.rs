@@ -162,7 +162,7 @@ fn a_mirror_that_is_silent_or_dead_costs_clients_nothing() {
         assert_eq!(gateway.get("shop.example", "/").status, 200);
     }
     assert!(began.elapsed() < Duration::from_secs(15), "nobody waits for it: {:?}", began.elapsed());
-    // The bound of a worker: 128 at once. Two workers take at most 256, of which some may be busy earlier.
+    // The bound of a namespace on a worker: 128 at once. Two workers take at most 256, of which some may be busy earlier.
     until("copies on their way", || (silent.heard().len() >= 100).then_some(()));
     let dead = TcpListener::bind("127.0.0.1:0").expect("binds").local_addr().expect("bound");
     gateway.write("backends.yaml", &format!("{}{}", main.manifest("main"), manifest("shadow", dead)));
@@ -238,7 +238,7 @@ fn a_mirror_without_a_backend_is_told_and_costs_only_the_copies() {
 }
 
 #[test]
-fn at_most_128_copies_are_under_way_on_a_worker() {
+fn at_most_128_copies_of_a_namespace_are_under_way_on_a_worker() {
     let (main, silent) = (Backend::start("main"), Shadow::answering(None));
     let gateway = mirrored(&main.manifest("main"), &silent.manifest("shadow"), 100);
     // Over one connection, and so on one worker; their answers take 15 s.

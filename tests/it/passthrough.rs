@@ -6,12 +6,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use portcullis::lifecycle::Phase;
+use portcullis::route_map::{Host, MatchTable};
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::{ClientConnection, ServerConnection, StreamOwned};
 
 use crate::harness::{Gateway, PATIENCE, connect, responds, route, text, tls, until};
+use crate::proxy_rig;
 
 /// A server with a certificate of its own, which sends back what it gets, under its name.
 struct Server {
@@ -361,12 +364,12 @@ fn silence_ends_it_and_nothing_else_in_between_does() {
     let db = Server::start("db", "db.shop.example");
     let gateway = Gateway::start(&[
         ("backends.yaml", &db.manifest("db")),
-        ("short.yaml", &passed("short", "db.shop.example", &to("db"), ", policy: {timeouts: {idle: 1s}}")),
+        ("short.yaml", &passed("short", "db.shop.example", &to("db"), ", policy: {timeouts: {idle: 3s}}")),
     ]);
     let (mut stream, _) = tls(gateway.https, &db.ca, "db.shop.example").expect("its own certificate");
     // As long as something moves it stays.
     let began = Instant::now();
-    while began.elapsed() < Duration::from_millis(2500) {
+    while began.elapsed() < Duration::from_millis(4500) {
         stream.write_all(b"x").expect("open");
         let mut back = [0; 1];
         stream.read_exact(&mut back).expect("open");
@@ -395,8 +398,12 @@ fn a_name_is_passed_through_or_ours_and_never_both() {
     assert_eq!(gateway.get("web.shop.example", "/").body, "web");
     assert_eq!(ask(&gateway, &db, "db.shop.example", ""), "db");
     assert!(tls(gateway.https, &db.ca, "web.shop.example").is_err());
-    let status = gateway.status().to_string();
-    assert!(status.contains("TlsConflict"), "{status}");
+    let status = gateway.status();
+    let problems = status["problems"].as_array().expect("a list");
+    let conflicts =
+        |name: &str| problems.iter().any(|one| one["name"] == name && one["reason"] == "TlsConflict");
+    let told = ["a-first", "b-second", "c-third", "d-web", "e-late"].map(conflicts);
+    assert_eq!(told, [false, true, true, false, true], "{status}");
     // Connections that are open stay when the name becomes ours.
     let (mut stream, _) = tls(gateway.https, &db.ca, "db.shop.example").expect("its own certificate");
     gateway.write("first.yaml", &passed("a-first", "else.shop.example", &to("db"), ""));
@@ -457,4 +464,58 @@ fn a_way_that_leads_back_to_the_gateway_ends() {
     });
     let open = "portcullis_passthrough_connections{namespace=\"test\",route=\"loop\",rule=\"all\"} 0";
     until("nothing is left open", || gateway.ask_admin("/metrics").body.contains(open).then_some(()));
+}
+
+#[test]
+fn a_guest_passes_nothing_through_of_a_name_it_does_not_own() {
+    let (ours, theirs) = (tempfile::tempdir().expect("a folder"), Server::start("theirs", "db.shop.example"));
+    let (secret, ca) = crate::harness::certificate(ours.path(), "ours", "*.shop.example");
+    let owner = "{hostnames: ['*.shop.example'], tls: {certificateRefs: [{name: ours}]}, allowedRoutes: {namespaces: {from: All}},
+        rules: [{name: all, respond: {status: 200, text: ours}}]}";
+    let guest = passed("guest", "db.shop.example", &to("theirs"), "") + &theirs.manifest("theirs");
+    let gateway = Gateway::start(&[
+        ("owner.yaml", &(secret + &route("owner", owner))),
+        ("guest.yaml", &guest.replace("namespace: test", "namespace: visitors")),
+    ]);
+    assert_eq!(gateway.get_tls(&ca, "x.shop.example", "/").expect("ours").body, "ours");
+    let (_, serial) = tls(gateway.https, &ca, "db.shop.example").expect("the owner's certificate");
+    assert!(!serial.is_empty());
+    assert!(tls(gateway.https, &theirs.ca, "db.shop.example").is_err());
+    assert_eq!(theirs.connections.load(Ordering::Relaxed), 0);
+    assert!(gateway.status().to_string().contains("TlsConflict"));
+}
+
+#[tokio::test]
+async fn it_lasts_while_the_gateway_drains_and_ends_when_it_closes() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let backend = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let gateway = proxy_rig::Gateway::start();
+    let served = proxy_rig::host("db.test", None, proxy_rig::forward("db"));
+    let mut host = Host::new(served.hostname.clone(), None, MatchTable::new(vec![]));
+    host.passage = served.rules().next().cloned();
+    let address = backend.local_addr().expect("bound");
+    let (map, endpoints) = proxy_rig::route_map(vec![Arc::new(host)], &[("db", address)]);
+    gateway.plane.install(map, endpoints);
+    let hello = hello("db.test");
+    let mut client = tokio::net::TcpStream::connect(gateway.https()).await.expect("connects");
+    client.write_all(&hello).await.expect("sent");
+    let (mut passed, _) = backend.accept().await.expect("a connection");
+    let mut read = vec![0; hello.len()];
+    passed.read_exact(&mut read).await.expect("the first message");
+    assert_eq!(read, hello);
+    for phase in [Phase::Leaving, Phase::Draining] {
+        gateway.drain.advance(phase);
+        let (mut there, mut back) = ([0; 4], [0; 4]);
+        client.write_all(b"more").await.expect("open");
+        passed.read_exact(&mut there).await.expect("open");
+        passed.write_all(&there).await.expect("open");
+        client.read_exact(&mut back).await.expect("open");
+        assert_eq!(&back, b"more", "while it is {phase:?}");
+    }
+    gateway.drain.advance(Phase::Closing);
+    for side in [&mut client, &mut passed] {
+        let end = tokio::time::timeout(PATIENCE, side.read(&mut [0; 1])).await.expect("an end in time");
+        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    }
+    gateway.ended().await;
 }

@@ -4,6 +4,7 @@ use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use crate::backend_tls::Authority;
 use crate::harness::{Backend, Gateway, connect, exchange, read_answer, responds, route, until};
@@ -13,6 +14,7 @@ struct Told {
     address: SocketAddr,
     /// What each connection began with.
     headers: Arc<Mutex<Vec<String>>>,
+    open: Arc<AtomicUsize>,
 }
 
 impl Told {
@@ -20,14 +22,21 @@ impl Told {
         let listener = TcpListener::bind("127.0.0.1:0").expect("binds");
         let (address, headers) =
             (listener.local_addr().expect("bound"), Arc::<Mutex<Vec<String>>>::default());
-        let (known, count) = (Arc::clone(&headers), Arc::new(AtomicUsize::new(0)));
+        let (known, count) = (Arc::clone(&headers), AtomicUsize::new(0));
+        let open = Arc::<AtomicUsize>::default();
+        let opened = Arc::clone(&open);
         std::thread::spawn(move || {
             for socket in listener.incoming().map_while(Result::ok) {
                 let (known, number) = (Arc::clone(&known), count.fetch_add(1, Ordering::Relaxed));
-                std::thread::spawn(move || converse(&socket, number, &known));
+                let open = Arc::clone(&opened);
+                open.fetch_add(1, Ordering::Relaxed);
+                std::thread::spawn(move || {
+                    converse(&socket, number, &known);
+                    open.fetch_sub(1, Ordering::Relaxed);
+                });
             }
         });
-        Self { address, headers }
+        Self { address, headers, open }
     }
 
     fn headers(&self) -> Vec<String> {
@@ -93,7 +102,11 @@ const TO_ONE: &str =
 
 /// The number of the backend's connection, and what its header said, of one more request on a client's connection.
 fn ask(client: &mut TcpStream) -> (usize, String) {
-    client.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").expect("sent");
+    ask_saying(client, "")
+}
+
+fn ask_saying(client: &mut TcpStream, fields: &str) -> (usize, String) {
+    client.write_all(format!("GET / HTTP/1.1\r\nHost: a.test\r\n{fields}\r\n").as_bytes()).expect("sent");
     let mut reader = BufReader::new(&*client);
     let mut head = String::new();
     while !head.ends_with("\r\n\r\n") {
@@ -165,6 +178,67 @@ fn a_client_behind_a_trusted_hop_is_told_without_a_port() {
     let answer = exchange(connect(gateway.http), "GET", "a.test", "/", &fields, "");
     let port = gateway.http.port();
     assert!(answer.body.ends_with(&format!("PROXY TCP4 192.0.2.7 127.0.0.1 0 {port}")), "{}", answer.body);
+}
+
+#[test]
+fn two_connections_of_one_address_share_nothing() {
+    let backend = Told::start();
+    let one = manifest("one", backend.address, "proxyProtocol: V2");
+    let gateway = Gateway::with(
+        &[("backend.yaml", &one), ("route.yaml", &route("a", TO_ONE))],
+        &["--trusted-hops", "1"],
+    );
+    // More than there are workers: some share one.
+    let mut clients: Vec<_> = (0..4).map(|_| connect(gateway.http)).collect();
+    let mut carried_by: Vec<Vec<usize>> = vec![Vec::new(); clients.len()];
+    let mut headers = Vec::new();
+    for _ in 0..4 {
+        for (client, carried) in clients.iter_mut().zip(&mut carried_by) {
+            let (number, header) = ask_saying(client, "X-Forwarded-For: 192.0.2.7\r\n");
+            carried.push(number);
+            headers.push(header);
+        }
+    }
+    assert!(headers.windows(2).all(|pair| pair[0] == pair[1]), "as one client: {headers:?}");
+    for (at, one) in carried_by.iter().enumerate() {
+        for other in &carried_by[at + 1..] {
+            assert!(one.iter().all(|number| !other.contains(number)), "shared: {carried_by:?}");
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_for_a_client_is_closed_when_it_goes() {
+    let backend = Told::start();
+    let one = manifest("one", backend.address, "proxyProtocol: V2");
+    let gateway = Gateway::start(&[("backend.yaml", &one), ("route.yaml", &route("a", TO_ONE))]);
+    let mut client = connect(gateway.http);
+    let first = ask(&mut client).0;
+    assert_eq!(ask(&mut client).0, first, "it is kept");
+    let went = Instant::now();
+    drop(client);
+    until("its end", || (backend.open.load(Ordering::Relaxed) == 0).then_some(()));
+    // What was in use within the last 10 s would be kept as long for anybody who may use it.
+    assert!(went.elapsed() < Duration::from_secs(8), "{:?}", went.elapsed());
+}
+
+#[test]
+fn a_connection_older_than_the_first_such_backend_names_the_client_alone() {
+    let backend = Told::start();
+    let gateway = Gateway::start(&[("route.yaml", &responds("a", "a.test", "0 nobody"))]);
+    let mut client = connect(gateway.http);
+    assert_eq!(ask(&mut client), (0, "nobody".into()));
+    gateway.write("backend.yaml", &manifest("one", backend.address, "proxyProtocol: V1"));
+    gateway.write("route.yaml", &route("a", TO_ONE));
+    let port = client.local_addr().expect("ours").port();
+    until("the new map", || {
+        let (_, header) = ask(&mut client);
+        if header == "nobody" {
+            return None;
+        }
+        assert_eq!(header, format!("PROXY TCP4 127.0.0.1 0.0.0.0 {port} 0"));
+        Some(())
+    });
 }
 
 #[test]
