@@ -86,8 +86,10 @@ enum End {
 pub enum Heard {
     /// The head is here, the body comes.
     Open(Arc<Opening>),
-    /// What was kept holds, or helps out.
+    /// What is kept now, or what was kept holds.
     Kept(Arc<Stored>),
+    /// The backend failed, and what was kept goes before that.
+    HelpsOut(Arc<Stored>),
     /// The backend failed; it is not asked again for each who waits.
     Failed(ErrorKind),
     /// Nobody else may have this answer.

@@ -38,6 +38,13 @@ impl ServeStale {
         Self(entries.collect())
     }
 
+    /// So long past its time for whatever these words mean.
+    #[cfg(test)]
+    pub fn of(words: &str, patience: Duration) -> Self {
+        let about = About { on: On::read(words).expect("words with a meaning").into(), origin: None };
+        Self::new([(about, Some(patience))].into_iter())
+    }
+
     /// So long past its time what is kept may be for this failure. `kind`: the gateway's own.
     pub fn patience(&self, kind: Option<ErrorKind>, status: u16) -> Duration {
         let entry = self.0.iter().find(|(about, _)| about.fits(kind, status));

@@ -66,6 +66,7 @@ pub use contract_tests::NoScope;
 pub use cors::Cors;
 pub use errors::Plan as ErrorsPlan;
 pub use ext_auth::Plan as ExtAuthPlan;
+pub use failures::ServeStale;
 pub use fetched::{FetchPlan, Fetched, OwnHost, Place, Posted, Reader, Step, Transport, Url};
 pub use header_edits::{Filled, HeaderEdits, HeaderSpec, HeadersSpec, is_forbidden};
 pub use ip_access::Plan as IpAccessPlan;

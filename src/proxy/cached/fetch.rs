@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use http::header::{self, HeaderName, HeaderValue};
 use http::{HeaderMap, Method, StatusCode};
@@ -94,11 +94,6 @@ impl Fetch {
         partition.join(&self.key, &self.place, |terms, received| {
             self.may_have(terms) && terms.is_fresh(received, &self.wish, now)
         })
-    }
-
-    /// So long past its time what is kept may be, whatever fails.
-    pub fn patience(&self) -> Duration {
-        self.cache.plan.serve_stale.longest()
     }
 
     /// Whether an answer to another request on these terms may be given to this one.
@@ -217,7 +212,7 @@ impl Fetch {
                 || matches!(status.as_u16(), 500 | 502..=504) && failure.is_none();
             let patience = self.cache.plan.serve_stale.patience(failure, status.as_u16());
             if has_failed && stale.helps_out(received) || stale.helps_for(received, patience) {
-                lead.fill.tell(Heard::Kept(Arc::clone(stale)));
+                lead.fill.tell(Heard::HelpsOut(Arc::clone(stale)));
                 return Settled::Kept(Arc::clone(stale), status.as_u16());
             }
         }

@@ -232,10 +232,19 @@ async fn wait(
         Heard::Open(opening) if opening.suits(headers) => {
             opening.answer(headers, reader.body(), Some(opening.age(now)))
         }
-        Heard::Kept(stored) if !fetch.may_have(&stored.terms) || !helps(&stored, fetch, now) => {
+        Heard::Kept(stored) | Heard::HelpsOut(stored) if !fetch.may_have(&stored.terms) => {
             return Waited::Alone;
         }
-        Heard::Kept(stored) if stored.suits(headers) => stored.answer(&Method::GET, headers, now),
+        Heard::Kept(stored) if !stored.terms.is_fresh(stored.received, &fetch.wish, now) => {
+            return Waited::Alone;
+        }
+        // What helps out is past its time.
+        Heard::HelpsOut(_) if fetch.wish.max_age.is_some() || fetch.wish.min_fresh.is_some() => {
+            return Waited::Alone;
+        }
+        Heard::Kept(stored) | Heard::HelpsOut(stored) if stored.suits(headers) => {
+            stored.answer(&Method::GET, headers, now)
+        }
         Heard::Failed(kind) => {
             exchange.cached = Some(Cached::Collapsed);
             return Waited::Answered(told(refuse(&kind.into()), Told::collapsed(why)));
@@ -243,20 +252,11 @@ async fn wait(
         Heard::Alone => return Waited::Alone,
         Heard::Abandoned => return Waited::Freed,
         // The other variant's key is known now.
-        Heard::Open(_) | Heard::Kept(_) if fetch.is_primary() => return Waited::Alone,
-        Heard::Open(_) | Heard::Kept(_) => return Waited::Freed,
+        Heard::Open(_) | Heard::Kept(_) | Heard::HelpsOut(_) if fetch.is_primary() => return Waited::Alone,
+        Heard::Open(_) | Heard::Kept(_) | Heard::HelpsOut(_) => return Waited::Freed,
     };
     exchange.cached = Some(Cached::Collapsed);
     Waited::Answered(told(response, Told::collapsed(why)))
-}
-
-/// Whether what another's fetch came to is good enough for who waited: what is fresh, or what helps out where the
-/// backend failed, unless the request wants it newer.
-fn helps(stored: &Stored, fetch: &Fetch, now: Instant) -> bool {
-    let wish = &fetch.wish;
-    let wants_new = wish.max_age.is_some() || wish.min_fresh.is_some();
-    let helps_out = stored.helps_out(now) || stored.helps_for(now, fetch.patience());
-    stored.terms.is_fresh(stored.received, wish, now) || (helps_out && !wants_new)
 }
 
 fn hit(stored: &Stored, exchange: &mut Exchange, method: &Method, ttl: i64, now: Instant) -> Response {

@@ -17,7 +17,7 @@ use crate::cache::tests::exchange;
 use crate::cache::{
     Forwarded, Forwarders, Heard, Join, Keying, Lead, Memory, Reader, Stored, Use, Wish, is_tagged, key,
 };
-use crate::filters::{CachePlan, Collapse, REGISTRY};
+use crate::filters::{CachePlan, Collapse, REGISTRY, ServeStale};
 use crate::message::{
     Body, BodyError, ErrorKind, Exchange, Labels, LocalFuture, Outbound, ProxyError, Request, Response,
 };
@@ -306,6 +306,37 @@ async fn what_the_policy_keeps_is_not_given_to_those_whose_answers_it_does_not_k
         let wish = Wish::of(asks.request.headers());
         assert_eq!(case.cache.is_for(&asks, &wish, &stored.terms), is_given, "kept: {own:?} {said:?}");
         assert_eq!(matches!(second.join(None, false), Join::Here(_)), is_given);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_past_its_time_is_for_those_who_wait_only_where_the_backend_failed() {
+    let serve_stale = ServeStale::of("Timeout", Duration::from_secs(3600));
+    for plan in [
+        CachePlan { serve_stale, ..CachePlan::default() },
+        CachePlan { stale_if_error: Duration::from_secs(3600), ..CachePlan::default() },
+    ] {
+        let short = || response(200, &[("cache-control", "max-age=1")], Body::Empty);
+        let refuse = |_: &ProxyError| panic!("it did not fail");
+        let waits = async |case: &Case, answer, stale: Option<&Arc<Stored>>, wish| {
+            let (leads, mut asks) = (exchange(URL, &[]), exchange(URL, wish));
+            let (first, second) = (case.fetch(&leads).0, case.fetch(&asks).0);
+            let Join::Lead(lead) = first.join(None, false) else { panic!("nobody fetches") };
+            let Join::Wait(waiting) = second.join(None, false) else { panic!("somebody fetches") };
+            drop(first.settle(&*case.worker, lead, answer, stale, Instant::now(), |_| Readers::Needed));
+            // Who waits comes to it late.
+            tokio::time::advance(Duration::from_secs(2)).await;
+            wait(&second, &mut asks, waiting, Forwarded::Stale, refuse).await
+        };
+        let case = Case::new(plan, true);
+        let waited = waits(&case, short(), None, &[]).await;
+        assert!(matches!(waited, Waited::Alone), "nobody failed");
+        let stored = case.kept(&exchange(URL, &[])).expect("kept");
+        for (wish, is_given) in [(&[][..], true), (&[("cache-control", "max-age=1")], false)] {
+            let failed = failure(ErrorKind::BackendTimeout);
+            let waited = waits(&case, failed, Some(&stored), wish).await;
+            assert_eq!(matches!(waited, Waited::Answered(_)), is_given, "{wish:?}");
+        }
     }
 }
 
