@@ -124,7 +124,7 @@ struct Certificates {
     validations: HashMap<[u8; 32], Weak<ClientValidationPlan>>,
 }
 
-/// What stands in the spec of a backend that asks another one.
+/// How the spec of a backend says that another one may be asked for its tokens.
 const ASKS_ANOTHER: &str = "oauth2ClientCredentials";
 
 /// A certificate, or one sentence about what is wrong with it.
@@ -305,8 +305,7 @@ fn backend_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> Backen
         memo.backends.iter().map(|(name, unit)| (name.clone(), unit.lowered.clone())).collect()
     };
     // Those that get tokens may get them from others, which therefore do not: that leads nowhere in a circle.
-    let (later, first): (Vec<_>, Vec<_>) =
-        all().partition(|(_, manifest)| manifest.spec.contains(ASKS_ANOTHER));
+    let (later, first): (Vec<_>, Vec<_>) = all().partition(|(_, manifest)| asks_another(&manifest.spec));
     first.into_iter().for_each(|one| unit(one, world, memo));
     if later.is_empty() {
         return lowered(memo);
@@ -314,6 +313,19 @@ fn backend_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> Backen
     let first = lowered(memo);
     later.into_iter().for_each(|one| unit(one, Known { backends: &first, ..world }, memo));
     lowered(memo)
+}
+
+/// Whether a backend gets tokens. One whose spec cannot be read has no plan anyway.
+fn asks_another(spec: &str) -> bool {
+    #[derive(serde::Deserialize)]
+    struct Spec {
+        credentials: Option<BTreeMap<String, serde::de::IgnoredAny>>,
+    }
+    // The words may stand elsewhere: most specs do not have them at all.
+    spec.contains(ASKS_ANOTHER)
+        && serde_json::from_str(spec).map_or(true, |spec: Spec| {
+            spec.credentials.is_some_and(|credentials| credentials.contains_key(ASKS_ANOTHER))
+        })
 }
 
 /// Policies too: each is compiled once for all routes that it applies to.

@@ -127,3 +127,42 @@ fn tls_of_a_wildcard_is_in_the_fingerprint_of_every_route_under_it() {
     assert_eq!(changed.map(|prints| prints[0]), [elsewhere; 2], "another name's TLS is not its own");
     assert!(changed.iter().all(|prints| prints[1] != under), "{changed:?} {under}");
 }
+
+#[test]
+fn who_gives_tokens_may_name_the_words_of_those_who_get_them() {
+    let text = |header: &str| {
+        format!(
+            r#"
+apiVersion: v1
+kind: Secret
+metadata: {{name: key}}
+stringData: {{clientId: a, clientSecret: b, key: c}}
+---
+apiVersion: portcullis.dev/v1alpha1
+kind: GatewayBackend
+metadata: {{name: login}}
+spec:
+  hosts: [{{address: login.example.net, port: 443}}]
+  tls: {{}}
+  credentials: {{header: {header}, secretKeyRef: {{name: key, key: key}}}}
+---
+apiVersion: portcullis.dev/v1alpha1
+kind: GatewayBackend
+metadata: {{name: pay}}
+spec:
+  hosts: [{{address: pay.example.net, port: 443}}]
+  tls: {{}}
+  credentials:
+    oauth2ClientCredentials:
+      backendRef: {{kind: GatewayBackend, name: login}}
+      path: /token
+      clientSecretRef: {{name: key}}
+"#
+        )
+    };
+    for header in ["X-Api-Key", "oauth2ClientCredentials"] {
+        let reports = fresh(&world(objects(&text(header)))).reports;
+        let problems: Vec<_> = reports.iter().flat_map(|report| &report.problems).collect();
+        assert!(reports.len() == 2 && problems.is_empty(), "{header}: {problems:?}");
+    }
+}
