@@ -232,12 +232,35 @@ fn short_names_are_looked_for_below_the_search_domains_of_resolv_conf() {
 }
 
 #[test]
-fn of_two_families_the_one_that_answers_serves() {
+fn of_a_name_s_addresses_the_one_that_answers_serves() {
     let (_one, _two, port) = twins();
+    serves_beside_one_that_swallows("127.0.0.1", port);
+}
+
+#[test]
+fn of_two_families_the_one_that_answers_serves() {
+    // Where there is one family alone there is nothing to choose.
+    if UdpSocket::bind("[::1]:0").is_err() {
+        return;
+    }
+    let (_one, port) = until("a port that is free in both families", || {
+        let held = std::net::TcpListener::bind("[::1]:0").ok()?;
+        let port = held.local_addr().ok()?.port();
+        std::net::TcpListener::bind(("127.0.0.9", port)).ok()?;
+        drop(held);
+        let mut command = program();
+        command.args(["echo", "--listen", &format!("[::1]:{port}"), "--name", "one"]);
+        Some((Backend::launched(command), port))
+    });
+    serves_beside_one_that_swallows("::1", port);
+}
+
+/// A backend "one" is there; a name leads there, and to where nothing is taken.
+fn serves_beside_one_that_swallows(address: &str, port: u16) {
     let dns = Dns::start();
     // Nobody takes what is sent to the other: a full queue, as a firewall that drops.
     let swallowing = swallow(port);
-    dns.gives("pay.test", &["127.0.0.9", "127.0.0.1"], 60);
+    dns.gives("pay.test", &["127.0.0.9", address], 60);
     // Without the other beside it the first would be waited for 5 s.
     let patient =
         named("pay", "pay.test", port).replace("rules: [", "policy: {timeouts: {connect: 10s}}, rules: [");
