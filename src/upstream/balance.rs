@@ -173,7 +173,8 @@ impl BackendPool {
     }
 
     /// How a connection to this endpoint begins: against others of its name while nobody knows that it is well.
-    pub fn begin(&self, endpoint: &EndpointPool, tried: &[SocketAddr]) -> Begin {
+    /// None of `tried`, none of `asked`, and none that would not be asked otherwise.
+    pub fn begin(&self, endpoint: &EndpointPool, tried: &[SocketAddr], asked: &[SocketAddr]) -> Begin {
         if !endpoint.has_rivals() {
             return Begin::Alone;
         }
@@ -181,8 +182,9 @@ impl BackendPool {
         let is_rival = |rival: &&Rc<EndpointPool>| {
             rival.address != endpoint.address
                 && rival.host == endpoint.host
-                && !rival.rests()
                 && !tried.contains(&rival.address)
+                && !asked.contains(&rival.address)
+                && self.fitness(rival) == Fitness::Fit
         };
         let mut rivals: Vec<_> = endpoints.iter().filter(is_rival).map(|rival| rival.address).collect();
         rivals.sort_by_key(|rival| rival.is_ipv4() == endpoint.address.is_ipv4());

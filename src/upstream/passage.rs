@@ -80,7 +80,7 @@ impl Pools {
             let until = now + end.saturating_duration_since(now) / left;
             let begin = match quicker.take() {
                 Some((_, stream)) => Begin::With(stream),
-                None => pool.begin(&endpoint, &tried),
+                None => pool.begin(&endpoint, &tried, &[]),
             };
             endpoint.probes(until);
             let begin = (begin, header.as_deref());

@@ -376,7 +376,10 @@ impl Pools {
                 wish != Wish::Answer && backend.plan.protocol == BackendProtocol::Negotiated;
             let begin = match quicker.take() {
                 Some((_, stream)) => Begin::With(stream),
-                None => pool.begin(&endpoint, &tried),
+                None => match limits.tries {
+                    None => pool.begin(&endpoint, &tried, &refused.endpoints),
+                    Some(tries) => pool.begin(&endpoint, &tried, &tries.asked.borrow()),
+                },
             };
             endpoint.probes(until);
             let tls = backend.security.towards(endpoint.server_name.as_ref())?;

@@ -10,11 +10,17 @@ use http_body_util::StreamBody;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::{Instant, timeout};
 
+use super::super::balance::BackendPool;
+use super::super::eyeballs::Begin;
 use super::scripted::{
-    OK, Scripted, Step, backend, get, kind, local, local_paused, pools, refused, request, settle, whole,
+    OK, Scripted, Step, backend, backend_with, get, kind, local, local_paused, pools, refused, request,
+    settle, whole,
 };
 use crate::message::{Body, BodyError, ErrorKind, FixedHost};
-use crate::route_map::{Address, BackendTarget, Endpoint, EndpointSet, HostHeader};
+use crate::route_map::{
+    Address, BackendTarget, EjectionPlan, Endpoint, EndpointSet, HostHeader, TrafficPlan,
+};
+use crate::telemetry::Connect;
 use crate::upstream::{Guard, Loopback, Pools, SendLimits};
 
 #[test]
@@ -379,6 +385,38 @@ fn of_a_name_s_addresses_the_one_that_answers_is_not_waited_for() {
         let connects = backend.stats.totals().expect("counted").connects;
         // One to the server for whoever came first, one lost and one won for who came second.
         assert!(connects.iter().sum::<u64>() <= 3, "who lost rests: {connects:?}");
+    });
+}
+
+#[test]
+fn only_who_would_be_asked_is_tried_beside_another_the_other_family_first() {
+    local(async {
+        let ejection =
+            EjectionPlan { consecutive_errors: 1, eject_for: Duration::from_secs(30), max_percent: 50 };
+        let traffic = TrafficPlan { ejection: Some(ejection), ..TrafficPlan::default() };
+        let backend = backend_with(&[], HostHeader::Own, traffic);
+        let addresses = ["127.0.0.1:1", "127.0.0.2:1", "127.0.0.3:1", "[::1]:1"];
+        let addresses = addresses.map(|text| text.parse::<SocketAddr>().expect("an address"));
+        let named = |address| Endpoint { address, name: Some("pay.test".into()) };
+        backend.set_endpoints(EndpointSet { endpoints: addresses.map(named).into(), known: true });
+        let pool = BackendPool::new(&backend, 0, 7, Guard::new(Loopback::Allowed));
+        let [one, two, three, other_family] = addresses;
+        let endpoint = |wanted: SocketAddr| {
+            let others: Vec<_> = addresses.into_iter().filter(|address| *address != wanted).collect();
+            pool.next(&others, &[]).expect("it is there")
+        };
+        let first = endpoint(one);
+        let rivals = |asked: &[SocketAddr]| match pool.begin(&first, &[one], asked) {
+            Begin::Against(rivals) => rivals,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(rivals(&[]), [other_family, two]);
+        assert_eq!(rivals(&[other_family]), [two, three]);
+        // Two others are not well: one gave errors, one could not be connected to.
+        backend.failed(&endpoint(two).health);
+        assert_eq!(rivals(&[]), [other_family, three]);
+        endpoint(other_family).not_connected(Connect::TimedOut);
+        assert_eq!(rivals(&[]), [three]);
     });
 }
 
