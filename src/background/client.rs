@@ -89,9 +89,17 @@ impl Client {
     /// # Errors
     /// One sentence for the log.
     pub async fn connect(&self, place: &Place) -> Result<Connection, String> {
+        self.connect_as(place, None).await
+    }
+
+    /// The same, where the backend at that place has to be one in particular ([`BackendPlan::print`]).
+    ///
+    /// # Errors
+    /// One sentence for the log.
+    pub async fn connect_as(&self, place: &Place, meant: Option<[u8; 32]>) -> Result<Connection, String> {
         match place {
             Place::Url(url) => self.connect_to_host(url).await,
-            Place::Backend(id, _) => self.connect_to_backend(id).await,
+            Place::Backend(id, _) => self.connect_to_backend(id, meant).await,
         }
     }
 
@@ -110,9 +118,19 @@ impl Client {
     }
 
     /// To one endpoint after the other, beginning anywhere, until one takes it. The caller bounds the time.
-    async fn connect_to_backend(&self, id: &BackendId) -> Result<Connection, String> {
+    async fn connect_to_backend(
+        &self,
+        id: &BackendId,
+        meant: Option<[u8; 32]>,
+    ) -> Result<Connection, String> {
         let backend = (self.ways.backends)(id).ok_or("it is no part of what is served")?;
-        let endpoints = backend.known_endpoints();
+        if meant.is_some_and(|meant| meant != backend.plan.print()) {
+            return Err("it has become another one".into());
+        }
+        let mut endpoints = backend.known_endpoints();
+        if endpoints.is_empty() && backend.resolves(Instant::now() + CONNECT).await {
+            endpoints = backend.known_endpoints();
+        }
         let first = usize::from(random_byte()) % endpoints.len().max(1);
         let mut why = "it has no endpoint that is ready".to_owned();
         for endpoint in endpoints.iter().cycle().skip(first).take(endpoints.len().min(MOST_ENDPOINTS)) {
@@ -185,6 +203,7 @@ impl Connection {
         let Some(backend) = &self.backend else {
             return self.sender.ask(request).await.map_err(|error| error.to_string());
         };
+        backend.has_tried(Instant::now() + CONNECT).await;
         let shown = match backend.plan.credential.as_deref() {
             Some(credential) if credential.is_in(request.headers()) => None,
             _ => backend.show(&mut request).map_err(|error| error.to_string())?,

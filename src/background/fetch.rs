@@ -12,6 +12,7 @@ use http::{HeaderValue, Method, Request, StatusCode};
 use http_body_util::Full;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 use super::ask::keep_asking;
 use super::client::{Client, Unanswered, Ways, jittered};
@@ -78,18 +79,16 @@ async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry
                 telemetry.control().fetch_failed(&host);
                 series.fails(&wanted.plan.place, &error);
                 wanted.tried(None);
-                let longest = if wanted.is_there() { LONGEST_DELAY } else { LONGEST_FIRST_DELAY };
-                let delay = FIRST_DELAY.saturating_mul(1 << failures.min(10)).min(longest);
                 failures += 1;
-                delay
+                delay(failures, &wanted)
             }
         };
         let asked = wanted.wanted();
         drop(wanted);
         // Replicas do not ask at once, and not all again at once when a server is back.
-        let until = tokio::time::Instant::now() + jittered(delay);
+        let until = Instant::now() + jittered(delay);
         loop {
-            let next_look = (tokio::time::Instant::now() + LOOK).min(until);
+            let next_look = (Instant::now() + LOOK).min(until);
             tokio::select! {
                 () = tokio::time::sleep_until(next_look) => {}
                 () = asked.notified() => break,
@@ -97,20 +96,33 @@ async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry
             if fetched.strong_count() == 0 {
                 return;
             }
-            if tokio::time::Instant::now() >= until {
+            if Instant::now() >= until {
                 break;
             }
         }
     }
 }
 
+/// After so many failures in a row. What has an end is asked for the oftener the nearer that is, so that a server that comes
+/// back in time is found in time.
+fn delay(failures: u32, wanted: &Fetched) -> Duration {
+    let longest = if wanted.is_there() { LONGEST_DELAY } else { LONGEST_FIRST_DELAY };
+    let delay = FIRST_DELAY.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(longest);
+    let left = wanted.ends().map(|end| end.saturating_duration_since(Instant::now()));
+    match left.filter(|left| !left.is_zero()) {
+        Some(left) => delay.min((left / 2).max(FIRST_DELAY)),
+        None => delay,
+    }
+}
+
 async fn run(client: &Client, fetched: &Fetched) -> Result<Arc<dyn std::any::Any + Send + Sync>, String> {
     let (mut place, plan) = (fetched.plan.place.clone(), &fetched.plan);
     for step in 0..MAX_STEPS {
+        let asked = Instant::now();
         let body = tokio::time::timeout(PATIENCE, ask(client, &place, plan));
         let body = body.await.map_err(|_| format!("{place} did not answer within {PATIENCE:?}"))?;
         let body = body.map_err(|error| format!("{place}: {error}"))?;
-        match plan.reader.read(step, &body).map_err(|error| format!("{place}: {error}"))? {
+        match plan.reader.read(step, &body, asked).map_err(|error| format!("{place}: {error}"))? {
             Step::Done(value) => return Ok(value),
             Step::Next(next) => place = Place::Url(next),
         }
@@ -119,7 +131,7 @@ async fn run(client: &Client, fetched: &Fetched) -> Result<Arc<dyn std::any::Any
 }
 
 async fn ask(client: &Client, place: &Place, plan: &FetchPlan) -> Result<Bytes, String> {
-    let mut connection = client.connect(place).await?;
+    let mut connection = client.connect_as(place, plan.giver).await?;
     let mut request = Request::get(&**place.target())
         .header(HOST, &connection.authority)
         .header(ACCEPT, "application/json")
@@ -163,13 +175,17 @@ mod tests {
             "text".into()
         }
 
-        fn read(&self, step: usize, body: &[u8]) -> Result<Step, String> {
+        fn read(&self, step: usize, body: &[u8], _: Instant) -> Result<Step, String> {
             let text = String::from_utf8_lossy(body).into_owned();
             match text.strip_prefix("next ") {
                 Some(next) => Url::new(next, OwnHost::Allowed).map(Step::Next),
                 None if text == "bad" => Err("bad".into()),
                 None => Ok(Step::Done(Arc::new(format!("{step}: {text}")))),
             }
+        }
+
+        fn ends(&self, value: &(dyn std::any::Any + Send + Sync)) -> Option<Instant> {
+            value.downcast_ref::<Instant>().copied()
         }
     }
 
@@ -205,7 +221,8 @@ mod tests {
 
         fn fetched(&self) -> Arc<Fetched> {
             let url = Url::new(&format!("http://{}/keys", self.address), OwnHost::Allowed).expect("a URL");
-            Arc::new(Fetched::new(FetchPlan { place: Place::Url(url), reader: Arc::new(Text), posted: None }))
+            let reader = Arc::new(Text);
+            Arc::new(Fetched::new(FetchPlan { place: Place::Url(url), reader, posted: None, giver: None }))
         }
     }
 
@@ -220,6 +237,43 @@ mod tests {
             Ways { guard: Guard::new(loopback), backends: Arc::new(|_| None), resolver: Default::default() };
         tokio::spawn(keep_fetching(receiver, ways, Telemetry::new(1)));
         sender
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_ends_is_asked_for_again_before_its_end_and_soon_after() {
+        let url = Url::new("https://login.example/token", OwnHost::Refused).expect("a URL");
+        let reader = Arc::new(Text);
+        for lives in [5, 61, 90, 3600] {
+            let plan = FetchPlan {
+                place: Place::Url(url.clone()),
+                reader: reader.clone(),
+                posted: None,
+                giver: None,
+            };
+            let fetched = Fetched::new(plan);
+            let end = Instant::now() + Duration::from_secs(lives);
+            fetched.tried(Some(Arc::new(end)));
+            let (mut tries, mut before) = (0, Instant::now());
+            while before < end + LONGEST_FIRST_DELAY {
+                tries += 1;
+                let waited = delay(tries, &fetched);
+                let left = end.saturating_duration_since(before);
+                // A server that is well again at any moment is asked before the end, or soon.
+                let most = if left.is_zero() { LONGEST_FIRST_DELAY } else { (left / 2).max(FIRST_DELAY) };
+                assert!(
+                    (FIRST_DELAY..=most.min(LONGEST_DELAY)).contains(&waited),
+                    "{lives}: {waited:?} of {left:?}"
+                );
+                tokio::time::advance(waited).await;
+                before = Instant::now();
+            }
+            assert!(tries <= 20 + (lives / 60) as u32, "{lives}: and it is not hammered: {tries}");
+        }
+        // The control: what has no end waits as long as it may.
+        let fetched = Fetched::new(FetchPlan { place: Place::Url(url), reader, posted: None, giver: None });
+        assert_eq!(delay(20, &fetched), LONGEST_FIRST_DELAY);
+        fetched.tried(Some(Arc::new("keys".to_owned())));
+        assert_eq!((delay(1, &fetched), delay(20, &fetched)), (FIRST_DELAY, LONGEST_DELAY));
     }
 
     async fn until(what: &str, holds: impl Fn() -> bool) {

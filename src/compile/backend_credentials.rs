@@ -153,8 +153,10 @@ impl Reader<'_, '_> {
         let client = OauthClient::of(&secret)
             .map_err(|message| Problem::error(secret_at, Reason::SecretNotFound, message))?;
         let audience = spec.audience.as_deref();
-        let fetch = ClientToken::plan(place, &client, spec.authentication, &spec.scopes, audience);
-        Ok(TokenPlan { fetch, from, spellings: [AUTHORIZATION.as_str()].into_iter().collect() })
+        let giver = from.as_ref().map(|backend| backend.print());
+        let (fetch, holder) =
+            ClientToken::plan(place, giver, &client, spec.authentication, &spec.scopes, audience);
+        Ok(TokenPlan { fetch, holder, from, spellings: [AUTHORIZATION.as_str()].into_iter().collect() })
     }
 
     /// One that has no token of its own to wait for; those are compiled before.

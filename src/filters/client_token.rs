@@ -1,7 +1,7 @@
 //! A token that the gateway gets for itself, to show it to a third party (RFC 6749 section 4.4): what it asks for, and how
 //! the answer is read. `background/` owns when.
 //!
-//! Invariants: a token is shown until it expires and no longer; neither it nor the client's secret is in `Debug`, in an
+//! Invariants: a token is shown until it expires and no longer, counted from when it was asked for; neither it nor the client's secret is in `Debug`, in an
 //! error or in a name.
 
 use std::any::Any;
@@ -57,15 +57,20 @@ struct Lives {
     whole: Duration,
 }
 
+/// What tells apart who asks for a token, where and for what; the same when only the client's secret is another one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TokenHolder([u8; 32]);
+
 impl ClientToken {
-    /// What is to be fetched to have one.
+    /// What is to be fetched to have one, and for whom. `giver`: what tells the backend at that place from others.
     pub fn plan(
         place: Place,
+        giver: Option<[u8; 32]>,
         client: &OauthClient,
         authentication: ClientAuthentication,
         scopes: &[String],
         audience: Option<&str>,
-    ) -> FetchPlan {
+    ) -> (FetchPlan, TokenHolder) {
         let mut text = "grant_type=client_credentials".to_owned();
         if !scopes.is_empty() {
             let _ = write!(text, "&scope={}", form(scopes.join(" ").as_bytes()));
@@ -73,6 +78,13 @@ impl ClientToken {
         if let Some(audience) = audience {
             let _ = write!(text, "&audience={}", form(audience.as_bytes()));
         }
+        let holder = TokenHolder(digest_of(&[
+            place.to_string().as_bytes(),
+            giver.as_ref().map_or(&[], <[u8; 32]>::as_slice),
+            &[authentication as u8],
+            client.id().as_bytes(),
+            text.as_bytes(),
+        ]));
         let authorization = match authentication {
             ClientAuthentication::Basic => Some(client.basic()),
             ClientAuthentication::Post => {
@@ -80,13 +92,9 @@ impl ClientToken {
                 None
             }
         };
-        let mut print = digest::Context::new(&digest::SHA256);
-        print.update(&client.digest());
-        print.update(&[u8::from(authorization.is_some())]);
-        print.update(text.as_bytes());
-        let print = print.finish().as_ref().try_into().expect("SHA-256 has 32 bytes");
-        let posted = Posted { form: Redacted::new(text), authorization };
-        FetchPlan { place, reader: Arc::new(OfToken { print: Redacted::new(print) }), posted: Some(posted) }
+        let print = Redacted::new(digest_of(&[&holder.0, &client.digest()]));
+        let posted = Some(Posted { form: Redacted::new(text), authorization });
+        (FetchPlan { place, reader: Arc::new(OfToken { print }), posted, giver }, holder)
     }
 
     /// The field's value, as long as it is good.
@@ -97,6 +105,16 @@ impl ClientToken {
     fn is_good(&self) -> bool {
         self.lives.is_none_or(|lives| Instant::now() < lives.until)
     }
+}
+
+/// Of all parts, with their lengths.
+fn digest_of(parts: &[&[u8]]) -> [u8; 32] {
+    let mut print = digest::Context::new(&digest::SHA256);
+    for part in parts {
+        print.update(&(part.len() as u64).to_be_bytes());
+        print.update(part);
+    }
+    print.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
 }
 
 #[derive(Debug)]
@@ -124,7 +142,7 @@ impl Reader for OfToken {
         format!("token {hex}")
     }
 
-    fn read(&self, _: usize, body: &[u8]) -> Result<Step, String> {
+    fn read(&self, _: usize, body: &[u8], asked: Instant) -> Result<Step, String> {
         // What serde says of it could hold a piece of it.
         let answer: Answer = serde_json::from_slice(body)
             .map_err(|_| "what it answered is no JSON object with access_token and token_type")?;
@@ -147,7 +165,7 @@ impl Reader for OfToken {
             Some(seconds) if seconds >= 1.0 => {
                 // No clock of ours goes further.
                 let whole = Duration::from_secs_f64(seconds.min(LONGEST.as_secs_f64() * 365.0));
-                Some(Lives { until: Instant::now() + whole, whole })
+                Some(Lives { until: asked + whole, whole })
             }
             Some(_) => return Err("the token that it gave has expired already (expires_in)".into()),
         };
@@ -162,8 +180,8 @@ impl Reader for OfToken {
         Some((lives.whole * 3 / 4).clamp(SHORTEST, LONGEST))
     }
 
-    fn is_over(&self, value: &(dyn Any + Send + Sync)) -> bool {
-        value.downcast_ref::<ClientToken>().is_some_and(|token| !token.is_good())
+    fn ends(&self, value: &(dyn Any + Send + Sync)) -> Option<Instant> {
+        Some(value.downcast_ref::<ClientToken>()?.lives?.until)
     }
 
     fn why(&self, body: &[u8]) -> Option<&'static str> {

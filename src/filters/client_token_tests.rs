@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::advance;
+use tokio::time::{Instant, advance};
 
 use super::fetched::{FetchPlan, OwnHost, Place, Step, Url};
 use super::{ClientAuthentication, ClientToken, OauthClient};
@@ -25,10 +25,13 @@ fn client(id: &str, secret: &str) -> Result<OauthClient, String> {
 }
 
 fn plan(authentication: ClientAuthentication, scopes: &[&str], audience: Option<&str>) -> FetchPlan {
-    let url = Url::new("https://login.example/token", OwnHost::Refused).expect("a URL");
     let scopes: Vec<_> = scopes.iter().map(|scope| (*scope).to_owned()).collect();
     let client = client("shop gateway", SECRET).expect("a client");
-    ClientToken::plan(Place::Url(url), &client, authentication, &scopes, audience)
+    ClientToken::plan(place(), None, &client, authentication, &scopes, audience).0
+}
+
+fn place() -> Place {
+    Place::Url(Url::new("https://login.example/token", OwnHost::Refused).expect("a URL"))
 }
 
 fn basic() -> FetchPlan {
@@ -36,7 +39,7 @@ fn basic() -> FetchPlan {
 }
 
 fn read(body: &str) -> Result<Arc<dyn Any + Send + Sync>, String> {
-    match basic().reader.read(0, body.as_bytes())? {
+    match basic().reader.read(0, body.as_bytes(), Instant::now())? {
         Step::Done(value) => Ok(value),
         Step::Next(_) => Err("another step".into()),
     }
@@ -95,9 +98,9 @@ async fn a_token_is_shown_until_it_expires_and_refreshed_before() {
         assert_eq!(plan.reader.fresh_for(&*value), Some(Duration::from_secs(fresh)));
         assert!(!format!("{:?}", value.downcast_ref::<ClientToken>()).contains("abc"));
         advance(Duration::from_secs(99)).await;
-        assert!(shown(&value).is_some() && !plan.reader.is_over(&*value));
+        assert!(shown(&value).is_some() && plan.reader.ends(&*value) > Some(Instant::now()));
         advance(Duration::from_secs(1)).await;
-        assert!(shown(&value).is_none() && plan.reader.is_over(&*value));
+        assert!(shown(&value).is_none() && plan.reader.ends(&*value) == Some(Instant::now()));
     }
     let endless = read(r#"{"access_token": "a", "token_type": "Bearer", "x": {"y": [1]}}"#).expect("a token");
     assert_eq!(plan.reader.fresh_for(&*endless), None, "as often as most");
@@ -106,6 +109,44 @@ async fn a_token_is_shown_until_it_expires_and_refreshed_before() {
     let long =
         read(r#"{"access_token": "a", "token_type": "Bearer", "expires_in": 1e300}"#).expect("a token");
     assert_eq!(plan.reader.fresh_for(&*long), Some(Duration::from_secs(24 * 3600)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn its_life_begins_when_it_was_asked_for() {
+    let asked = Instant::now();
+    advance(Duration::from_secs(9)).await;
+    let body = br#"{"access_token": "a", "token_type": "Bearer", "expires_in": 10}"#;
+    let Ok(Step::Done(value)) = basic().reader.read(0, body, asked) else { panic!("a token") };
+    assert!(shown(&value).is_some());
+    advance(Duration::from_secs(1)).await;
+    assert_eq!(shown(&value), None);
+}
+
+#[test]
+fn a_holder_is_the_same_with_another_secret_and_with_nothing_else() {
+    let of = |giver: Option<u8>, id: &str, secret: &str, authentication, scopes: &[&str], audience| {
+        let client = client(id, secret).expect("a client");
+        let scopes: Vec<_> = scopes.iter().map(|scope| (*scope).to_owned()).collect();
+        let giver = giver.map(|byte| [byte; 32]);
+        let (plan, holder) = ClientToken::plan(place(), giver, &client, authentication, &scopes, audience);
+        (plan.name(), holder)
+    };
+    let (basic, post) = (ClientAuthentication::Basic, ClientAuthentication::Post);
+    let (name, holder) = of(None, "shop", "one", basic, &[], None);
+    let (other_name, same_holder) = of(None, "shop", "two", basic, &[], None);
+    assert!(name != other_name && holder == same_holder);
+    for (name_of_other, other) in [
+        of(Some(1), "shop", "one", basic, &[], None),
+        of(Some(2), "shop", "one", basic, &[], None),
+        of(None, "shop2", "one", basic, &[], None),
+        of(None, "shop", "one", post, &[], None),
+        of(None, "shop", "one", basic, &["read"], None),
+        of(None, "shop", "one", basic, &[], Some("read")),
+    ] {
+        assert!(name_of_other != name && other != holder);
+    }
+    let post_of = |secret| of(None, "shop", secret, post, &[], None);
+    assert_eq!(post_of("one").1, post_of("two").1, "the form has the secret, the holder has it not");
 }
 
 #[test]

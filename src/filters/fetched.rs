@@ -143,11 +143,11 @@ pub trait Reader: fmt::Debug + Send + Sync {
     /// Two readers of one name read the same from the same.
     fn name(&self) -> String;
 
-    /// Reads the answer of the `step`th request, counted from 0.
+    /// Reads the answer of the `step`th request, counted from 0, which was sent at `asked`.
     ///
     /// # Errors
     /// One sentence for the log.
-    fn read(&self, step: usize, body: &[u8]) -> Result<Step, String>;
+    fn read(&self, step: usize, body: &[u8], asked: Instant) -> Result<Step, String>;
 
     /// When to fetch it again. `None`: as often as most.
     fn fresh_for(&self, value: &(dyn Any + Send + Sync)) -> Option<Duration> {
@@ -155,10 +155,10 @@ pub trait Reader: fmt::Debug + Send + Sync {
         None
     }
 
-    /// Whether what was read is of no more use, however good it was.
-    fn is_over(&self, value: &(dyn Any + Send + Sync)) -> bool {
+    /// When what was read is of no more use, however good it was.
+    fn ends(&self, value: &(dyn Any + Send + Sync)) -> Option<Instant> {
         let _ = value;
-        false
+        None
     }
 
     /// What an answer of another status than 200 says, in a word that may stand in the log.
@@ -183,6 +183,8 @@ pub struct FetchPlan {
     pub reader: Arc<dyn Reader>,
     /// `None`: it is a GET. What is posted is part of the reader's name.
     pub posted: Option<Posted>,
+    /// What tells the backend that is meant from one that takes its name later. It is part of the reader's name, too.
+    pub giver: Option<[u8; 32]>,
 }
 
 /// A form to be posted, and by whom.
@@ -239,8 +241,22 @@ impl Fetched {
 
     /// Whether there is one that is of use.
     pub fn is_there(&self) -> bool {
+        self.value.load().is_some() && self.ends().is_none_or(|end| Instant::now() < end)
+    }
+
+    /// When it is of no more use. `None`: that is not known.
+    pub fn ends(&self) -> Option<Instant> {
         let value = self.value.load();
-        value.as_ref().is_some_and(|value| !self.plan.reader.is_over(&***value))
+        self.plan.reader.ends(&***value.as_ref()?)
+    }
+
+    /// Ends when it was tried for the first time. `None`: it was.
+    pub fn first_try(&self) -> Option<impl Future<Output = ()> + Send + use<>> {
+        let mut tries = self.tries.subscribe();
+        if *tries.borrow() > 0 {
+            return None;
+        }
+        Some(async move { drop(tries.wait_for(|tries| *tries > 0).await) })
     }
 
     /// Asks for it out of turn. `None`: it was asked for a moment ago. The future ends when it was tried, or after 2 s.
@@ -308,14 +324,15 @@ mod tests {
             "text".into()
         }
 
-        fn read(&self, _: usize, body: &[u8]) -> Result<Step, String> {
+        fn read(&self, _: usize, body: &[u8], _: Instant) -> Result<Step, String> {
             Ok(Step::Done(Arc::new(String::from_utf8_lossy(body).into_owned())))
         }
     }
 
     fn fetched() -> Fetched {
         let url = Url::new("https://login.example/keys", OwnHost::Refused).expect("a URL");
-        Fetched::new(FetchPlan { place: Place::Url(url), reader: Arc::new(Text), posted: None })
+        let reader = Arc::new(Text);
+        Fetched::new(FetchPlan { place: Place::Url(url), reader, posted: None, giver: None })
     }
 
     #[test]
@@ -341,6 +358,18 @@ mod tests {
             let url = Url::new(text, own).ok().map(|url| url.to_string());
             assert_eq!(url.as_deref(), shown, "{text}");
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_try_is_waited_for_however_it_ends_and_no_other() {
+        let fetched = fetched();
+        let (one, two) = (fetched.first_try().expect("never tried"), fetched.first_try());
+        let mut waiting = Box::pin(one);
+        assert!(tokio::time::timeout(Duration::from_secs(60), &mut waiting).await.is_err(), "it waits");
+        fetched.tried(None);
+        waiting.await;
+        two.expect("never tried").await;
+        assert!(fetched.first_try().is_none() && !fetched.is_there());
     }
 
     #[tokio::test(start_paused = true)]

@@ -56,7 +56,7 @@ pub use authorization::{Action as AuthorizationAction, Authorization, Plan as Au
 pub use backend_path::{PATH as BACKEND_PATH, PATH_OF_BACKEND, backend_path};
 pub use cache::{Collapse, Key as CacheKey, Plan as CachePlan};
 pub use chain::run;
-pub use client_token::{ClientAuthentication, ClientToken};
+pub use client_token::{ClientAuthentication, ClientToken, TokenHolder};
 pub use contract::{
     AnyPlan, Applies, Combine, Decision, Derive, Filter, FilterKind, Keep, Member, Outcome, Ring, Row, Scope,
     Selection, Unmatched, filter, room, setting,

@@ -49,6 +49,11 @@ impl OauthClient {
         Redacted::new(format!("client_id={}&client_secret={}", self.id, self.secret.expose()))
     }
 
+    /// As a form has it.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
     /// To tell clients apart by.
     pub fn digest(&self) -> [u8; 32] {
         let digest = digest::digest(&digest::SHA256, self.both().as_bytes());

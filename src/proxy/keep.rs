@@ -4,7 +4,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
@@ -24,6 +24,8 @@ pub struct Kept {
     store: Arc<Store>,
     /// What is wanted, told once to who fetches.
     wanted: mpsc::UnboundedSender<Wanted>,
+    /// What is to be told when the map that wants it is served: who gives it may be new in it.
+    waiting: Mutex<Vec<Wanted>>,
     /// Until who fetches takes it.
     fetches: Mutex<Option<Fetches>>,
     /// What all rules' caches may keep, and who in front of us is believed.
@@ -54,6 +56,7 @@ impl Kept {
             memory: Memory::new(cache),
             forwarders,
             wanted,
+            waiting: Mutex::default(),
             fetches: Mutex::new(Some(fetches)),
             offload: OnceLock::new(),
             hashing: OnceLock::new(),
@@ -82,6 +85,18 @@ impl Kept {
         let made = self
             .state(&format!("cache {namespace}/{route}"), &mut || self.memory.partition(namespace, route));
         made.downcast().expect("only partitions are kept under this name")
+    }
+
+    /// What new maps want is fetched from now on: they are served.
+    pub fn begin(&self) {
+        for wanted in self.waiting().drain(..) {
+            // Without a listener, as in a test of something else, it is never fetched.
+            let _ = self.wanted.send(wanted);
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Vec<Wanted>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// For who fetches; once.
@@ -124,8 +139,7 @@ impl Keep for Kept {
         });
         let fetched: Arc<Fetched> = made.downcast().expect("only what is fetched is kept under this name");
         if is_new {
-            // Without a listener, as in a test of something else, it is never fetched.
-            let _ = self.wanted.send(Wanted::Fetched(fetched.weak()));
+            self.waiting().push(Wanted::Fetched(fetched.weak()));
         }
         fetched
     }

@@ -67,6 +67,7 @@ type Table<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
 #[derive(Clone, Debug)]
 struct Linked {
     backend: Arc<Backend>,
+    bearer: Option<Arc<Bearer>>,
     slot: Arc<Slot>,
 }
 
@@ -330,11 +331,16 @@ impl Linker {
             Some(before) => Backend::after(&before.backend, plan.clone()),
             None => Backend::new(plan.clone(), slot.index, telemetry.backend(&id.to_string())),
         };
-        let backend = match plan.credential.as_deref() {
+        let bearer = match plan.credential.as_deref() {
             Some(Credential::Token(token)) => {
-                backend.with_tokens(Arc::new(Bearer(keep.fetched(&token.fetch))))
+                let before = before.and_then(|before| before.bearer.as_deref());
+                Some(Arc::new(Bearer::new(token, keep.fetched(&token.fetch), before)))
             }
-            _ => backend,
+            _ => None,
+        };
+        let backend = match &bearer {
+            Some(bearer) => backend.with_tokens(Arc::<Bearer>::clone(bearer)),
+            None => backend,
         };
         let backend = match &plan.traffic.rate {
             None => backend,
@@ -347,7 +353,7 @@ impl Linker {
                 backend.counted(asked, together)
             }
         };
-        Linked { backend: Arc::new(backend), slot }
+        Linked { backend: Arc::new(backend), bearer, slot }
     }
 
     fn link_host(

@@ -152,6 +152,7 @@ impl DataPlane {
         shared.live.store(Arc::new(live));
         // Workers compare this number with each request.
         shared.generation.fetch_add(1, Ordering::Release);
+        shared.keep.begin();
         shared.keep.sweep(Instant::now());
     }
 

@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use aws_lc_rs::digest;
+
 use super::credential::Credential;
 use super::tls::CertificatePlan;
 use super::traffic::TrafficPlan;
@@ -29,6 +31,30 @@ pub struct BackendPlan {
 pub enum ProxyHeader {
     V1,
     V2,
+}
+
+impl BackendPlan {
+    /// What tells apart whom requests reach and as whom, whatever else changes.
+    pub fn print(&self) -> [u8; 32] {
+        let mut print = digest::Context::new(&digest::SHA256);
+        // Its parts cannot run into each other: texts are quoted there.
+        let place = format!("{:?} {:?} {:?} {:?}", self.target, self.host_header, self.tls, self.protocol);
+        print.update(&(place.len() as u64).to_be_bytes());
+        print.update(place.as_bytes());
+        match self.credential.as_deref() {
+            None => {}
+            Some(Credential::Header { name, value, .. }) => {
+                print.update(format!("header {name}: ").as_bytes());
+                print.update(value.expose().as_bytes());
+            }
+            Some(Credential::Query { name, value }) => {
+                print.update(format!("query {name}=").as_bytes());
+                print.update(value.expose().as_bytes());
+            }
+            Some(Credential::Token(token)) => print.update(token.fetch.name().as_bytes()),
+        }
+        print.finish().as_ref().try_into().expect("SHA-256 has 32 bytes")
+    }
 }
 
 /// What is spoken to a backend.

@@ -7,7 +7,7 @@ use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::backend::BackendPlan;
-use crate::filters::FetchPlan;
+use crate::filters::{FetchPlan, TokenHolder};
 use crate::values::{Redacted, ReservedHeaders};
 
 /// It replaces whatever the client sent in the same place.
@@ -29,6 +29,7 @@ pub enum Credential {
 #[derive(Clone, Debug, PartialEq)]
 pub struct TokenPlan {
     pub fetch: FetchPlan,
+    pub holder: TokenHolder,
     /// The backend that gives it, where one does.
     pub from: Option<Arc<BackendPlan>>,
     /// All spellings of `Authorization`.

@@ -155,6 +155,15 @@ impl Backend {
         !is_token || self.tokens.as_ref().is_some_and(|tokens| tokens.now().is_some())
     }
 
+    /// Waits until it was tried for the first time to get what it is to be shown, where that is fetched.
+    pub async fn has_tried(&self, until: Instant) {
+        let Some(tokens) = self.tokens.as_ref().filter(|tokens| tokens.now().is_none()) else { return };
+        if let Some(first) = tokens.first() {
+            // Whatever came of it: who shows it finds out.
+            let _ = tokio::time::timeout_at(until, first).await;
+        }
+    }
+
     /// Puts in what it is to be shown of ours; gives the token, where it is one.
     ///
     /// # Errors
@@ -200,7 +209,7 @@ impl Backend {
     }
 
     /// Waits for what its names lead to, if that was never found out. False: that is known, or takes too long.
-    pub(super) async fn resolves(&self, until: Instant) -> bool {
+    pub async fn resolves(&self, until: Instant) -> bool {
         let is_unknown =
             || matches!(self.plan.target, BackendTarget::Hosts(_)) && !self.endpoints.load().set.known;
         if !is_unknown() {

@@ -71,6 +71,9 @@ pub trait Tokens: fmt::Debug + Send + Sync {
     /// `Authorization`'s value. `None`: there is none that is good.
     fn now(&self) -> Option<HeaderValue>;
 
+    /// Ends when it was tried to get the first. `None`: it was.
+    fn first(&self) -> Option<Pin<Box<dyn Future<Output = ()> + Send>>>;
+
     /// The backend did not want this one.
     fn refused(&self, token: &HeaderValue);
 }

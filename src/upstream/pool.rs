@@ -166,7 +166,14 @@ impl Pools {
         if let Some(credential) = &backend.plan.credential {
             credentials::guard_trailers(credential, request.body_mut());
         }
-        let shown = match backend.show(&mut request) {
+        let mut shown = backend.show(&mut request);
+        if matches!(&shown, Err(error) if error.kind == ErrorKind::CredentialsUnavailable) {
+            let until = Instant::now() + limits.connect.unwrap_or(FOREVER);
+            // Boxed: only the first requests come here.
+            Box::pin(backend.has_tried(limits.deadline.map_or(until, |deadline| deadline.min(until)))).await;
+            shown = backend.show(&mut request);
+        }
+        let shown = match shown {
             Ok(shown) => shown,
             Err(error) => {
                 backend.stats.error(self.worker, error.kind.as_str());

@@ -222,6 +222,90 @@ fn before_the_first_token_nothing_is_sent() {
 }
 
 #[test]
+fn the_first_requests_wait_for_the_first_token() {
+    let provider = Server::start("127.0.0.1:0", |_, before| {
+        std::thread::park_timeout(std::time::Duration::from_millis(500));
+        token(before, 3600)
+    });
+    let backend = Backend::start("pay");
+    // As long as a busy machine may need.
+    let files = third_party("pay", backend.address, &at(&provider))
+        .replace("rules: [", "policy: {timeouts: {connect: 30s}}, rules: [");
+    let gateway = Gateway::start(&[("all.yaml", &(files + SECRETS))]);
+    std::thread::scope(|scope| {
+        let asking: Vec<_> =
+            (0..20).map(|_| scope.spawn(|| gateway.get("pay.example", "/").status)).collect();
+        for one in asking {
+            assert_eq!(one.join().expect("no panic"), 200);
+        }
+    });
+    assert_eq!(provider.asked(), 1, "one flight");
+}
+
+#[test]
+fn a_new_secret_takes_the_token_before_it_away_only_when_there_is_another() {
+    const NEW: &str = "authorization: Basic c2hvcCtnYXRld2F5OnNlY29uZA==";
+    let knows = Arc::new(Mutex::new(false));
+    let is_known = Arc::clone(&knows);
+    let provider = Server::start("127.0.0.1:0", move |request, before| {
+        match request.contains(NEW) && !*is_known.lock().expect("not poisoned") {
+            true => with_status("401 No", r#"{"error": "invalid_client"}"#),
+            false => token(before, 3600),
+        }
+    });
+    let backend = Backend::start("pay");
+    let files = third_party("pay", backend.address, &at(&provider))
+        + &third_party("wrong", backend.address, &at(&provider)).replace("name: client}", "name: guess}")
+        + "apiVersion: v1\nkind: Secret\nmetadata: {name: guess, namespace: test}\nstringData: {clientId: shop gateway, clientSecret: second}\n---\n"
+        + SECRETS;
+    let gateway = Gateway::start(&[("all.yaml", &files)]);
+    let first = shown(&gateway, "pay.example");
+    assert!(first.starts_with("Bearer canary-token-"), "{first}");
+    let is_asked = || provider.heard().iter().filter(|request| request.contains(NEW)).count();
+    until("the one who guesses to be refused", || (is_asked() > 0).then_some(()));
+    gateway.write("all.yaml", &files.replace("canary/+=", "second"));
+    let asked = is_asked();
+    until("the new secret to be tried again", || {
+        assert_eq!(shown_now(&gateway).as_ref(), Some(&first), "it is good still");
+        (is_asked() > asked).then_some(())
+    });
+    let wrong = gateway.get("wrong.example", "/");
+    assert_eq!(wrong.status, 503, "naming another's client gives nobody its token");
+    *knows.lock().expect("not poisoned") = true;
+    until("a token by the new secret", || {
+        let shown = shown_now(&gateway).expect("no request fails");
+        (shown != first).then_some(())
+    });
+}
+
+/// What the backend was shown, if it was asked.
+fn shown_now(gateway: &Gateway) -> Option<String> {
+    let answer = gateway.get("pay.example", "/");
+    let shown = || answer.json()["headers"]["authorization"].as_str().map(str::to_owned);
+    if answer.status == 200 { shown() } else { None }
+}
+
+#[test]
+fn a_giver_that_is_pointed_elsewhere_gives_another_token_at_once() {
+    let sandbox = Server::start("127.0.0.1:0", |_, _| token(1, 3600));
+    let production = Server::start("127.0.0.1:0", |_, _| token(2, 3600));
+    let pay = Backend::start("pay");
+    let token = "backendRef: {kind: GatewayBackend, name: login}, path: /token";
+    let files = |login: SocketAddr| {
+        let files = [backend("login", login, ""), third_party("pay", pay.address, token), SECRETS.to_owned()];
+        files.concat().replace("rules: [", "policy: {timeouts: {connect: 30s}}, rules: [")
+    };
+    let gateway = Gateway::start(&[("all.yaml", &files(sandbox.address))]);
+    assert_eq!(shown_now(&gateway).as_deref(), Some("Bearer canary-token-1"), "the first waits");
+    gateway.write("all.yaml", &files(production.address));
+    until("the other token", || {
+        let shown = shown_now(&gateway).expect("no request fails");
+        (shown == "Bearer canary-token-2").then_some(())
+    });
+    assert_eq!((sandbox.asked(), production.asked()), (1, 1));
+}
+
+#[test]
 fn a_backend_that_refuses_a_token_causes_one_refetch_and_no_more() {
     let provider = Server::start("127.0.0.1:0", |_, before| token(before, 3600));
     let backend = Server::start("127.0.0.1:0", |request, _| match request.contains("canary-token-1") {

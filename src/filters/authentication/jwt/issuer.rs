@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::Value;
+use tokio::time::Instant;
 
 use super::key_set::KeySet;
 use crate::filters::{FetchPlan, OwnHost, Place, Reader, Step, Url};
@@ -14,12 +15,14 @@ use crate::values::BackendId;
 /// # Errors
 /// What is wrong with the URL.
 pub fn key_set(uri: &str, own_host: OwnHost) -> Result<FetchPlan, String> {
-    Ok(FetchPlan { place: Place::Url(Url::new(uri, own_host)?), reader: Arc::new(OfKeySet), posted: None })
+    let place = Place::Url(Url::new(uri, own_host)?);
+    Ok(FetchPlan { place, reader: Arc::new(OfKeySet), posted: None, giver: None })
 }
 
 /// A set at a backend.
 pub fn key_set_at(backend: BackendId, path: &str) -> FetchPlan {
-    FetchPlan { place: Place::Backend(backend, path.into()), reader: Arc::new(OfKeySet), posted: None }
+    let place = Place::Backend(backend, path.into());
+    FetchPlan { place, reader: Arc::new(OfKeySet), posted: None, giver: None }
 }
 
 /// The set that the issuer's metadata names.
@@ -31,7 +34,7 @@ pub fn discovery(issuer: &str, own_host: OwnHost) -> Result<FetchPlan, String> {
     let url = Url::new(&metadata, own_host)
         .map_err(|error| format!("without jwks the keys are discovered from the issuer: {error}"))?;
     let reader = Arc::new(OfMetadata { issuer: issuer.into(), own_host });
-    Ok(FetchPlan { place: Place::Url(url), reader, posted: None })
+    Ok(FetchPlan { place: Place::Url(url), reader, posted: None, giver: None })
 }
 
 #[derive(Debug)]
@@ -42,7 +45,7 @@ impl Reader for OfKeySet {
         "jwks".into()
     }
 
-    fn read(&self, _: usize, body: &[u8]) -> Result<Step, String> {
+    fn read(&self, _: usize, body: &[u8], _: Instant) -> Result<Step, String> {
         KeySet::read(body).map(|keys| Step::Done(Arc::new(keys)))
     }
 }
@@ -58,9 +61,9 @@ impl Reader for OfMetadata {
         format!("metadata of {}", self.issuer)
     }
 
-    fn read(&self, step: usize, body: &[u8]) -> Result<Step, String> {
+    fn read(&self, step: usize, body: &[u8], asked: Instant) -> Result<Step, String> {
         if step > 0 {
-            return OfKeySet.read(step, body);
+            return OfKeySet.read(step, body, asked);
         }
         let metadata =
             Document::read_object(body, super::JSON).map_err(|_| "its metadata is no JSON object")?;
@@ -80,7 +83,7 @@ mod tests {
 
     fn step(issuer: &str, body: &str) -> Result<String, String> {
         let plan = discovery(issuer, OwnHost::Refused)?;
-        match plan.reader.read(0, body.as_bytes())? {
+        match plan.reader.read(0, body.as_bytes(), Instant::now())? {
             Step::Next(url) => Ok(format!("{} {url}", plan.place)),
             Step::Done(_) => Err("done".into()),
         }
