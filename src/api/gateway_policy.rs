@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::gateway_route::{LABEL, OBJECT_NAME};
 use super::policy::Policy;
 use super::status::GatewayPolicyStatus;
-use crate::values::LabelSelector;
+use crate::values::NamespaceSelector;
 
 /// What is wanted.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -94,7 +94,7 @@ pub struct PolicyTarget {
     pub section_name: Option<String>,
     /// Namespaces by label; only in the installation's own namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selector: Option<LabelSelector>,
+    pub selector: Option<NamespaceSelector>,
 }
 
 /// The policy's own namespace or those that the selector finds; a route; all that the installation serves. Other kinds

@@ -9,7 +9,7 @@ use super::policy::{Policy, PolicyRef};
 use super::route_match::RouteMatch;
 use super::status::GatewayRouteStatus;
 use crate::values::{
-    BackendKind, CaCertificateRef, ForwardedCertificate, LabelSelector, PathRewriteSpec, SecretRef,
+    BackendKind, CaCertificateRef, ForwardedCertificate, NamespaceSelector, PathRewriteSpec, SecretRef,
     TlsVersion, ValidationMode,
 };
 
@@ -192,7 +192,7 @@ pub struct AllowedNamespaces {
     pub from: AllowedFrom,
     /// Labels of the namespaces.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub selector: Option<LabelSelector>,
+    pub selector: Option<NamespaceSelector>,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]

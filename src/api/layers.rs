@@ -18,7 +18,9 @@ use super::{
     BackendRef, GatewayBackendSpec, HealthCheck, PolicyRef, Protocol, RedirectSpec, RespondSpec, RouteMatch,
     RouteTls, TlsMode, crd,
 };
-use crate::values::{Duration, FieldPath, Hostname, LabelSelector, Problem, Reason, SecretRef, TlsVersion};
+use crate::values::{
+    Duration, FieldPath, Hostname, NamespaceSelector, Problem, Reason, SecretRef, TlsVersion,
+};
 
 /// A GatewayRoute's spec, as far as it can be used.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -442,16 +444,11 @@ fn allowed(value: Value, layer: &mut Layer<'_>) -> Option<AllowedNamespaces> {
         layer.refuse(at, "selector goes with from: Selector, and only with it");
         return None;
     }
-    if has_long_label(namespaces.selector.as_ref()) {
-        layer.refuse(at.field("selector").field("matchLabels"), "a label's name has at most 317 characters");
+    if let Some((field, message)) = namespaces.selector.as_ref().and_then(NamespaceSelector::problem) {
+        layer.refuse(at.field("selector").field(field), message);
         return None;
     }
     Some(namespaces)
-}
-
-pub(super) fn has_long_label(selector: Option<&LabelSelector>) -> bool {
-    let mut labels = selector.into_iter().flat_map(|selector| selector.match_labels.keys());
-    labels.any(|key| key.chars().count() > 317)
 }
 
 fn rules(value: Option<Value>, layer: &mut Layer<'_>) -> Vec<Value> {

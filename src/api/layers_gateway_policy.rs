@@ -6,7 +6,7 @@ use super::layers::{SHAPES, checked, object, warn_of_unknown};
 use super::layers_policy::{self, PolicyLayer};
 use super::shape::{Shape, kind_of};
 use super::{PolicyTarget, Precedence, TargetKind};
-use crate::values::{FieldPath, Problem, Reason};
+use crate::values::{FieldPath, NamespaceSelector, Problem, Reason};
 
 /// A GatewayPolicy's spec, as far as it can be used.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -102,14 +102,15 @@ fn targets(value: Value, shape: &Shape, at: &FieldPath, policy: &mut ParsedPolic
 /// What the CRD's rules refuse in a target.
 fn fitting(target: PolicyTarget, at: &FieldPath, problems: &mut Vec<Problem>) -> Option<PolicyTarget> {
     let is_route = target.kind == TargetKind::GatewayRoute;
+    let refused = target.selector.as_ref().and_then(NamespaceSelector::problem);
     let (field, message) = if is_route != target.name.is_some() {
-        ("name", "name is required for a GatewayRoute, and not for other kinds")
+        ("name", "name is required for a GatewayRoute, and not for other kinds".to_owned())
     } else if target.section_name.is_some() && !is_route {
-        ("sectionName", "sectionName goes with kind GatewayRoute: it names one of its rules")
+        ("sectionName", "sectionName goes with kind GatewayRoute: it names one of its rules".to_owned())
     } else if target.selector.is_some() && target.kind != TargetKind::Namespace {
-        ("selector", "selector goes with kind Namespace")
-    } else if super::layers::has_long_label(target.selector.as_ref()) {
-        ("selector", "a label's name has at most 317 characters")
+        ("selector", "selector goes with kind Namespace".to_owned())
+    } else if let Some((_, message)) = refused {
+        ("selector", message)
     } else {
         return Some(target);
     };

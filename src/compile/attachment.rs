@@ -8,7 +8,7 @@ use super::gateway_route::LoweredRoute;
 use crate::api::Precedence;
 use crate::filters::{Combine, REGISTRY};
 use crate::snapshot::Snapshot;
-use crate::values::{FieldPath, LabelSelector, ObjectName, Problem, Reason};
+use crate::values::{FieldPath, NamespaceSelector, ObjectName, Problem, Reason};
 
 /// How wide a target is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,9 +62,6 @@ struct Lost {
     lost: usize,
     problems: BTreeMap<usize, Problem>,
 }
-
-/// The API server gives it to every Namespace.
-const NAME_LABEL: &str = "kubernetes.io/metadata.name";
 
 impl Level {
     pub const fn word(self) -> &'static str {
@@ -286,13 +283,8 @@ impl Conflicts {
     }
 }
 
-fn selects(selector: &LabelSelector, world: &Snapshot, namespace: &Arc<str>) -> bool {
-    let labels = world.namespaces.get(namespace).map(|known| &known.labels);
-    let has = |(key, value): (&String, &String)| {
-        (key == NAME_LABEL && *value == **namespace)
-            || labels.is_some_and(|labels| labels.get(key) == Some(value))
-    };
-    !selector.match_labels.is_empty() && selector.match_labels.iter().all(has)
+fn selects(selector: &NamespaceSelector, world: &Snapshot, namespace: &Arc<str>) -> bool {
+    selector.selects(namespace, world.namespaces.get(namespace).map(|known| &known.labels))
 }
 
 fn lent<T>(before: Option<&Arc<T>>, now: T, same: impl Fn(&T, &T) -> bool) -> Arc<T> {

@@ -207,8 +207,8 @@ fn admits(allowed: &AllowedNamespaces, world: &Snapshot, namespace: &Arc<str>) -
         AllowedFrom::All => true,
         AllowedFrom::Selector => {
             let Some(selector) = &allowed.selector else { return false };
-            let Some(namespace) = world.namespaces.get(namespace) else { return false };
-            selector.selects(&namespace.labels)
+            let Some(known) = world.namespaces.get(namespace) else { return false };
+            selector.selects(namespace, Some(&known.labels))
         }
     }
 }

@@ -9,7 +9,7 @@ use super::policies::{self, Layer};
 use super::question::Asker;
 use crate::api::{self, PolicyTarget, Precedence, TargetKind};
 use crate::snapshot::Manifest;
-use crate::values::{FieldPath, LabelSelector, ObjectName, Problem, Reason};
+use crate::values::{FieldPath, NamespaceSelector, ObjectName, Problem, Reason};
 
 /// A policy alone.
 #[derive(Debug)]
@@ -30,7 +30,7 @@ pub(super) struct LoweredPolicy {
 pub(super) enum Target {
     /// Its own namespace.
     Namespace,
-    Selected(LabelSelector),
+    Selected(NamespaceSelector),
     Route {
         name: Arc<str>,
         rule: Option<Arc<str>>,

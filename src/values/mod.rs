@@ -14,6 +14,7 @@ mod rate;
 mod redacted;
 mod reserved_headers;
 mod secret;
+mod selector;
 mod tls_version;
 
 pub use asked_backend::{AskedBackendRef, BackendKind, Origin, OriginScheme};
@@ -23,8 +24,7 @@ pub use duration::{Duration, InvalidDuration};
 pub use grpc_code::GrpcCode;
 pub use hostname::{Hostname, InvalidHostname};
 pub use names::{
-    BackendId, CaCertificateKind, CaCertificateRef, ConfigMapKeyRef, LabelSelector, ObjectName, SecretKeyRef,
-    SecretRef,
+    BackendId, CaCertificateKind, CaCertificateRef, ConfigMapKeyRef, ObjectName, SecretKeyRef, SecretRef,
 };
 pub use nearest::nearest;
 pub use path_rewrite::{InvalidPathRewrite, PathRewrite, PathRewriteSpec};
@@ -33,4 +33,5 @@ pub use rate::{Full, Rate};
 pub use redacted::Redacted;
 pub use reserved_headers::{ReservedHeaders, plain_name};
 pub use secret::{Attributes, ConfigMapData, SecretData};
+pub use selector::{LabelOperator, LabelRequirement, LabelSelector, NamespaceSelector};
 pub use tls_version::TlsVersion;

@@ -1,11 +1,8 @@
 //! Names of objects and of what routes point to.
 
-use std::collections::BTreeMap;
 use std::fmt;
-use std::str::FromStr;
 use std::sync::Arc;
 
-use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -128,35 +125,4 @@ pub struct ConfigMapKeyRef {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub key: Option<String>,
-}
-
-/// Labels that must all be there.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
-pub struct LabelSelector {
-    /// Each label with the value that it must have.
-    #[schemars(extend("minProperties" = 1, "maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 63}))]
-    #[x_kube(validation = ("self.all(key, size(key) <= 317)", "a label's name has at most 317 characters"))]
-    pub match_labels: BTreeMap<String, String>,
-}
-
-/// `key=value[,key=value]`, as on a command line.
-impl FromStr for LabelSelector {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let label = |pair: &str| match pair.split_once('=') {
-            Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-            _ => Err(format!("{pair:?} is not key=value")),
-        };
-        Ok(Self { match_labels: text.split(',').map(label).collect::<Result<_, _>>()? })
-    }
-}
-
-impl LabelSelector {
-    /// One without labels selects nothing: what it could mean is everything.
-    pub fn selects(&self, labels: &BTreeMap<String, String>) -> bool {
-        !self.match_labels.is_empty()
-            && self.match_labels.iter().all(|(name, value)| labels.get(name) == Some(value))
-    }
 }
