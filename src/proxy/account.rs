@@ -39,8 +39,6 @@ pub struct Account {
     pub ruling: Option<Ruling>,
     /// The rate limit that refused, or would have.
     pub limited: Option<Limited>,
-    /// The limits that the store could not be asked about.
-    pub fallbacks: Vec<Arc<str>>,
     /// What external authorizers said.
     pub consulted: Option<Consulted>,
     /// What it holds among the requests under way.
@@ -99,7 +97,6 @@ impl Account {
             identity: Identity::ANONYMOUS,
             ruling: None,
             limited: None,
-            fallbacks: Vec::new(),
             consulted: None,
             places: Vec::new(),
             compressed: None,
@@ -114,7 +111,7 @@ impl Account {
         }
     }
 
-    /// Notes for the access log what is known of the request once its head was taken in.
+    /// Notes for the access log what is known of the request once its head was taken in or refused.
     pub fn note(&mut self, parts: &http::request::Parts, host: &str, client: IpAddr) {
         if self.worker.log.enabled() {
             self.hop = Some(Rc::default());
@@ -244,7 +241,6 @@ impl Drop for Account {
             reason: self.reason,
             ruling: self.ruling.take(),
             limited: self.limited.take(),
-            fallbacks: std::mem::take(&mut self.fallbacks),
             consulted: self.consulted,
             packed: self.compressed.as_ref().map(|compressed| Packed {
                 coding: compressed.coding.as_str(),

@@ -84,6 +84,14 @@ pub async fn answer(
     Ok(finish(&connection, watch, response, account, told.trailers, follows))
 }
 
+/// As the client wrote it, for the log alone.
+fn asked_host(parts: &http::request::Parts) -> Cow<'_, str> {
+    match (parts.uri.authority(), parts.headers.get(http::header::HOST)) {
+        (Some(authority), _) => authority.as_str().into(),
+        (None, host) => String::from_utf8_lossy(host.map_or(b"", HeaderValue::as_bytes)),
+    }
+}
+
 /// A panic is the end of one request, not of all that this thread serves.
 async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
     AssertUnwindSafe(work).catch_unwind().await.ok()
@@ -122,14 +130,18 @@ async fn serve(
         account.upload = Some(upload.clone());
         *connection.reading.borrow_mut() = Some(upload);
     }
-    let mut intake = take_in(&mut parts, protocol, has_body, limits)?;
+    let peer = connection.peer.ip().to_canonical();
+    let taken = take_in(&mut parts, protocol, has_body, limits);
+    let mut intake = taken.inspect_err(|_| account.note(&parts, &asked_host(&parts), peer))?;
     // What a call came to stands in its trailers.
     intake.trailers |= told.call == Call::Grpc && protocol == Protocol::Http2;
     told.trailers = intake.trailers;
     if intake.asterisk {
+        account.note(&parts, &asked_host(&parts), peer);
         return Ok(no_content());
     }
-    let seen = connection.introduction.see(&parts.headers, worker.settings.trusted_hops)?;
+    let seen = connection.introduction.see(&parts.headers, worker.settings.trusted_hops);
+    let seen = seen.inspect_err(|_| account.note(&parts, &asked_host(&parts), peer))?;
     account.scheme = seen.scheme;
     if intake.introduced {
         forwarded::strip_aliases(&mut parts.headers);
@@ -285,7 +297,6 @@ async fn serve(
     };
     (account.ruling, account.consulted) = (exchange.ruling, exchange.consulted);
     (account.limited, account.identity) = (exchange.limited, exchange.identity);
-    account.fallbacks = exchange.quotas.fallbacks;
     account.places = exchange.places;
     account.compressed = exchange.compressed;
     account.cached = exchange.cached;

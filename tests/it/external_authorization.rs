@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::harness::{Answer, Gateway, connect, read_answer, route, until};
+use crate::harness::{Gateway, raw, route, until};
 
 /// A server that keeps the heads that it gets and answers by script.
 struct Server {
@@ -132,12 +132,6 @@ fn start(authorizer: &Server, backend: &Server, policy: &str) -> Gateway {
     Gateway::start(&[("backends.yaml", &manifests), ("route.yaml", &shop(policy))])
 }
 
-fn raw(gateway: &Gateway, request: &str) -> Answer {
-    let mut stream = connect(gateway.http);
-    stream.write_all(request.as_bytes()).expect("sent");
-    read_answer(&mut stream).expect("an answer")
-}
-
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 
 #[test]
@@ -184,7 +178,7 @@ fn what_the_authorizer_sees_is_byte_for_byte_what_the_backend_gets() {
     ] {
         let (asked, got) = (authorizer.count(), backend.count());
         let answer =
-            raw(&gateway, &format!("{line}\r\nHost: Shop.example\r\nConnection: close\r\n{fields}\r\n"));
+            raw(gateway.http, &format!("{line}\r\nHost: Shop.example\r\nConnection: close\r\n{fields}\r\n"));
         if answer.status != 200 {
             assert_eq!((answer.status, authorizer.count(), backend.count()), (400, asked, got), "{line}");
             refused += 1;
@@ -254,7 +248,7 @@ fn behind_trusted_hops_it_is_told_of_the_client_what_the_backend_is_told() {
         ("", "127.0.0.1", "shop.example:8443", "8443"),
     ] {
         let head = format!("GET / HTTP/1.1\r\nHost: shop.example:8443\r\nConnection: close\r\n{fields}\r\n");
-        assert_eq!(raw(&gateway, &head).status, 200);
+        assert_eq!(raw(gateway.http, &head).status, 200);
         let (question, request) = (authorizer.last(), backend.last());
         for name in ["for", "host", "port", "proto"].map(|end| format!("x-forwarded-{end}")) {
             assert_eq!(lines(&question, &name), lines(&request, &name), "{name}");
@@ -280,7 +274,7 @@ fn in_the_style_of_envoy_too() {
     let post = |length: usize| {
         let body = "x".repeat(length);
         raw(
-            &gateway,
+            gateway.http,
             &format!(
                 "PUT /a%20b?c HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\nContent-Type: text/x\r\nContent-Length: {length}\r\n\r\n{body}"
             ),

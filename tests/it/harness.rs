@@ -322,6 +322,13 @@ fn try_exchange(
     read_answer(stream)
 }
 
+/// What a request of any bytes is answered; it asks for the connection's end itself.
+pub fn raw(address: SocketAddr, request: &str) -> Answer {
+    let mut stream = connect(address);
+    stream.write_all(request.as_bytes()).expect("sent");
+    read_answer(&mut stream).expect("an answer")
+}
+
 /// An answer up to the connection's end.
 pub fn read_answer(stream: &mut impl Read) -> std::io::Result<Answer> {
     let mut bytes = Vec::new();

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{LiveCache, class, passed, told, without_conditions};
 use crate::cache::{
     Asked, Forwarded, Head, Heard, Join, Lead, Opening, Place, Pump, Reader, Refusal, Stored, Terms, Told,
-    Wish, is_for_sites, is_tagged, judge, kept_headers, key, opaque, tags, vary,
+    Wish, is_for_sites, judge, kept_headers, key, opaque, tags, vary,
 };
 use crate::filters::Collapse;
 use crate::message::{Body, ErrorKind, Exchange, Outbound, Request, Response, Side};
@@ -298,11 +298,7 @@ impl Fetch {
         }
         let head = Head { status, headers: &judged, failure: None };
         let terms = judge(self.asked, &head, &self.cache.plan, wall, received - started);
-        // What it says nothing of stays.
-        let tags = match is_tagged(response.headers()) {
-            true => tags(response.headers()),
-            false => Some(stale.tags.clone()),
-        };
+        let tags = tags(&judged);
         let terms = terms.and_then(|terms| if tags.is_some() { Ok(terms) } else { Err("tags") });
         let stored = Arc::new(Stored {
             status,
@@ -411,15 +407,9 @@ impl Fetch {
 
     fn refuse(&self, lead: &Lead, stale: Option<&Arc<Stored>>, status: StatusCode) {
         let partition = &self.cache.partition;
-        let is_gone = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
-        if status.is_server_error() || status.is_client_error() && !is_gone {
-            // The next one tries, and does not ask for an answer of its own for that: what the origin finds wrong with a
-            // request may be a field that the key does not hold.
+        if status.is_server_error() {
+            // The next one tries, and does not ask for an answer of its own for that.
             lead.fill.tell(Heard::Abandoned);
-            let now = Instant::now();
-            if let Some(stale) = stale.filter(|stale| status.is_client_error() && stale.is_overdue(now)) {
-                stale.doubt();
-            }
             return;
         }
         lead.fill.tell(Heard::Alone);

@@ -15,7 +15,7 @@ use super::fetch::{Fetch, Readers, Settled};
 use super::{Kind, LiveCache, Meanings, Waited, key_of_head, wait};
 use crate::cache::tests::exchange;
 use crate::cache::{
-    Forwarded, Forwarders, Heard, Join, Keying, Lead, Memory, Reader, Stored, Use, Wish, is_tagged, key,
+    Forwarded, Forwarders, Heard, Join, Keying, Lead, Memory, Reader, Stored, Use, Wish, key,
 };
 use crate::filters::{CachePlan, Collapse, REGISTRY, ServeStale};
 use crate::message::{
@@ -470,73 +470,4 @@ async fn where_answers_are_shared_only_nothing_is_kept() {
     let work = case.worker.work.borrow_mut().pop();
     work.expect("work").await;
     assert!(case.kept(&asked).is_none());
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_the_origin_finds_wrong_with_one_request_is_no_word_about_the_others() {
-    let odd = exchange(URL, &[("cache-control", "no-cache"), ("origin", "https://other.example")]);
-    let (fresh, old) = (("cache-control", "max-age=60"), ("cache-control", "max-age=0"));
-    for (status, is_heeded) in
-        [(400, false), (401, false), (403, false), (429, false), (404, true), (410, true)]
-    {
-        for (said, is_overdue) in [(fresh, false), (old, true)] {
-            let case = Case::new(CachePlan::default(), true);
-            let answer = response(200, &[said, ("etag", "\"a\"")], Body::Empty);
-            let (Settled::Kept(stored, _), _) = case.settle(&exchange(URL, &[]), answer, None).await else {
-                panic!("kept")
-            };
-            let (fetch, _) = case.fetch(&odd);
-            let Join::Lead(lead) = fetch.join(Some(&stored), false) else { panic!("it wants it new") };
-            let answer = response(status, &[], Body::Empty);
-            let started = Instant::now();
-            let settled =
-                fetch.settle(&*case.worker, lead, answer, Some(&stored), started, |_| Readers::Needed);
-            assert!(matches!(settled, Settled::Passed(..)), "{status}");
-            let kept = case.kept(&exchange(URL, &[]));
-            assert_eq!(kept.is_none(), is_heeded, "{status} {said:?}");
-            // What is past its time is asked for before it is used again.
-            assert!(kept.is_none_or(|kept| kept.is_doubted() == is_overdue), "{status} {said:?}");
-
-            // Who asks next shares one fetch, if there was no word about all.
-            case.cache.partition.forget(&case.fetch(&exchange(URL, &[])).1);
-            let (fetch, _) = case.fetch(&exchange(URL, &[]));
-            let Join::Lead(_lead) = fetch.join(None, false) else { panic!("nobody fetches") };
-            assert_eq!(matches!(fetch.join(None, false), Join::Wait(_)), !is_heeded, "{status} {said:?}");
-        }
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn who_waits_for_a_request_that_the_origin_refuses_is_freed() {
-    let case = Case::new(CachePlan::default(), true);
-    for (status, is_freed) in [(400, true), (403, true), (404, false)] {
-        let (_, heard) = case.settle(&exchange(URL, &[]), response(status, &[], Body::Empty), None).await;
-        assert_eq!(matches!(heard, Heard::Abandoned), is_freed, "{status}: {heard:?}");
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn marks_are_kept_through_confirmations_and_told_to_nobody() {
-    let case = Case::new(CachePlan::default(), true);
-    let marks = [("surrogate-key", "shoes sale"), ("cache-tag", "a, b"), ("etag", "\"a\"")];
-    let fields: Vec<_> = marks.into_iter().chain([("cache-control", "max-age=0")]).collect();
-    let (settled, _) = case.settle(&exchange(URL, &[]), response(200, &fields, Body::Empty), None).await;
-    let Settled::Kept(stored, _) = settled else { panic!("kept") };
-    let tags = |stored: &Stored| stored.tags.iter().map(ToString::to_string).collect::<Vec<_>>();
-    let is_marked = |stored: &Stored| is_tagged(&stored.headers);
-    assert_eq!(
-        (tags(&stored), is_marked(&stored)),
-        (["shoes", "sale", "a", "b"].map(String::from).into(), false)
-    );
-    for (said, expected) in
-        [(&[][..], &["shoes", "sale", "a", "b"][..]), (&[("surrogate-key", "hats")], &["hats"])]
-    {
-        let answer = response(304, said, Body::Empty);
-        let (settled, _) = case.settle(&exchange(URL, &[]), answer, Some(&stored)).await;
-        let Settled::Kept(confirmed, 304) = settled else { panic!("confirmed") };
-        assert_eq!(
-            (tags(&confirmed), is_marked(&confirmed)),
-            (expected.iter().map(ToString::to_string).collect(), false)
-        );
-    }
 }
