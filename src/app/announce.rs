@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::programmed::out_of_time;
 use crate::compile::{Published, Report};
 use crate::snapshot::{Failure, Kind, Origin};
 use crate::values::{ObjectName, Problem};
@@ -14,14 +15,16 @@ const MOST_LINES: usize = 100;
 pub struct Announcer {
     reports: BTreeMap<(Kind, ObjectName), Arc<Report>>,
     failures: BTreeSet<Failure>,
+    out_of_time: BTreeMap<ObjectName, String>,
 }
 
 impl Announcer {
-    /// Logs what is new since the install before.
-    pub fn tell(&mut self, news: &Published) {
+    /// Logs what is new since the install before. `now`: seconds since the epoch.
+    pub fn tell(&mut self, news: &Published, now: i64) {
         let mut lines = 0;
         self.tell_failures(&news.world.failures, &mut lines);
         self.tell_reports(&news.compiled.reports, &mut lines);
+        self.tell_certificates(out_of_time(&news.compiled.map, now), &mut lines);
         if lines > MOST_LINES {
             tracing::warn!(more = lines - MOST_LINES, "more problems than are logged at once; see /status");
         }
@@ -51,6 +54,18 @@ impl Announcer {
             }
         }
         self.failures = now;
+    }
+
+    fn tell_certificates(&mut self, now: BTreeMap<ObjectName, String>, lines: &mut usize) {
+        for (secret, message) in
+            now.iter().filter(|(secret, message)| self.out_of_time.get(secret) != Some(message))
+        {
+            *lines += 1;
+            if *lines <= MOST_LINES {
+                tracing::warn!(object = %format_args!("Secret {secret}"), "{message}");
+            }
+        }
+        self.out_of_time = now;
     }
 
     fn tell_reports(&mut self, reports: &[Arc<Report>], lines: &mut usize) {

@@ -18,6 +18,7 @@ use serde::Serialize;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
+pub use programmed::out_of_time;
 pub use purge::Named;
 pub use settings::{OwnPods, Settings, Source, Store, default_workers};
 

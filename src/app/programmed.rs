@@ -1,11 +1,12 @@
-//! How much a route map holds, as the metrics say it.
+//! How much a route map holds, as the metrics say it, and which of its certificates nobody takes.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::route_map::{Host, RouteMap};
+use crate::route_map::{CertificatePlan, Host, RouteMap};
 use crate::telemetry::{CertificateExpiry, Programmed};
+use crate::values::ObjectName;
 
 pub fn programmed(map: &RouteMap) -> (Programmed, Vec<CertificateExpiry>) {
     let hosts = || map.hosts.values().chain(&map.catch_all).map(Arc::as_ref);
@@ -14,7 +15,7 @@ pub fn programmed(map: &RouteMap) -> (Programmed, Vec<CertificateExpiry>) {
         routes.insert((&rule.labels.namespace, &rule.labels.route));
         rules.insert(Arc::as_ptr(rule));
     }
-    let certificates = expiries(map, hosts());
+    let certificates = expiries(map);
     let counts = Programmed {
         routes: routes.len(),
         rules: rules.len(),
@@ -24,14 +25,39 @@ pub fn programmed(map: &RouteMap) -> (Programmed, Vec<CertificateExpiry>) {
     (counts, certificates)
 }
 
-/// One a Secret in use.
-fn expiries<'a>(map: &'a RouteMap, hosts: impl Iterator<Item = &'a Host>) -> Vec<CertificateExpiry> {
-    let plans = hosts.filter_map(|host| host.tls.as_ref()).flat_map(|tls| &tls.certificates);
+/// The certificates in use whose time is over or has not come, by Secret, each with what to do. They are shown all the
+/// same: which clock is wrong is not known here. `now`: seconds since the epoch.
+pub fn out_of_time(map: &RouteMap, now: i64) -> BTreeMap<ObjectName, String> {
+    let judge = |plan: &CertificatePlan| {
+        let date = |seconds| {
+            jiff::Timestamp::from_second(seconds).map_or_else(|_| "(no date)".into(), |date| date.to_string())
+        };
+        let message = if now > plan.not_after {
+            format!("the certificate expired at {}; renew it", date(plan.not_after))
+        } else if now < plan.not_before {
+            format!("the certificate is valid from {} on only; look at the clocks", date(plan.not_before))
+        } else {
+            return None;
+        };
+        Some((plan.secret.clone(), message))
+    };
+    certificates(map).filter_map(judge).collect()
+}
+
+/// One a Secret in use, clients' side and backends'.
+fn certificates(map: &RouteMap) -> impl Iterator<Item = &CertificatePlan> {
+    let hosts = map.hosts.values().chain(&map.catch_all).map(Arc::as_ref);
+    let to_clients = hosts.filter_map(|host: &Host| host.tls.as_ref()).flat_map(|tls| &tls.certificates);
     let to_backends = map.backends.values().filter_map(|plan| plan.tls.as_ref()?.client_certificate.as_ref());
-    let plans = plans.chain(to_backends);
     let mut seen = HashSet::new();
-    plans
-        .filter(|plan| seen.insert(&plan.secret))
+    to_clients
+        .chain(to_backends)
+        .map(AsRef::as_ref)
+        .filter(move |plan: &&CertificatePlan| seen.insert(&plan.secret))
+}
+
+fn expiries(map: &RouteMap) -> Vec<CertificateExpiry> {
+    certificates(map)
         .map(|plan| CertificateExpiry {
             namespace: plan.secret.namespace.to_string(),
             secret: plan.secret.name.to_string(),

@@ -103,7 +103,7 @@ pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
             biased;
             Some(job) = done.recv() => {
                 if let Some(news) = state.finish(job) {
-                    announcer.tell(&news);
+                    announcer.tell(&news, jiff::Timestamp::now().as_second());
                     published.send_replace(Some(Arc::new(news)));
                     installed.send_replace(Some(Instant::now()));
                     waits_for.1 = None;

@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Addresses;
+use super::programmed::out_of_time;
 use crate::compile::Published;
 use crate::lifecycle::{DrainSignal, Readiness};
 use crate::snapshot::Origin;
@@ -37,7 +38,7 @@ struct Document<'a> {
     route_map: Option<Installed>,
     problems: Vec<Entry<'a>>,
     failures: Vec<Unread<'a>>,
-    /// What is fetched or asked beside the requests and cannot be had now.
+    /// What is fetched or asked beside the requests and cannot be had now, and certificates that nobody takes.
     failing: Vec<Failing>,
     omitted: usize,
 }
@@ -98,7 +99,7 @@ impl Status {
         let age = self.installed_at.borrow().map_or(0, |at| now.duration_since(at).as_secs());
         let mut omitted = 0;
         let missing = readiness.missing();
-        let failing = self.failing(&mut omitted);
+        let failing = self.failing(published.as_deref(), &mut omitted);
         let document = Document {
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: now.duration_since(self.started).as_secs(),
@@ -121,8 +122,14 @@ impl Status {
         serde_json::to_string_pretty(&document).map_or_else(|error| error.to_string(), |text| text + "\n")
     }
 
-    fn failing(&self, omitted: &mut usize) -> Vec<Failing> {
-        let all = self.telemetry.control().failing();
+    fn failing(&self, published: Option<&Published>, omitted: &mut usize) -> Vec<Failing> {
+        let mut all = self.telemetry.control().failing();
+        if let Some(published) = published {
+            let certificates = out_of_time(&published.compiled.map, jiff::Timestamp::now().as_second());
+            all.extend(
+                certificates.into_iter().map(|(secret, message)| (format!("Secret {secret}"), message)),
+            );
+        }
         *omitted += all.len().saturating_sub(MOST);
         all.into_iter().take(MOST).map(|(place, error)| Failing { place, error }).collect()
     }

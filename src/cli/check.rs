@@ -67,7 +67,7 @@ pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
         served: args.namespace_selector.clone(),
     };
     let (compiled, _) = compile(&world, &options, Memo::default());
-    let findings = findings::all(&world, &compiled);
+    let findings = findings::all(&world, &compiled, jiff::Timestamp::now().as_second());
     let errors = findings.iter().filter(|finding| finding.is_error()).count();
     let warnings = findings.len() - errors;
     let (routes, backends, policies) = (world.routes.len(), world.backends.len(), world.policies.len());

@@ -8,6 +8,7 @@ use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
 
 use super::place::{Place, find};
+use crate::app::out_of_time;
 use crate::compile::Compiled;
 use crate::snapshot::{self, Origin, Snapshot};
 use crate::values::Severity;
@@ -41,8 +42,11 @@ pub struct Object {
     pub name: Arc<str>,
 }
 
-/// Everything that is to be said about a world, errors and warnings, by file and line.
-pub fn all(world: &Snapshot, compiled: &Compiled) -> Vec<Finding> {
+/// The code of a certificate whose time is over or has not come.
+const OUT_OF_TIME: &str = "CertificateOutOfTime";
+
+/// Everything that is to be said about a world, errors and warnings, by file and line. `now`: seconds since the epoch.
+pub fn all(world: &Snapshot, compiled: &Compiled, now: i64) -> Vec<Finding> {
     let mut sources = Sources::default();
     let mut findings = Vec::new();
     for failure in &world.failures {
@@ -76,6 +80,10 @@ pub fn all(world: &Snapshot, compiled: &Compiled) -> Vec<Finding> {
                 message,
             ));
         }
+    }
+    for (secret, message) in out_of_time(&compiled.map, now) {
+        let object = Object { kind: "Secret".to_owned(), namespace: secret.namespace, name: secret.name };
+        findings.push(sources.finding("warning", OUT_OF_TIME, Some(object), None, String::new(), message));
     }
     findings.sort_by(|a, b| (&a.file, a.line, a.column, &a.path).cmp(&(&b.file, b.line, b.column, &b.path)));
     findings

@@ -7,7 +7,9 @@ use std::process::Stdio;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::harness::{Backend, Gateway, Process, certificate, program, responds, route, text, tls, until};
+use crate::harness::{
+    Backend, Gateway, Process, certificate, program, raw, responds, route, text, tls, until,
+};
 use crate::long_lived::LongLived;
 
 #[test]
@@ -139,14 +141,28 @@ fn each_request_is_one_line_of_the_access_log() {
     let log = folder.path().join("access.log");
     let gateway = Gateway::with(
         &[("a.yaml", &responds("a", "a.example", "a"))],
-        &["--access-log", log.to_str().expect("UTF-8")],
+        &["--access-log", log.to_str().expect("UTF-8"), "--trusted-hops", "1"],
     );
     gateway.get("a.example", "/x?token=secret");
     gateway.get("b.example", "/\"quoted\"");
-    let lines = until("two lines", || {
+    // Refused before any host is looked for.
+    let early = [
+        ("GET /a%2Fb HTTP/1.1\r\nhost: c.example", 400, "c.example"),
+        ("GET / HTTP/1.1\r\nhost: d example", 400, "d example"),
+        ("GET / HTTP/1.1\r\nhost: e.example\r\ntransfer-encoding: gzip, chunked", 501, "e.example"),
+        ("TRACE / HTTP/1.1\r\nhost: f.example", 405, "f.example"),
+        ("OPTIONS * HTTP/1.1\r\nhost: g.example", 204, "g.example"),
+        ("GET / HTTP/1.1\r\nhost: h.example\r\nx-forwarded-for: nobody", 400, "h.example"),
+        ("GET / HTTP/1.1\r\nbad field: 1\r\nhost: i.example", 400, ""),
+    ];
+    for (head, status, _) in early {
+        let answer = raw(gateway.http, &format!("{head}\r\nconnection: close\r\n\r\n"));
+        assert_eq!(answer.status, status, "{head}: {answer:?}");
+    }
+    let lines = until("a line each", || {
         let lines: Vec<String> =
             std::fs::read_to_string(&log).unwrap_or_default().lines().map(str::to_owned).collect();
-        (lines.len() == 2).then_some(lines)
+        (lines.len() == 2 + early.len()).then_some(lines)
     });
     let entries: Vec<Value> =
         lines.iter().map(|line| serde_json::from_str(line).expect("one JSON object a line")).collect();
@@ -158,7 +174,68 @@ fn each_request_is_one_line_of_the_access_log() {
         entries.iter().any(|entry| entry["status"] == 404 && entry["reason"] == "NoRouteMatch"),
         "{lines:?}"
     );
+    for (head, status, host) in early {
+        let is_told = |entry: &&Value| {
+            entry["status"] == status
+                && entry["host"] == host
+                && entry["client"] == "127.0.0.1"
+                && (status == 204 || entry["reason"].is_string())
+        };
+        assert_eq!(entries.iter().filter(is_told).count(), 1, "{head}: {lines:?}");
+    }
     assert!(!lines.concat().contains("secret"), "{lines:?}");
+}
+
+/// Shown all the same: clients have clocks of their own.
+#[test]
+fn a_certificate_whose_time_is_over_is_told() {
+    let secret = |name: &str, from, until| {
+        let mut params = rcgen::CertificateParams::new([format!("{name}.example")]).expect("a name");
+        (params.not_before, params.not_after) =
+            (rcgen::date_time_ymd(from, 1, 1), rcgen::date_time_ymd(until, 1, 1));
+        let key = rcgen::KeyPair::generate().expect("a key");
+        let pem = params.self_signed(&key).expect("signed").pem();
+        let data = serde_json::json!({"tls.crt": pem, "tls.key": key.serialize_pem()});
+        let secret = serde_json::json!({
+            "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls", "stringData": data,
+            "metadata": {"name": name, "namespace": "test"},
+        });
+        let spec = format!(
+            "{{hostnames: [{name}.example], tls: {{certificateRefs: [{{name: {name}}}]}}, rules: [{{name: all, respond: {{status: 204}}}}]}}"
+        );
+        format!("{secret}\n---\n{}", route(name, &spec))
+    };
+    let files = [
+        ("old.yaml", &*secret("old", 2001, 2002)),
+        ("new.yaml", &secret("new", 3001, 3002)),
+        ("good.yaml", &secret("good", 2001, 3002)),
+    ];
+    let gateway = Gateway::start(&files);
+    let told = [
+        ("Secret test/new", "the certificate is valid from 3001-01-01T00:00:00Z on only; look at the clocks"),
+        ("Secret test/old", "the certificate expired at 2002-01-01T00:00:00Z; renew it"),
+    ];
+    let failing = gateway.status()["failing"].clone();
+    let failing: Vec<_> = failing
+        .as_array()
+        .expect("a list")
+        .iter()
+        .map(|entry| (entry["place"].as_str().expect("text"), entry["error"].as_str().expect("text")))
+        .collect();
+    assert_eq!(failing, told);
+    let log = gateway.process.log();
+    assert!(told.iter().all(|(_, message)| log.contains(message)), "{log}");
+    let folder = gateway.path("");
+    let checked = program().args(["check", folder.to_str().expect("UTF-8")]).output().expect("it runs");
+    let findings = text(&checked.stdout);
+    assert!(checked.status.success(), "warnings are no errors: {findings}");
+    for (secret, message) in told {
+        assert!(
+            findings.contains(&format!("warning[CertificateOutOfTime]: {secret}: {message}")),
+            "{findings}"
+        );
+    }
+    assert!(!findings.contains("test/good"), "{findings}");
 }
 
 #[test]
