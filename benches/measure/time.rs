@@ -12,8 +12,9 @@ pub fn millis(time: Duration) -> f64 {
     time.as_secs_f64() * 1e3
 }
 
-/// As proc(5) has it in schedstat.
+/// As proc(5) has it in schedstat, which the kernel brings up to date when it schedules.
 fn thread_time() -> Duration {
+    std::thread::yield_now();
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").expect("this bench runs on Linux");
     let nanos = text.split_whitespace().next().and_then(|nanos| nanos.parse().ok());
     Duration::from_nanos(nanos.expect("nanoseconds first"))
