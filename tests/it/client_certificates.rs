@@ -204,6 +204,7 @@ fn openssl_gets_in_with_a_good_certificate_and_with_no_other() {
         ("revoked", Some(partners.client("eve", 66)), &[], "certificate revoked"),
         ("of a server", Some(partners.sign(for_servers)), &[], "alert"),
         ("too old a TLS", Some(partners.client("bob", 9)), &["-tls1_2"], "protocol version"),
+        ("a TLS of before 1.2", None, &["-tls1_1", "-cipher", "DEFAULT@SECLEVEL=0"], "SSL alert number"),
     ] {
         let told = s_client(&gateway, "a.test", leaf.as_ref(), options, "");
         assert!(!told.contains("HTTP/1.1") && told.contains(alert), "{what}: {told}");

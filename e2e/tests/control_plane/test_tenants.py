@@ -61,6 +61,15 @@ class Tenants(gateways.ThreeReplicas):
         until("ready", gateway.ready)
         return gateway
 
+    def can(self, verb, what, namespace=NS):
+        """Whether the release's own account may."""
+        who = f"--as=system:serviceaccount:{gateways.NAMESPACE}:{gateways.NAME}"
+        try:
+            self.kube.kubectl("auth", "can-i", verb, what, "-n", namespace, who)
+        except CommandFailed:
+            return False
+        return True
+
     def message(self, name, kind="ResolvedRefs", namespace=NS):
         return self.kube.condition("gwr", name, kind, namespace)
 
@@ -119,16 +128,8 @@ class Tenants(gateways.ThreeReplicas):
         self.kube.apply(self.pki.secret("may-tls", NS, "may.test")[0])
         self.kube.apply(self.pki.secret("may-not-tls", NS, "may-not.test")[0])
         self.upgrade("rbac.secrets=names", f"rbac.secretNames.{NS}={{mine,may-tls}}")
-        who = f"--as=system:serviceaccount:{gateways.NAMESPACE}:{gateways.NAME}"
-
-        def can(verb, what, namespace=NS):
-            try:
-                self.kube.kubectl("auth", "can-i", verb, what, "-n", namespace, who)
-            except CommandFailed:
-                return False
-            return True
-        self.assertTrue(can("get", "secret/mine") and can("watch", "secret/mine"))
-        self.assertFalse(can("get", "secret/other") or can("list", "secrets") or can("get", "secret/mine", "default"))
+        self.assertTrue(self.can("get", "secret/mine") and self.can("watch", "secret/mine"))
+        self.assertFalse(self.can("get", "secret/other") or self.can("list", "secrets") or self.can("get", "secret/mine", "default"))
         g = self.anew()  # what was read before stays with those that run
         self.kube.apply(route("by-name", "may.test", spec={**keyed(secretRef={"name": "mine"}), "tls": {
             "certificateRefs": [{"name": "may-tls"}]}}), NS)
@@ -173,6 +174,30 @@ class Tenants(gateways.ThreeReplicas):
             self.kube.apply(route("ns-label", f"{namespace}.test", spec=keyed(secretSelector={"matchLabels": {LABEL: "ns"}})), namespace)
         until("by label", lambda: self.status(g, f"{NS}.test", key) == 200)
         until("closed", lambda: self.status(g, f"{there}.test", key) == 503)
+
+    def test_watched_namespaces_need_no_more_than_their_roles(self):
+        there = self.kube.namespace("not-watched")
+        gateways.service("echo", there, self.echo)
+        key, next_key = secrets.token_hex(16), secrets.token_hex(16)
+        self.kube.apply(secret("watched", {"key": key}), NS)
+        self.upgrade(f"watchNamespaces={{{NS}}}")
+        for verb, what, namespace, may in [
+                ("list", "gatewayroutes", NS, True), ("list", "gatewayroutes", there, False),
+                ("watch", "endpointslices", NS, True), ("watch", "endpointslices", there, False)]:
+            self.assertEqual(self.can(verb, what, namespace), may, (verb, what, namespace))
+        g = self.anew("--watch-namespaces", NS)
+        self.alone(g)
+        for namespace in NS, there:
+            self.kube.apply(route("watched", f"{namespace}.test", spec=keyed(secretRef={"name": "watched"})), namespace)
+        until("it is served, by its key", lambda: self.status(g, f"{NS}.test", key) == 200)
+        until("its status is written", lambda: self.message("watched", "Programmed")["status"] == "True", 40)
+        self.kube.apply(secret("watched", {"key": next_key}), NS)
+        until("a change is seen", lambda: (self.status(g, f"{NS}.test", key), self.status(g, f"{NS}.test", next_key)) == (401, 200))
+        self.assertEqual(self.status(g, f"{there}.test", key), 404)
+        metrics = g.admin("/metrics").body.decode()
+        self.assertIn("portcullis_build_info{", metrics)
+        refused = re.findall(r"^portcullis_watch_errors_total\{.*\} [1-9].*$", metrics, re.M)
+        self.assertEqual(refused, [], "nothing is asked for that the Roles do not grant")
 
     def test_only_selected_namespaces_are_served(self):
         inside, outside = self.kube.namespace("inside", team="web"), self.kube.namespace("outside", team="lab")

@@ -97,6 +97,13 @@ impl EntryKind for ApiKeys {
                 ));
             }
         }
+        for (index, _) in from.iter().enumerate().filter(|(_, place)| matches!(place, Place::Query(_))) {
+            scope.warn(Problem::warning(
+                at.field("from").index(index),
+                Reason::PolicyInvalid,
+                "a key in the query stands in logs and histories of others; a header or a cookie does not",
+            ));
+        }
         let keys = keys(name, &spec, at, scope, &mut problems);
         match keys {
             Some(keys) if problems.is_empty() => {

@@ -10,7 +10,7 @@ use http::HeaderValue;
 use serde_json::{Value, json};
 
 use super::work::{RATE_LIMIT, RATE_LIMIT_POLICY};
-use super::{RateLimits, Spec, Store};
+use super::{RateLimits, Spec};
 use crate::filters::chain::run;
 use crate::filters::contract::{AnyPlan, Filter, FilterKind, Keep, Member, Ring};
 use crate::filters::contract_tests::{FakeOutbound, NoScope, exchange, fail};
@@ -19,10 +19,7 @@ use crate::values::Problem;
 
 /// Keeps what is made, as the proxy does.
 #[derive(Default)]
-pub(super) struct KeepAll {
-    known: Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>,
-    pub store: Arc<Store>,
-}
+struct KeepAll(Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>);
 
 impl Keep for KeepAll {
     fn state(
@@ -30,11 +27,7 @@ impl Keep for KeepAll {
         key: &str,
         make: &mut dyn FnMut() -> Arc<dyn Any + Send + Sync>,
     ) -> Arc<dyn Any + Send + Sync> {
-        self.known.lock().expect("whole").entry(key.to_owned()).or_insert_with(make).clone()
-    }
-
-    fn store(&self) -> Arc<Store> {
-        Arc::clone(&self.store)
+        self.0.lock().expect("whole").entry(key.to_owned()).or_insert_with(make).clone()
     }
 }
 
@@ -44,14 +37,14 @@ fn compiled(limits: Value) -> Result<AnyPlan, Vec<Problem>> {
 }
 
 /// The filters of a plan, the outer one first.
-pub(super) fn linked(limits: Value, keep: &KeepAll) -> Vec<Arc<dyn Filter>> {
+fn linked(limits: Value, keep: &KeepAll) -> Vec<Arc<dyn Filter>> {
     let mut parts = RateLimits::parts(&compiled(limits).expect("valid"));
     parts.sort_by_key(|(ring, _)| *ring);
     parts.iter().map(|(_, plan)| RateLimits::link(plan.get().expect("its own"), keep)).collect()
 }
 
 /// A request of a named client; "" is nobody.
-pub(super) fn by(client: &str, fields: &[(&'static str, &str)]) -> Exchange {
+fn by(client: &str, fields: &[(&'static str, &str)]) -> Exchange {
     let mut exchange = exchange("/a", 0, Rc::new(FakeOutbound::default()));
     if !client.is_empty() {
         exchange.identity = Identity::new(Arc::new(KnownIdentity {
@@ -69,7 +62,7 @@ pub(super) fn by(client: &str, fields: &[(&'static str, &str)]) -> Exchange {
     exchange
 }
 
-pub(super) async fn ask(filters: &[Arc<dyn Filter>], mut exchange: Exchange) -> (Response, Exchange) {
+async fn ask(filters: &[Arc<dyn Filter>], mut exchange: Exchange) -> (Response, Exchange) {
     let answer = run(filters, &mut exchange, fail, async |_: &mut Exchange| {
         let mut answer = Response::default();
         answer.headers_mut().insert(RATE_LIMIT, HeaderValue::from_static("\"theirs\";r=9;t=9"));
