@@ -53,6 +53,12 @@ impl Rate {
         now.saturating_add(self.room)
     }
 
+    /// When a bucket will be empty that has no room for `cost` before `wait` is over.
+    pub fn refused(&self, now: u64, wait: u64, cost: u64) -> u64 {
+        let room = self.latest(now).saturating_add(wait);
+        room.saturating_sub(self.interval.saturating_mul(cost))
+    }
+
     /// As if `cost` had not been charged.
     pub fn refunded(&self, until: u64, cost: u64) -> u64 {
         until.saturating_sub(self.interval.saturating_mul(cost))
@@ -93,6 +99,12 @@ mod tests {
             assert_eq!(rate.left(until, 0), (left, SECOND / 2));
         }
         assert_eq!(rate.charged(until, 0, 1), Err(Full::For(SECOND / 2)));
+        assert_eq!(rate.charged(until, 0, 3), Err(Full::For(SECOND * 3 / 2)));
+        assert_eq!(
+            (rate.refused(0, SECOND / 2, 1), rate.refused(0, SECOND * 3 / 2, 3)),
+            (until, until),
+            "a refusal tells how full it is, whatever was asked"
+        );
         assert_eq!(rate.charged(until, SECOND / 2 - 1, 1), Err(Full::For(1)));
         until = rate.charged(until, SECOND / 2, 1).expect("room again");
         assert_eq!(rate.charged(until, SECOND / 2, 1), Err(Full::For(SECOND / 2)));

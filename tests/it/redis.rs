@@ -216,6 +216,26 @@ fn a_store_that_hangs_is_asked_once_a_second() {
     assert_eq!(well, 20, "the control: a store that is well is asked each time");
 
     redis.signal(Signal::STOP);
+#[test]
+#[ignore = "needs redis-server: tests/run redis"]
+fn a_bucket_that_is_deleted_or_whose_limit_is_raised_refuses_nobody_for_long() {
+    let redis = Redis::start();
+    let limit = |requests| format!("{{name: fleet, requests: {requests}, per: 744h, scope: Global}}");
+    let gateway = gateway(&redis, &limit(2));
+    let status = || gateway.get("shop.example", "/").status;
+    assert_eq!([status(), status(), status()], [204, 204, 429]);
+    let asked = redis.asked();
+    assert_eq!([status(), status()], [429, 429]);
+    assert_eq!(redis.asked(), asked, "the control: it is not asked about what it refused just now");
+    redis.says(&["FLUSHALL"]).expect("it answers");
+    until("a new bucket", || (status() == 204).then_some(()));
+    assert_eq!([status(), status()], [204, 429]);
+    // A millionth of the time that the old numbers would have it wait for.
+    gateway.write("route.yaml", &shop(&limit(1_000_000_000)));
+    gateway.until_answer("shop.example", "/limits", 200, "1000000000");
+    until("the new numbers to count", || (status() == 204).then_some(()));
+}
+
     let (began, mut requests) = (Instant::now(), 0);
     while began.elapsed() < Duration::from_secs(3) {
         assert_eq!(gateway.get("shop.example", "/").status, 204);

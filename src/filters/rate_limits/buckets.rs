@@ -49,9 +49,14 @@ struct Place {
 pub struct Who(u64);
 
 impl Who {
-    /// The name of what is known of a bucket in the store: until when it refuses.
+    /// The name of what is known of a bucket in the store: when it will be empty.
     pub fn full(self) -> Self {
         Self((!self.0).max(1))
+    }
+
+    /// The name of how long that is believed.
+    pub fn heard(self) -> Self {
+        Self((!self.0).rotate_left(29).max(1))
     }
 }
 
@@ -104,13 +109,13 @@ impl Buckets {
         self.find(who).map(|place| place.until.load(Ordering::Relaxed))
     }
 
-    /// Notes when a bucket will be empty, which somebody else counts.
+    /// Notes when a bucket will be empty, which somebody else counts: it may be sooner than was known.
     pub fn note(&self, who: Who, until: u64, now: u64) {
         if self.find(who).is_none() {
             self.settle(who, now);
         }
         if let Some(place) = self.find(who) {
-            place.until.fetch_max(until, Ordering::Relaxed);
+            place.until.store(until, Ordering::Relaxed);
         }
     }
 

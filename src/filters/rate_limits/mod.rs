@@ -8,6 +8,8 @@ mod buckets;
 mod hashing;
 #[cfg(test)]
 mod redis_tests;
+#[cfg(test)]
+mod shared_tests;
 mod store;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,7 @@ use http::HeaderValue;
 use serde_json::{Value, json};
 
 use super::work::{RATE_LIMIT, RATE_LIMIT_POLICY};
-use super::{RateLimits, Spec};
+use super::{RateLimits, Spec, Store};
 use crate::filters::chain::run;
 use crate::filters::contract::{AnyPlan, Filter, FilterKind, Keep, Member, Ring};
 use crate::filters::contract_tests::{FakeOutbound, NoScope, exchange, fail};
@@ -19,7 +19,10 @@ use crate::values::Problem;
 
 /// Keeps what is made, as the proxy does.
 #[derive(Default)]
-struct KeepAll(Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>);
+pub(super) struct KeepAll {
+    known: Mutex<HashMap<String, Arc<dyn Any + Send + Sync>>>,
+    pub store: Arc<Store>,
+}
 
 impl Keep for KeepAll {
     fn state(
@@ -27,7 +30,11 @@ impl Keep for KeepAll {
         key: &str,
         make: &mut dyn FnMut() -> Arc<dyn Any + Send + Sync>,
     ) -> Arc<dyn Any + Send + Sync> {
-        self.0.lock().expect("whole").entry(key.to_owned()).or_insert_with(make).clone()
+        self.known.lock().expect("whole").entry(key.to_owned()).or_insert_with(make).clone()
+    }
+
+    fn store(&self) -> Arc<Store> {
+        Arc::clone(&self.store)
     }
 }
 
@@ -37,14 +44,14 @@ fn compiled(limits: Value) -> Result<AnyPlan, Vec<Problem>> {
 }
 
 /// The filters of a plan, the outer one first.
-fn linked(limits: Value, keep: &KeepAll) -> Vec<Arc<dyn Filter>> {
+pub(super) fn linked(limits: Value, keep: &KeepAll) -> Vec<Arc<dyn Filter>> {
     let mut parts = RateLimits::parts(&compiled(limits).expect("valid"));
     parts.sort_by_key(|(ring, _)| *ring);
     parts.iter().map(|(_, plan)| RateLimits::link(plan.get().expect("its own"), keep)).collect()
 }
 
 /// A request of a named client; "" is nobody.
-fn by(client: &str, fields: &[(&'static str, &str)]) -> Exchange {
+pub(super) fn by(client: &str, fields: &[(&'static str, &str)]) -> Exchange {
     let mut exchange = exchange("/a", 0, Rc::new(FakeOutbound::default()));
     if !client.is_empty() {
         exchange.identity = Identity::new(Arc::new(KnownIdentity {
@@ -62,7 +69,7 @@ fn by(client: &str, fields: &[(&'static str, &str)]) -> Exchange {
     exchange
 }
 
-async fn ask(filters: &[Arc<dyn Filter>], mut exchange: Exchange) -> (Response, Exchange) {
+pub(super) async fn ask(filters: &[Arc<dyn Filter>], mut exchange: Exchange) -> (Response, Exchange) {
     let answer = run(filters, &mut exchange, fail, async |_: &mut Exchange| {
         let mut answer = Response::default();
         answer.headers_mut().insert(RATE_LIMIT, HeaderValue::from_static("\"theirs\";r=9;t=9"));

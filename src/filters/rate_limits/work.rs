@@ -64,6 +64,8 @@ struct Allowed {
 pub(super) const RATE_LIMIT: HeaderName = HeaderName::from_static("ratelimit");
 pub(super) const RATE_LIMIT_POLICY: HeaderName = HeaderName::from_static("ratelimit-policy");
 const SECOND: u64 = 1_000_000_000;
+/// So long nobody asks the store again about a bucket that refused: one that is deleted there forgives soon.
+const BELIEVED: u64 = 10 * SECOND;
 
 impl Filter for Linked {
     fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
@@ -162,11 +164,11 @@ impl Linked {
             };
             let full = match counted {
                 Counted::Here => self.buckets.ask(*who, &limit.rate, *cost, now).err(),
-                Counted::Shared if *cost > 0 => self
-                    .buckets
-                    .until(who.full())
-                    .filter(|until| *until > now)
-                    .map(|until| Full::For(until - now)),
+                // What costs more than a bucket holds needs no question, and what is known to be full none for a while.
+                Counted::Shared => limit.rate.charged(0, now, *cost).err().or_else(|| {
+                    let is_known = self.buckets.until(who.heard()).is_some_and(|until| until > now);
+                    is_known.then(|| self.buckets.ask(who.full(), &limit.rate, *cost, now).err())?
+                }),
                 _ => None,
             };
             full.map(|full| Refused { limit, full, left })
@@ -245,9 +247,10 @@ impl Linked {
                 let Some(charge) = shared.get(place) else { return ErrorKind::Internal.into() };
                 let full =
                     wait.map_or(Full::Forever, |micros| Full::For(micros.saturating_mul(1_000).max(1)));
-                if let (Full::For(wait), 1) = (full, charge.cost) {
-                    // Until then nobody needs to ask again.
-                    self.buckets.note(charge.who.full(), now.saturating_add(wait), now);
+                if let Full::For(wait) = full {
+                    let empty = charge.limit.rate.refused(now, wait, charge.cost);
+                    self.buckets.note(charge.who.full(), empty, now);
+                    self.buckets.note(charge.who.heard(), now.saturating_add(BELIEVED), now);
                 }
                 let refused = Refused { limit: charge.limit, full, left: 0 };
                 self.refuse(exchange, &refused)
