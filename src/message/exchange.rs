@@ -62,6 +62,8 @@ pub struct Quotas {
     pub refused_early: bool,
     /// Of each of the rule's filters that count: the limits that it charged.
     pub charged: Vec<ChargedLimits>,
+    /// The limits that the store could not be asked about.
+    pub fallbacks: Vec<Arc<str>>,
 }
 
 /// What is kept of a request's head.

@@ -39,6 +39,8 @@ pub struct Account {
     pub ruling: Option<Ruling>,
     /// The rate limit that refused, or would have.
     pub limited: Option<Limited>,
+    /// The limits that the store could not be asked about.
+    pub fallbacks: Vec<Arc<str>>,
     /// What external authorizers said.
     pub consulted: Option<Consulted>,
     /// What it holds among the requests under way.
@@ -97,6 +99,7 @@ impl Account {
             identity: Identity::ANONYMOUS,
             ruling: None,
             limited: None,
+            fallbacks: Vec::new(),
             consulted: None,
             places: Vec::new(),
             compressed: None,
@@ -241,6 +244,7 @@ impl Drop for Account {
             reason: self.reason,
             ruling: self.ruling.take(),
             limited: self.limited.take(),
+            fallbacks: std::mem::take(&mut self.fallbacks),
             consulted: self.consulted,
             packed: self.compressed.as_ref().map(|compressed| Packed {
                 coding: compressed.coding.as_str(),

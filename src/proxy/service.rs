@@ -297,6 +297,7 @@ async fn serve(
     };
     (account.ruling, account.consulted) = (exchange.ruling, exchange.consulted);
     (account.limited, account.identity) = (exchange.limited, exchange.identity);
+    account.fallbacks = exchange.quotas.fallbacks;
     account.places = exchange.places;
     account.compressed = exchange.compressed;
     account.cached = exchange.cached;

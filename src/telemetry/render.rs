@@ -117,6 +117,7 @@ mod tests {
             consulted: Some(crate::telemetry::Consulted::Allowed),
             ruling: Some(crate::telemetry::Ruling { rule: Some("read".into()), allows: true }),
             limited: Some(crate::telemetry::Limited { limit: "fair".into(), dry_run: true }),
+            fallbacks: vec!["fleet".into()],
             packed: Some(crate::telemetry::Packed { coding: "br", plain: 100 }),
             cached: Some(crate::telemetry::Cached::Hit),
             call: Some(crate::telemetry::CallStatus::Number(14)),

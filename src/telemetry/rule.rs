@@ -79,6 +79,7 @@ struct CacheCells {
 struct GateCells {
     rulings: OnceLock<Series<RulingKey>>,
     limited: OnceLock<Series<Limited>>,
+    fallbacks: OnceLock<Series<Arc<str>>>,
     calls: OnceLock<Series<CallKey>>,
     consulted: [Count; Consulted::ALL.len()],
 }
@@ -128,6 +129,7 @@ pub(super) struct RuleTotals {
     pub requests: std::collections::BTreeMap<Key, u64>,
     pub rulings: std::collections::BTreeMap<RulingKey, u64>,
     pub limited: std::collections::BTreeMap<Limited, u64>,
+    pub fallbacks: std::collections::BTreeMap<Arc<str>, u64>,
     pub calls: std::collections::BTreeMap<CallKey, u64>,
     pub consulted: std::collections::BTreeMap<Consulted, u64>,
     pub mirrored: std::collections::BTreeMap<MirrorKey, u64>,
@@ -230,6 +232,7 @@ impl RuleStats {
             let Some(gates) = cells.gates.get() else { continue };
             add_to(gates.rulings.get(), &mut totals.rulings);
             add_to(gates.limited.get(), &mut totals.limited);
+            add_to(gates.fallbacks.get(), &mut totals.fallbacks);
             add_to(gates.calls.get(), &mut totals.calls);
             if gates.consulted.iter().all(|count| count.value() == 0) {
                 continue;
@@ -288,7 +291,8 @@ impl RuleCells {
             cells.called.get_or_init(|| Box::new(std::array::from_fn(|_| Count::default())))[call.index()]
                 .add(1);
         }
-        if sample.consulted.is_some() || sample.ruling.is_some() || sample.limited.is_some() {
+        let is_gated = sample.consulted.is_some() || sample.ruling.is_some() || sample.limited.is_some();
+        if is_gated || !sample.fallbacks.is_empty() {
             self.gates.get_or_init(Box::default).record(sample);
         }
         if let Some(packed) = &sample.packed
@@ -319,6 +323,9 @@ impl GateCells {
         if let Some(limited) = &sample.limited {
             let other = Limited { limit: "other".into(), dry_run: limited.dry_run };
             self.limited.get_or_init(|| Series::new(limited.clone())).count(limited, other);
+        }
+        for limit in &sample.fallbacks {
+            self.fallbacks.get_or_init(|| Series::new(limit.clone())).count(limit, "other".into());
         }
     }
 }
@@ -394,6 +401,7 @@ mod tests {
             reason: None,
             ruling: None,
             limited: None,
+            fallbacks: Vec::new(),
             consulted: None,
             packed: None,
             cached: None,
@@ -459,6 +467,17 @@ mod tests {
         let told: Vec<_> =
             totals.rulings.iter().map(|(key, count)| (key.rule_name(), key.decision, *count)).collect();
         assert_eq!(told, [("(none)", "deny", 1), ("ban", "deny", 1), ("read", "allow", 2)]);
+    }
+
+    #[test]
+    fn limits_that_the_store_was_not_asked_about_are_counted_by_name() {
+        let stats = stats();
+        for limits in [&["a", "b"][..], &["a"], &[]] {
+            let fallbacks = limits.iter().map(|limit| (*limit).into()).collect();
+            stats.record(0, &Sample { fallbacks, ..sample(200, "GET") });
+        }
+        let totals = stats.totals().expect("counted");
+        assert_eq!(totals.fallbacks, [("a".into(), 2), ("b".into(), 1)].into());
     }
 
     #[test]

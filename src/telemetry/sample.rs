@@ -21,6 +21,8 @@ pub struct Sample {
     pub ruling: Option<Ruling>,
     /// The rate limit that refused it, or would have.
     pub limited: Option<Limited>,
+    /// The limits that the store could not be asked about.
+    pub fallbacks: Vec<Arc<str>>,
     /// What external authorizers said, where any were asked.
     pub consulted: Option<Consulted>,
     /// The answer was compressed.

@@ -2,7 +2,8 @@
 //! at once.
 //!
 //! Invariants: a question is one round trip to one server; while a server is away it is tried once a second, and every
-//! question to it is let go at once, so that nobody waits for what cannot come; what is on its way is bounded.
+//! question to it is let go at once, so that nobody waits for what cannot come; the same while a server takes no writes;
+//! what is on its way is bounded.
 
 mod nodes;
 mod place;
@@ -21,7 +22,7 @@ use tokio::time::{MissedTickBehavior, timeout};
 
 use self::nodes::{Link, Nodes};
 pub use self::place::StoreUrl;
-use crate::filters::{Charged, Charges, SCRIPT};
+use crate::filters::{Charged, Charges, Count, SCRIPT};
 use crate::telemetry::Telemetry;
 
 /// A connection, and an answer, are there within this time or the server is away.
@@ -45,6 +46,8 @@ pub async fn keep_counting(mut questions: mpsc::Receiver<Charges>, url: StoreUrl
         tokio::select! {
             _ = beat.tick() => {
                 asked.extend(nodes.links().into_iter().map(|link| Either::Left(ping(link))));
+                let refusing = nodes.refusing().into_iter();
+                asked.extend(refusing.map(|(link, key)| Either::Right(Either::Left(probe(link, &script, key)))));
                 if !nodes.are_up_to_date() && search.is_none() {
                     let (url, links) = (url.clone(), nodes.links());
                     search = Some(Box::pin(async move { Nodes::search(&url, links).await }));
@@ -52,21 +55,32 @@ pub async fn keep_counting(mut questions: mpsc::Receiver<Charges>, url: StoreUrl
             }
             (found, trouble) = async { search.as_mut().expect("there is one").await }, if search.is_some() => {
                 search = None;
-                nodes = found;
+                nodes = found.knowing_what(nodes);
                 state.tell(&nodes, &url, trouble, &telemetry);
             }
             question = questions.recv(), if asked.len() < MOST_AT_ONCE => match question {
                 Some(question) => match nodes.link_of(key_of(&question)) {
-                    Some(link) => asked.push(Either::Right(ask(link, &script, Turn::first(question)))),
+                    Some(link) => {
+                        asked.push(Either::Right(Either::Right(ask(link, &script, Turn::first(question)))));
+                    }
                     None => let_go(question, &nodes),
                 },
                 None => return,
             },
             Some(outcome) = asked.next() => match outcome {
                 Outcome::Done => {}
-                Outcome::Refused(error) => {
+                Outcome::Refused { name, question, error } => {
                     telemetry.control().store_failed();
                     tracing::debug!(error, "the store refuses a question");
+                    // It may be this question, or all that are written.
+                    if let Some((link, key)) = nodes.suspect(&name, key_of(&question)) {
+                        asked.push(Either::Right(Either::Left(probe(link, &script, key))));
+                    }
+                    let_go(question, &nodes);
+                }
+                Outcome::Probed { name, error } => {
+                    nodes.probed(&name, error);
+                    state.tell(&nodes, &url, None, &telemetry);
                 }
                 Outcome::Lost { name, question, error } => {
                     telemetry.control().store_failed();
@@ -88,7 +102,7 @@ pub async fn keep_counting(mut questions: mpsc::Receiver<Charges>, url: StoreUrl
                         false => nodes.slot_moved(slot, &to),
                     }
                     match nodes.link_to(&to) {
-                        Some(link) => asked.push(Either::Right(ask(link, &script, turn))),
+                        Some(link) => asked.push(Either::Right(Either::Right(ask(link, &script, turn)))),
                         None => let_go(turn.question, &nodes),
                     }
                 }
@@ -103,14 +117,17 @@ enum State {
     Unknown,
     Whole,
     Partly(Vec<String>),
+    /// All are there, and these take no writes, for this reason.
+    Refuses(Vec<String>, String),
     Away,
 }
 
 impl State {
     fn tell(&mut self, nodes: &Nodes, url: &StoreUrl, error: Option<String>, telemetry: &Telemetry) {
-        let now = match (nodes.are_whole(), nodes.links().is_empty()) {
-            (true, _) => Self::Whole,
-            (_, true) => Self::Away,
+        let now = match (nodes.are_whole(), nodes.links().is_empty(), nodes.refusal()) {
+            (true, _, None) => Self::Whole,
+            (true, _, Some((names, why))) => Self::Refuses(names, why),
+            (_, true, _) => Self::Away,
             _ => Self::Partly(nodes.missing().into_iter().map(String::from).collect()),
         };
         telemetry.control().store_is_up(now == Self::Whole);
@@ -122,6 +139,9 @@ impl State {
             Self::Whole => tracing::info!(store = ?url, "the store is there; replicas count together"),
             Self::Partly(missing) => {
                 tracing::warn!(store = ?url, missing = missing.join(", "), error, "a part of the store is away; limits that are counted there do what onStoreFailure says, it is tried once a second")
+            }
+            Self::Refuses(names, error) => {
+                tracing::warn!(store = ?url, servers = names.join(", "), error, "the store takes no writes (OOM: it is full); limits that are counted there do what onStoreFailure says, it is tried once a second")
             }
             _ => {
                 tracing::warn!(store = ?url, error, "the store is away; limits do what onStoreFailure says, it is tried once a second")
@@ -136,9 +156,9 @@ fn key_of(question: &Charges) -> &str {
     question.counts.first().map_or("", |count| &count.key)
 }
 
-/// Who counts this is away. As long as others are there, that says nothing about the next question.
+/// Who counts this is away. As long as others count, that says nothing about the next question.
 fn let_go(question: Charges, nodes: &Nodes) {
-    if let Some(reply) = question.reply.filter(|_| !nodes.links().is_empty()) {
+    if let Some(reply) = question.reply.filter(|_| nodes.count()) {
         let _ = reply.send(None);
     }
 }
@@ -160,7 +180,16 @@ impl Turn {
 /// What became of it.
 enum Outcome {
     Done,
-    Refused(String),
+    Refused {
+        name: Arc<str>,
+        question: Charges,
+        error: String,
+    },
+    /// Whether a server that refused a question takes others.
+    Probed {
+        name: Arc<str>,
+        error: Option<String>,
+    },
     /// The connection is of no more use.
     Lost {
         name: Arc<str>,
@@ -183,6 +212,19 @@ async fn ping(mut link: Link) -> Outcome {
             Outcome::Lost { name: link.name, question: None, error: told(error) }
         }
         _ => Outcome::Done,
+    }
+}
+
+/// Charges nothing to a bucket of nobody, which is as much of a write as any question.
+async fn probe(link: Link, script: &Script, key: Arc<str>) -> Outcome {
+    let name = Arc::clone(&link.name);
+    let count = Count { key: String::from(&*key), interval: 1.0, burst: 1, cost: 0, enforced: false };
+    let question = Charges { counts: vec![count], reply: None };
+    match ask(link, script, Turn::first(question)).await {
+        Outcome::Refused { error, .. } => Outcome::Probed { name, error: Some(error) },
+        Outcome::Lost { name, error, .. } => Outcome::Lost { name, question: None, error },
+        // Whoever has the slot now is asked by the next question.
+        _ => Outcome::Probed { name, error: None },
     }
 }
 
@@ -260,7 +302,7 @@ fn failed(error: RedisError, name: Arc<str>, turn: Turn) -> Outcome {
             Outcome::Unsettled(turn.question)
         }
         _ if is_lost(&error) => Outcome::Lost { name, question: Some(turn.question), error: told(error) },
-        _ => Outcome::Refused(told(error)),
+        _ => Outcome::Refused { name, question: turn.question, error: told(error) },
     }
 }
 

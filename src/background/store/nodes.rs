@@ -35,6 +35,17 @@ pub(super) struct Nodes {
 struct Node {
     name: Arc<str>,
     connection: Option<MultiplexedConnection>,
+    /// It refused a question.
+    doubt: Option<Doubt>,
+}
+
+/// Whether a server takes writes at all.
+#[derive(Clone)]
+struct Doubt {
+    /// A bucket of nobody, in a slot of this server.
+    probe: Arc<str>,
+    /// Why it does not; `None`: it is being asked.
+    error: Option<String>,
 }
 
 /// Which slots are where.
@@ -58,7 +69,7 @@ impl Nodes {
         };
         match found {
             Ok(link) => {
-                let node = Node { name: link.name, connection: Some(link.connection) };
+                let node = Node { name: link.name, connection: Some(link.connection), doubt: None };
                 (Self { known: vec![node], ..Self::default() }, None)
             }
             Err(error) => (Self::default(), Some(error)),
@@ -69,13 +80,13 @@ impl Nodes {
         self.known.iter().filter_map(Node::link).collect()
     }
 
-    /// To who counts this.
+    /// To who counts this; none to a server that takes no writes.
     pub fn link_of(&self, key: &str) -> Option<Link> {
         let owner = match self.owners.get(usize::from(slot(key))) {
             Some(owner) => usize::from(*owner),
             None => 0,
         };
-        self.known.get(owner)?.link()
+        self.known.get(owner).filter(|node| !node.refuses())?.link()
     }
 
     pub fn link_to(&self, name: &str) -> Option<Link> {
@@ -99,11 +110,60 @@ impl Nodes {
         away.map(|node| &*node.name).collect()
     }
 
+    /// Whether any counts.
+    pub fn count(&self) -> bool {
+        self.known.iter().any(|node| node.connection.is_some() && !node.refuses())
+    }
+
+    /// This server refused a question of this key: by what to find out whether it refuses all, unless that is on its way.
+    pub fn suspect(&mut self, name: &Arc<str>, key: &str) -> Option<(Link, Arc<str>)> {
+        let node =
+            self.known.iter_mut().find(|node| node.name == *name).filter(|node| node.doubt.is_none())?;
+        // A limit's name stands in place of it, and never before nothing.
+        let slot = key.find("}:").map_or(key, |end| &key[..end + 2]);
+        let probe: Arc<str> = format!("{slot}probe").into();
+        node.doubt = Some(Doubt { probe: Arc::clone(&probe), error: None });
+        Some((node.link()?, probe))
+    }
+
+    /// Why it takes no writes; `None`: it does.
+    pub fn probed(&mut self, name: &Arc<str>, error: Option<String>) {
+        let Some(node) = self.known.iter_mut().find(|node| node.name == *name) else { return };
+        match (&mut node.doubt, error) {
+            (Some(doubt), Some(error)) => doubt.error = Some(error),
+            (doubt, _) => *doubt = None,
+        }
+    }
+
+    /// Those that take no writes, each with the key to find out by.
+    pub fn refusing(&self) -> Vec<(Link, Arc<str>)> {
+        let refusing = self.known.iter().filter(|node| node.refuses());
+        refusing.filter_map(|node| Some((node.link()?, Arc::clone(&node.doubt.as_ref()?.probe)))).collect()
+    }
+
+    /// The names of those, and what the first says.
+    pub fn refusal(&self) -> Option<(Vec<String>, String)> {
+        let mut refusing = self.known.iter().filter(|node| node.refuses()).peekable();
+        let error = refusing.peek()?.doubt.as_ref()?.error.clone()?;
+        Some((refusing.map(|node| String::from(&*node.name)).collect(), error))
+    }
+
+    /// With what is known of the same servers from before.
+    pub fn knowing_what(mut self, before: Self) -> Self {
+        for node in before.known.into_iter().filter(Node::refuses) {
+            if let Some(same) = self.known.iter_mut().find(|known| known.name == node.name) {
+                same.doubt = node.doubt;
+            }
+        }
+        self
+    }
+
     /// This very connection is of no more use.
     pub fn lose(&mut self, name: &Arc<str>) {
         let lost = self.known.iter_mut().find(|node| Arc::ptr_eq(&node.name, name));
         if let Some(node) = lost {
             node.connection = None;
+            node.doubt = node.doubt.take().filter(|doubt| doubt.error.is_some());
         }
     }
 
@@ -125,6 +185,10 @@ impl Node {
     fn link(&self) -> Option<Link> {
         let connection = self.connection.clone()?;
         Some(Link { name: Arc::clone(&self.name), connection })
+    }
+
+    fn refuses(&self) -> bool {
+        self.doubt.as_ref().is_some_and(|doubt| doubt.error.is_some())
     }
 }
 
@@ -235,7 +299,7 @@ async fn cluster(hosts: &[ConnectionInfo], mut links: Vec<Link>) -> (Nodes, Opti
             if place == MAX_NODES {
                 continue;
             }
-            nodes.known.push(Node { name: name.as_str().into(), connection: None });
+            nodes.known.push(Node { name: name.as_str().into(), connection: None, doubt: None });
         }
         let owner = u16::try_from(place).unwrap_or(NOBODY);
         nodes.owners[usize::from(*first)..=usize::from(*last)].fill(owner);
@@ -249,7 +313,8 @@ async fn cluster(hosts: &[ConnectionInfo], mut links: Vec<Link>) -> (Nodes, Opti
     keep(found, &mut links);
     for node in &mut nodes.known {
         if let Some(link) = links.iter().find(|link| link.name == node.name) {
-            *node = Node { name: Arc::clone(&link.name), connection: Some(link.connection.clone()) };
+            *node =
+                Node { name: Arc::clone(&link.name), connection: Some(link.connection.clone()), doubt: None };
         }
     }
     if nodes.owners.contains(&NOBODY) {

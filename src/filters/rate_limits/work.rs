@@ -222,6 +222,7 @@ impl Linked {
         now: u64,
     ) -> Decision<'static> {
         for charge in charges.iter_mut().flatten().filter(|charge| charge.counted == Counted::Shared) {
+            exchange.quotas.fallbacks.push(charge.limit.name.clone());
             charge.counted = match charge.limit.shared.as_ref().map(|shared| shared.on_failure) {
                 Some(OnStoreFailure::Allow) => Counted::Nowhere,
                 Some(OnStoreFailure::Deny) if !charge.limit.dry_run => {

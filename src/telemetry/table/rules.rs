@@ -112,6 +112,20 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_rate_limit_fallback_requests_total",
+        kind: Kind::Counter,
+        labels: &["namespace", "route", "rule", "limit"],
+        help: "Requests for which a Global limit did what `onStoreFailure` says, as the store could not be asked",
+        read: |scrape, emit| {
+            for (totals, rule) in &scrape.rules {
+                for (limit, count) in &totals.fallbacks {
+                    let [namespace, route, name] = rule.name();
+                    emit(&[namespace, route, name, limit], number(*count));
+                }
+            }
+        },
+    },
+    Metric {
         name: "portcullis_cache_requests_total",
         kind: Kind::Counter,
         labels: &["namespace", "route", "rule", "outcome"],
