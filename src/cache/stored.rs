@@ -81,6 +81,11 @@ impl Stored {
         }
     }
 
+    /// Its time is over.
+    pub fn is_overdue(&self, now: Instant) -> bool {
+        self.age(now) >= self.terms.lifetime
+    }
+
     /// Nobody knows from now on whether it holds.
     pub fn doubt(&self) {
         self.doubted.store(true, Ordering::Relaxed);

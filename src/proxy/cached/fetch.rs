@@ -407,13 +407,19 @@ impl Fetch {
 
     fn refuse(&self, lead: &Lead, stale: Option<&Arc<Stored>>, status: StatusCode) {
         let partition = &self.cache.partition;
-        if status.is_server_error() {
-            // The next one tries, and does not ask for an answer of its own for that.
+        let is_gone = matches!(status, StatusCode::NOT_FOUND | StatusCode::GONE);
+        if status.is_server_error() || status.is_client_error() && !is_gone {
+            // The next one tries, and does not ask for an answer of its own for that: what the origin finds wrong with a
+            // request may be a field that the key does not hold.
             lead.fill.tell(Heard::Abandoned);
             return;
         }
         lead.fill.tell(Heard::Alone);
         if let Some(stale) = stale {
+            let now = Instant::now();
+            if let Some(stale) = stale.filter(|stale| status.is_client_error() && stale.is_overdue(now)) {
+                stale.doubt();
+            }
             self.forget(lead.key(), Some(stale));
         }
         if !self.asked.no_store {

@@ -471,3 +471,46 @@ async fn where_answers_are_shared_only_nothing_is_kept() {
     work.expect("work").await;
     assert!(case.kept(&asked).is_none());
 }
+
+#[tokio::test(start_paused = true)]
+async fn what_the_origin_finds_wrong_with_one_request_is_no_word_about_the_others() {
+    let odd = exchange(URL, &[("cache-control", "no-cache"), ("origin", "https://other.example")]);
+    let (fresh, old) = (("cache-control", "max-age=60"), ("cache-control", "max-age=0"));
+    for (status, is_heeded) in
+        [(400, false), (401, false), (403, false), (429, false), (404, true), (410, true)]
+    {
+        for (said, is_overdue) in [(fresh, false), (old, true)] {
+            let case = Case::new(CachePlan::default(), true);
+            let answer = response(200, &[said, ("etag", "\"a\"")], Body::Empty);
+            let (Settled::Kept(stored, _), _) = case.settle(&exchange(URL, &[]), answer, None).await else {
+                panic!("kept")
+            };
+            let (fetch, _) = case.fetch(&odd);
+            let Join::Lead(lead) = fetch.join(Some(&stored), false) else { panic!("it wants it new") };
+            let answer = response(status, &[], Body::Empty);
+            let started = Instant::now();
+            let settled =
+                fetch.settle(&*case.worker, lead, answer, Some(&stored), started, |_| Readers::Needed);
+            assert!(matches!(settled, Settled::Passed(..)), "{status}");
+            let kept = case.kept(&exchange(URL, &[]));
+            assert_eq!(kept.is_none(), is_heeded, "{status} {said:?}");
+            // What is past its time is asked for before it is used again.
+            assert!(kept.is_none_or(|kept| kept.is_doubted() == is_overdue), "{status} {said:?}");
+
+            // Who asks next shares one fetch, if there was no word about all.
+            case.cache.partition.forget(&case.fetch(&exchange(URL, &[])).1);
+            let (fetch, _) = case.fetch(&exchange(URL, &[]));
+            let Join::Lead(_lead) = fetch.join(None, false) else { panic!("nobody fetches") };
+            assert_eq!(matches!(fetch.join(None, false), Join::Wait(_)), !is_heeded, "{status} {said:?}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_a_request_that_the_origin_refuses_is_freed() {
+    let case = Case::new(CachePlan::default(), true);
+    for (status, is_freed) in [(400, true), (403, true), (404, false)] {
+        let (_, heard) = case.settle(&exchange(URL, &[]), response(status, &[], Body::Empty), None).await;
+        assert_eq!(matches!(heard, Heard::Abandoned), is_freed, "{status}: {heard:?}");
+    }
+}
