@@ -46,7 +46,7 @@ pub use memory::Memory;
 pub use opening::Opening;
 pub use partition::{Join, Lead, Partition, vary};
 pub use status::{CACHE_STATUS, Forwarded, Told};
-pub use stored::{Segments, Stored, Use, is_for_sites, kept_headers, tags};
+pub use stored::{Segments, Stored, TAGS, Use, is_for_sites, is_tagged, kept_headers, tags};
 
 type Hasher = foldhash::fast::RandomState;
 

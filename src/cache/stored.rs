@@ -320,6 +320,8 @@ pub fn kept_headers(mut headers: HeaderMap) -> HeaderMap {
                 | "transfer-encoding"
                 | "upgrade"
                 | "retry-after"
+                | "surrogate-key"
+                | "cache-tag"
                 | "proxy-authenticate"
                 | "proxy-authentication-info"
                 | "proxy-authorization"
@@ -335,15 +337,24 @@ pub fn kept_headers(mut headers: HeaderMap) -> HeaderMap {
     headers
 }
 
+/// Where the origin marks answers for purges: for us, and for no client.
+pub static TAGS: [HeaderName; 2] =
+    [HeaderName::from_static("surrogate-key"), HeaderName::from_static("cache-tag")];
+
+pub fn is_tagged(headers: &HeaderMap) -> bool {
+    TAGS.iter().any(|name| headers.contains_key(name))
+}
+
 /// What the origin marked an answer with, for purges.
 ///
 /// `None`: more than are told apart, so that a purge would not find it.
 pub fn tags(headers: &HeaderMap) -> Option<Box<[Box<str>]>> {
     let mut tags: Vec<Box<str>> = Vec::new();
-    for line in headers.get_all("surrogate-key").into_iter().filter_map(|value| value.to_str().ok()) {
+    let [keys, marks] = &TAGS;
+    for line in headers.get_all(keys).into_iter().filter_map(|value| value.to_str().ok()) {
         tags.extend(line.split_ascii_whitespace().map(Into::into));
     }
-    for line in headers.get_all("cache-tag").into_iter().filter_map(|value| value.to_str().ok()) {
+    for line in headers.get_all(marks).into_iter().filter_map(|value| value.to_str().ok()) {
         tags.extend(split(line).map(Into::into));
     }
     (tags.len() <= MAX_TAGS).then(|| tags.into())

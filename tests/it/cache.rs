@@ -257,6 +257,12 @@ fn what_is_purged_is_asked_for_again() {
     let kept = |path: &str| kept(|| gateway.get("shop.example", path)).body;
     let admin = gateway.admin.to_string();
     let paths = ["/one?a=b", "/images/two", "/tagged", "/four"];
+    for (method, path) in
+        [("GET", "/tagged"), ("GET", "/tagged"), ("HEAD", "/tagged?a"), ("POST", "/tagged?b")]
+    {
+        let answer = gateway.request(method, "shop.example", path, &[], "");
+        assert_eq!((answer.status, answer.field("surrogate-key")), (200, None), "{method} {path}");
+    }
     for (argument, purged) in [
         (["--url", "http://shop.example/one?a=b"], &paths[..1]),
         (["--prefix", "http://shop.example/images/"], &paths[1..2]),

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{LiveCache, class, passed, told, without_conditions};
 use crate::cache::{
     Asked, Forwarded, Head, Heard, Join, Lead, Opening, Place, Pump, Reader, Refusal, Stored, Terms, Told,
-    Wish, is_for_sites, judge, kept_headers, key, opaque, tags, vary,
+    Wish, is_for_sites, is_tagged, judge, kept_headers, key, opaque, tags, vary,
 };
 use crate::filters::Collapse;
 use crate::message::{Body, ErrorKind, Exchange, Outbound, Request, Response, Side};
@@ -298,7 +298,11 @@ impl Fetch {
         }
         let head = Head { status, headers: &judged, failure: None };
         let terms = judge(self.asked, &head, &self.cache.plan, wall, received - started);
-        let tags = tags(&judged);
+        // What it says nothing of stays.
+        let tags = match is_tagged(response.headers()) {
+            true => tags(response.headers()),
+            false => Some(stale.tags.clone()),
+        };
         let terms = terms.and_then(|terms| if tags.is_some() { Ok(terms) } else { Err("tags") });
         let stored = Arc::new(Stored {
             status,
@@ -412,14 +416,14 @@ impl Fetch {
             // The next one tries, and does not ask for an answer of its own for that: what the origin finds wrong with a
             // request may be a field that the key does not hold.
             lead.fill.tell(Heard::Abandoned);
-            return;
-        }
-        lead.fill.tell(Heard::Alone);
-        if let Some(stale) = stale {
             let now = Instant::now();
             if let Some(stale) = stale.filter(|stale| status.is_client_error() && stale.is_overdue(now)) {
                 stale.doubt();
             }
+            return;
+        }
+        lead.fill.tell(Heard::Alone);
+        if let Some(stale) = stale {
             self.forget(lead.key(), Some(stale));
         }
         if !self.asked.no_store {

@@ -30,7 +30,8 @@ use super::live::{Live, Slot};
 use super::request_head::Intake;
 use crate::cache::key;
 use crate::cache::{
-    Asked, Forwarded, Heard, Join, Keying, Partition, Reader, Stored, Terms, Told, Use, Wish, is_ambiguous,
+    Asked, Forwarded, Heard, Join, Keying, Partition, Reader, Stored, TAGS, Terms, Told, Use, Wish,
+    is_ambiguous,
 };
 use crate::filters::{CachePlan, Collapse};
 use crate::message::{ErrorKind, Exchange, ProxyError, Response};
@@ -264,7 +265,9 @@ fn hit(stored: &Stored, exchange: &mut Exchange, method: &Method, ttl: i64, now:
     told(stored.answer(method, exchange.request.headers(), now), Told::Hit { ttl })
 }
 
-fn passed(response: Response, why: Forwarded, detail: Option<&'static str>) -> Response {
+fn passed(mut response: Response, why: Forwarded, detail: Option<&'static str>) -> Response {
+    // They are for caches, and name what the origin calls its things.
+    TAGS.iter().for_each(|name| drop(response.headers_mut().remove(name)));
     told(response, Told::passed(why, detail))
 }
 

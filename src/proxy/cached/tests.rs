@@ -15,7 +15,7 @@ use super::fetch::{Fetch, Readers, Settled};
 use super::{Kind, LiveCache, Meanings, Waited, key_of_head, wait};
 use crate::cache::tests::exchange;
 use crate::cache::{
-    Forwarded, Forwarders, Heard, Join, Keying, Lead, Memory, Reader, Stored, Use, Wish, key,
+    Forwarded, Forwarders, Heard, Join, Keying, Lead, Memory, Reader, Stored, Use, Wish, is_tagged, key,
 };
 use crate::filters::{CachePlan, Collapse, REGISTRY, ServeStale};
 use crate::message::{
@@ -512,5 +512,31 @@ async fn who_waits_for_a_request_that_the_origin_refuses_is_freed() {
     for (status, is_freed) in [(400, true), (403, true), (404, false)] {
         let (_, heard) = case.settle(&exchange(URL, &[]), response(status, &[], Body::Empty), None).await;
         assert_eq!(matches!(heard, Heard::Abandoned), is_freed, "{status}: {heard:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn marks_are_kept_through_confirmations_and_told_to_nobody() {
+    let case = Case::new(CachePlan::default(), true);
+    let marks = [("surrogate-key", "shoes sale"), ("cache-tag", "a, b"), ("etag", "\"a\"")];
+    let fields: Vec<_> = marks.into_iter().chain([("cache-control", "max-age=0")]).collect();
+    let (settled, _) = case.settle(&exchange(URL, &[]), response(200, &fields, Body::Empty), None).await;
+    let Settled::Kept(stored, _) = settled else { panic!("kept") };
+    let tags = |stored: &Stored| stored.tags.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let is_marked = |stored: &Stored| is_tagged(&stored.headers);
+    assert_eq!(
+        (tags(&stored), is_marked(&stored)),
+        (["shoes", "sale", "a", "b"].map(String::from).into(), false)
+    );
+    for (said, expected) in
+        [(&[][..], &["shoes", "sale", "a", "b"][..]), (&[("surrogate-key", "hats")], &["hats"])]
+    {
+        let answer = response(304, said, Body::Empty);
+        let (settled, _) = case.settle(&exchange(URL, &[]), answer, Some(&stored)).await;
+        let Settled::Kept(confirmed, 304) = settled else { panic!("confirmed") };
+        assert_eq!(
+            (tags(&confirmed), is_marked(&confirmed)),
+            (expected.iter().map(ToString::to_string).collect(), false)
+        );
     }
 }
