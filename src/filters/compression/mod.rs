@@ -111,12 +111,16 @@ impl Filter for Plan {
         validators::strengthen(request.headers_mut());
         let headers = request.headers();
         let accepted = Accepted::of(headers);
-        exchange.wished = Wished {
+        let wished = Wished {
             coding: accepted.choose(&self.offered).filter(|_| !head::no_transform(headers)),
             not_plain: accepted.not_plain(),
             head_only: request.method() == Method::HEAD,
             foreign: scheme == Scheme::Https && is_foreign(headers),
         };
+        if wished.coding.is_some() {
+            validators::drop_dated_range(request.headers_mut());
+        }
+        exchange.wished = wished;
         Decision::Continue
     }
 

@@ -123,6 +123,25 @@ async fn conditions_reach_the_backend_in_both_forms() {
 }
 
 #[tokio::test]
+async fn a_part_that_a_date_would_continue_is_asked_for_whole() {
+    let date = "Sun, 06 Nov 1994 08:49:37 GMT";
+    for (accept, condition, is_whole) in [
+        ("gzip", date, true),
+        ("identity", date, false),
+        ("gzip", "\"a\"", false),
+        ("gzip", "W/\"a\"", false),
+    ] {
+        let asked = [("accept-encoding", accept), ("range", "bytes=5-"), ("if-range", condition)];
+        let (exchange, _) = answered(json!({}), &asked, page(10)).await;
+        let headers = exchange.request.headers();
+        let has = ["range", "if-range"].map(|name| headers.contains_key(name));
+        assert_eq!(has, [!is_whole; 2], "{accept} {condition}");
+    }
+    let (exchange, _) = answered(json!({}), &[GZIP, ("range", "bytes=5-")], page(10)).await;
+    assert!(exchange.request.headers().contains_key("range"), "no condition, no promise");
+}
+
+#[tokio::test]
 async fn another_site_learns_nothing_from_sizes() {
     let foreign = ("sec-fetch-site", "cross-site");
     for (fields, coding) in [

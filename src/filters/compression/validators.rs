@@ -1,7 +1,7 @@
 //! Entity tags of answers that we change (RFC 9110 section 8.8.3): what is compressed on the way is equal in meaning, not
 //! byte by byte, so its tag is weak. Clients send such a tag back to whoever made the strong one.
 
-use http::header::{ETAG, HeaderName, IF_MATCH, IF_NONE_MATCH};
+use http::header::{ETAG, HeaderName, IF_MATCH, IF_NONE_MATCH, IF_RANGE, RANGE};
 use http::{HeaderMap, HeaderValue};
 
 /// `"a"` becomes `W/"a"`.
@@ -28,6 +28,17 @@ pub fn strengthen(headers: &mut HeaderMap) {
         if has_weak {
             strengthen_field(headers, &name);
         }
+    }
+}
+
+/// A date is the same for every form of an answer: the client may have begun with a compressed one, which no part of the
+/// plain one continues. A weak tag, which is all that we give such an answer, never matches.
+pub fn drop_dated_range(headers: &mut HeaderMap) {
+    let is_tag =
+        |value: &HeaderValue| value.as_bytes().starts_with(b"\"") || value.as_bytes().starts_with(b"W/");
+    if headers.get(IF_RANGE).is_some_and(|value| !is_tag(value)) {
+        headers.remove(RANGE);
+        headers.remove(IF_RANGE);
     }
 }
 
