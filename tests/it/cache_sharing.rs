@@ -70,6 +70,63 @@ fn a_thousand_misses_of_one_key_make_one_request() {
     clients.iter_mut().for_each(|client| assert_eq!(read_answer(client).expect("an answer").status, 200));
 }
 
+/// What is kept is past its time. To find that out asks no origin.
+fn past_its_time(gateway: &Gateway) {
+    let lookup =
+        || gateway.request("GET", "shop.example", PATH, &["Cache-Control: only-if-cached"], "").status;
+    until("the end of its time", || (lookup() == 504).then_some(()));
+}
+
+#[test]
+fn a_hundred_requests_for_what_is_past_its_time_make_one() {
+    // With another answer, with a confirmation, and the control: each asks.
+    for (policy, confirms, fetches) in [("{}", false, 1), ("{}", true, 1), ("{collapse: Off}", false, 100)] {
+        let door = Door::default();
+        let held = door.clone();
+        let origin = Origin::new(move |asked| {
+            let fields = "ETag: \"a\"\r\nConnection: close\r\nCache-Control: max-age";
+            if asked.number == 0 {
+                return (format!("{fields}=1"), "answer 0".into());
+            }
+            held.wait();
+            match confirms {
+                true => (format!("HTTP/1.1 304 Not Modified\r\n{fields}=600"), String::new()),
+                false => (format!("{fields}=600"), "answer 1".into()),
+            }
+        });
+        let gateway = origin.behind(policy);
+        gateway.get("shop.example", PATH);
+        past_its_time(&gateway);
+        assert_eq!(origin.count(), 1);
+        let mut clients: Vec<_> = (0..100).map(|_| ask(&gateway, PATH, "")).collect();
+        under_way(&gateway, 100);
+        until("the origin to be asked", || (origin.count() == 1 + fetches).then_some(()));
+        door.open();
+        for client in &mut clients {
+            let answer = read_answer(client).expect("an answer");
+            let expected = if confirms { "answer 0" } else { "answer 1" };
+            assert_eq!((answer.status, answer.body.as_str()), (200, expected), "{policy} {confirms}");
+        }
+        assert_eq!(origin.count(), 1 + fetches, "{policy} {confirms}");
+    }
+}
+
+#[test]
+fn what_is_never_fresh_is_confirmed_for_each() {
+    let origin = Origin::new(|asked| {
+        let fields = "ETag: \"a\"\r\nConnection: close\r\nCache-Control: max-age=0";
+        match asked.field("if-none-match") {
+            Some(_) => (format!("HTTP/1.1 304 Not Modified\r\n{fields}"), String::new()),
+            None => (fields.into(), "all".into()),
+        }
+    });
+    let gateway = origin.behind("{}");
+    gateway.get("shop.example", PATH);
+    let mut clients: Vec<_> = (0..5).map(|_| ask(&gateway, PATH, "")).collect();
+    clients.iter_mut().for_each(|client| assert_eq!(read_answer(client).expect("an answer").body, "all"));
+    assert_eq!(origin.count(), 6);
+}
+
 #[test]
 fn whoever_waits_gets_an_answer_when_the_one_who_fetched_goes_away() {
     let door = Door::default();
