@@ -133,18 +133,20 @@ impl Purger {
         if let Err(error) = purge_here(&self.plane, &body) {
             return (StatusCode::BAD_REQUEST, format!("{error}\n"));
         }
-        let mut failed = Vec::new();
-        if let Some(others) = &self.others {
-            match others.purge(body).await {
-                Ok(told) => failed = told,
-                Err(error) => failed.push(("the other replicas".to_owned(), error)),
-            }
-        }
-        let status = if failed.is_empty() { StatusCode::OK } else { StatusCode::BAD_GATEWAY };
-        let failed: Vec<_> =
-            failed.into_iter().map(|(replica, error)| json!({"replica": replica, "error": error})).collect();
-        (status, format!("{}\n", json!({"purged": true, "failed": failed})))
+        told(match &self.others {
+            Some(others) => others.purge(body).await,
+            None => Ok(Vec::new()),
+        })
     }
+}
+
+/// What whoever asked for a purge is answered, once it is done here: the others that did not take it.
+fn told(others: Result<Vec<(String, String)>, String>) -> (StatusCode, String) {
+    let failed = others.unwrap_or_else(|error| vec![("the other replicas".to_owned(), error)]);
+    let status = if failed.is_empty() { StatusCode::OK } else { StatusCode::BAD_GATEWAY };
+    let failed: Vec<_> =
+        failed.into_iter().map(|(replica, error)| json!({"replica": replica, "error": error})).collect();
+    (status, format!("{}\n", json!({"purged": true, "failed": failed})))
 }
 
 /// The file of the token, if there is one.
@@ -173,6 +175,24 @@ mod tests {
             Purge::Everything,
         ];
         assert_eq!(all, Ok(expected));
+    }
+
+    #[test]
+    fn whoever_asks_is_told_of_every_replica_that_did_not_answer() {
+        let lost = || ("one".to_owned(), "no answer in 2500 ms".to_owned());
+        for (others, status, failed) in [
+            (Ok(vec![]), 200, json!([])),
+            (Ok(vec![lost()]), 502, json!([{"replica": "one", "error": "no answer in 2500 ms"}])),
+            (
+                Err("no addresses".to_owned()),
+                502,
+                json!([{"replica": "the other replicas", "error": "no addresses"}]),
+            ),
+        ] {
+            let (told, body) = told(others);
+            let body: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+            assert_eq!((told.as_u16(), body), (status, json!({"purged": true, "failed": failed})));
+        }
     }
 
     #[test]

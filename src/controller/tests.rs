@@ -3,6 +3,7 @@
 
 mod fake_api;
 mod named;
+mod purges;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::sync::Arc;
