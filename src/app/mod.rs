@@ -8,6 +8,7 @@ mod purge;
 mod reconcile;
 mod settings;
 mod status;
+mod writes;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -189,6 +190,9 @@ impl Bound {
                 control.block_on(controller::start(*controller.clone(), wiring))?
             }
         };
+        if let (Some(others), Some(written)) = (&others, others.as_ref().and_then(|_| plane.writes())) {
+            control.spawn(writes::tell(written, Arc::clone(others)));
+        }
         if let Some(listener) = admin {
             let status = status::Status {
                 started: Instant::now(),

@@ -20,7 +20,7 @@ use crate::route_map::path::normal_form;
 
 /// A thousand URLs of usual length.
 pub const MAX_BODY: usize = 128 << 10;
-const MAX_NAMES: usize = 1_000;
+pub const MAX_NAMES: usize = 1_000;
 
 /// What is named.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -87,7 +87,7 @@ impl Named {
 }
 
 /// Host and target as the cache's keys have them.
-fn place(url: &str) -> Result<(String, String), String> {
+pub fn place(url: &str) -> Result<(String, String), String> {
     let wrong = || format!("found {url:?}, expected a URL like https://shop.example/a");
     let uri: Uri = url.parse().map_err(|_| wrong())?;
     let host = uri.authority().ok_or_else(wrong)?.as_str().to_ascii_lowercase();

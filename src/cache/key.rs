@@ -113,6 +113,12 @@ pub fn address_of(bytes: &mut Vec<u8>, scheme: &str, host: &[u8], path: &str, qu
     bytes.push(END);
 }
 
+/// Scheme, host and target of an address as [`address_of`] writes it.
+pub fn parts_of(address: &[u8]) -> Option<[&str; 3]> {
+    let mut parts = std::str::from_utf8(address).ok()?.split(char::from(END));
+    Some([parts.next()?, parts.next()?, parts.next()?])
+}
+
 /// The parameters of the query that count; `None`: all.
 pub type Counted<'c> = Option<&'c [Box<str>]>;
 

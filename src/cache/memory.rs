@@ -5,15 +5,18 @@
 //! making room goes on, and the next one makes it.
 
 use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, OnceLock, Weak};
 
 use arc_swap::ArcSwap;
+use tokio::sync::mpsc;
 
 use super::marks::{Marks, Purge};
 use super::partition::Partition;
 
 /// Of the budget so much is for answers on their way: one in four bytes.
 const COMING: u64 = 4;
+/// So many addresses that were written to may wait to be told to the other replicas.
+const WRITTEN: usize = 4_096;
 
 #[derive(Debug)]
 pub struct Memory {
@@ -31,6 +34,8 @@ pub struct Memory {
     /// For answers on their way, and their bytes.
     room: u64,
     coming: AtomicU64,
+    /// Where there are other replicas: what was written here.
+    written: OnceLock<mpsc::Sender<Box<[u8]>>>,
 }
 
 impl Memory {
@@ -45,6 +50,7 @@ impl Memory {
             shrinking: Mutex::default(),
             room,
             coming: AtomicU64::new(0),
+            written: OnceLock::new(),
         })
     }
 
@@ -85,6 +91,21 @@ impl Memory {
     /// What is at this address has changed, whoever keeps it.
     pub fn change(&self, address: &[u8]) {
         self.marks.change(address);
+    }
+
+    /// A client has changed what is at this address, and other replicas may keep it.
+    pub fn write(&self, address: &[u8]) {
+        self.change(address);
+        if let Some(written) = self.written.get() {
+            // What finds no room is told to nobody: this is done as well as it can be.
+            let _ = written.try_send(address.into());
+        }
+    }
+
+    /// For who tells the other replicas, once: the addresses that are written to from now on.
+    pub fn writes(&self) -> Option<mpsc::Receiver<Box<[u8]>>> {
+        let (written, writes) = mpsc::channel(WRITTEN);
+        self.written.set(written).ok().map(|()| writes)
     }
 
     /// Bytes that are kept.

@@ -157,7 +157,7 @@ pub async fn start(settings: Settings, wiring: Wiring) -> Result<Option<Arc<dyn 
             let own = settings.pod_ip.map(|address| SocketAddr::new(address, port));
             tokio::spawn(peer_port::serve(listener, token.clone(), served.clone(), purges));
             let namespace = settings.namespace.clone();
-            Some(Peers { client: client.clone(), namespace, service, token, own })
+            Some(Peers { client: client.clone(), namespace, service, token, own, lately: Arc::default() })
         }
     };
     // Where not all namespaces are read, those of the own Service are read for themselves.
@@ -195,6 +195,9 @@ pub async fn start(settings: Settings, wiring: Wiring) -> Result<Option<Arc<dyn 
 pub trait Purging: Send + Sync {
     /// Those that did not take it, each with why.
     fn purge(&self, body: Bytes) -> Telling<'_>;
+
+    /// The same as well as it can be done: by those that were there lately, without asking who is there now.
+    fn tell(&self, body: Bytes) -> Telling<'_>;
 }
 
 /// What came of telling the other replicas.
@@ -203,6 +206,10 @@ pub type Telling<'a> = Pin<Box<dyn Future<Output = Result<Vec<(String, String)>,
 impl Purging for Peers {
     fn purge(&self, body: Bytes) -> Telling<'_> {
         Box::pin(Self::purge(self, body))
+    }
+
+    fn tell(&self, body: Bytes) -> Telling<'_> {
+        Box::pin(Self::tell(self, body))
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,8 @@ use super::peer_port::{TokenFile, ask, tell};
 use super::served::{Asked, Heard, Served};
 
 const REQUEST: Duration = Duration::from_secs(5);
+/// Who was there so lately is told of what was written.
+const LATELY: Duration = Duration::from_secs(10);
 /// How long a starting replica looks for itself among the addresses, counted from when the API server answers.
 const SEEN_IN: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
@@ -30,11 +33,15 @@ pub struct Peers {
     pub token: TokenFile,
     /// Where this replica itself is asked.
     pub own: Option<SocketAddr>,
+    pub lately: Arc<Lately>,
 }
+
+/// The replicas as they were found last, for what does not need to reach each.
+pub type Lately = Mutex<Option<(Instant, Arc<[Replica]>)>>;
 
 /// One replica: all addresses of one Pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Replica {
+pub struct Replica {
     name: String,
     addresses: Vec<SocketAddr>,
     /// Whether its Pod is ready. `ready` is always true in a Service that publishes addresses that are not.
@@ -71,6 +78,30 @@ impl Peers {
     pub async fn purge(&self, body: Bytes) -> Result<Vec<(String, String)>, String> {
         let replicas =
             self.replicas().await.map_err(|error| format!("cannot read the replicas' addresses: {error}"))?;
+        self.tell_all(&replicas, body).await
+    }
+
+    /// The same to those that were there lately: whoever came since has kept little.
+    ///
+    /// # Errors
+    /// One sentence: the addresses or the token cannot be had.
+    pub async fn tell(&self, body: Bytes) -> Result<Vec<(String, String)>, String> {
+        let known = self.lately.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let replicas = match known.filter(|(found, _)| found.elapsed() < LATELY) {
+            Some((_, replicas)) => replicas,
+            None => {
+                let found = self.replicas().await;
+                let found: Arc<[Replica]> =
+                    found.map_err(|error| format!("cannot read the replicas' addresses: {error}"))?.into();
+                let now = Some((Instant::now(), Arc::clone(&found)));
+                *self.lately.lock().unwrap_or_else(PoisonError::into_inner) = now;
+                found
+            }
+        };
+        self.tell_all(&replicas, body).await
+    }
+
+    async fn tell_all(&self, replicas: &[Replica], body: Bytes) -> Result<Vec<(String, String)>, String> {
         let token = self.token.read().await?;
         let others =
             replicas.iter().filter(|replica| !self.own.is_some_and(|own| replica.addresses.contains(&own)));

@@ -308,6 +308,7 @@ impl Fleet {
             service: "peers".into(),
             token: TokenFile::new(token.path().into()),
             own: None,
+            lately: Arc::default(),
         };
         let served = Served::new("leader", published.clone());
         let writer = Writer::new(&fake.client(), "edge", "leader", Some(peers), served, receiver, published);

@@ -132,6 +132,11 @@ impl DataPlane {
 
     pub fn addresses(&self) -> &Addresses {
         &self.0.addresses
+    /// Addresses that clients write to from now on, for who tells the other replicas; once.
+    pub fn writes(&self) -> Option<mpsc::Receiver<Box<[u8]>>> {
+        self.0.shared.keep.memory().writes()
+    }
+
     }
 
     /// Serves `map` from the next request on; state of what did not change is kept, no connection is closed. Returns

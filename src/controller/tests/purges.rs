@@ -69,6 +69,7 @@ async fn a_purge_reaches_every_other_replica_and_names_those_that_did_not_take_i
         service: "peers".into(),
         token: ours,
         own: Some(own),
+        lately: Arc::default(),
     };
     let told = |told: &Told| std::mem::take(&mut *told.lock().unwrap());
     assert_eq!(
@@ -88,6 +89,17 @@ async fn a_purge_reaches_every_other_replica_and_names_those_that_did_not_take_i
     assert!(failed[1].1.contains("401"), "{failed:?}");
     assert_eq!((told(&first), told(&second)), (vec!["hats".into()], vec!["hats".into()]), "all the same");
     assert!(told(&refused).is_empty());
+
+    // What was written is told to who was there lately, without a question each time.
+    let lists = fake.count("LIST endpointslices");
+    for body in ["one", "two", "three"] {
+        peers.tell(Bytes::from_static(body.as_bytes())).await.unwrap();
+    }
+    assert_eq!(
+        (told(&first), told(&second)),
+        (vec!["one".into(), "two".into(), "three".into()], vec!["one".into(), "two".into(), "three".into()])
+    );
+    assert_eq!(fake.count("LIST endpointslices") - lists, 1);
 
     fake.refuse("endpointslices", Some(503));
     let error = peers.purge(Bytes::from_static(b"hats")).await.unwrap_err();

@@ -38,7 +38,7 @@ pub fn judge_threat(memory: &Memory, host: &LiveHost, threat: Option<Threat>, re
         named.iter().filter_map(|name| place(response.headers(), name, &threat.uri, threat.host.as_ref()));
     for uri in std::iter::once(threat.uri.clone()).chain(named) {
         for address in threat.addresses(&host.counted, &uri) {
-            memory.change(&address);
+            memory.write(&address);
         }
     }
 }
