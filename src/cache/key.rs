@@ -10,7 +10,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use http::header::{self, HeaderName};
 use http::{HeaderMap, Uri};
 
-use super::cookies;
+use super::{codings, cookies};
 use crate::filters::CacheKey;
 use crate::message::{Exchange, IdentityKind};
 use crate::values::ReservedHeaders;
@@ -142,6 +142,10 @@ pub fn counted_query<'q>(counted: Counted<'_>, query: Option<&'q str>) -> Option
 pub fn vary(bytes: &mut Vec<u8>, headers: &HeaderMap, names: &[HeaderName]) {
     bytes.push(END);
     for name in names {
+        if *name == header::ACCEPT_ENCODING && codings::write(bytes, headers) {
+            bytes.push(END);
+            continue;
+        }
         values(bytes, headers, name);
     }
 }

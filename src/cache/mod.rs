@@ -5,7 +5,7 @@
 //! | --- | --- |
 //! | `directives` | `Cache-Control` and its like, parsed once |
 //! | `judge` | whether an answer is kept, and on what terms |
-//! | `key`, `cookies` | what it is kept under |
+//! | `key`, `cookies`, `codings` | what it is kept under |
 //! | `conditions` | 304 and ranges |
 //! | `stored` | an answer that is kept, and what is made of it for a client |
 //! | `opening`, `fill` | an answer on its way, for all that wait for it: its head, its body |
@@ -15,6 +15,7 @@
 //! | `status` | `Cache-Status` |
 
 mod account;
+mod codings;
 mod conditions;
 mod cookies;
 mod directives;

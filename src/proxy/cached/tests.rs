@@ -540,3 +540,30 @@ async fn marks_are_kept_through_confirmations_and_told_to_nobody() {
         );
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_can_unpack_the_same_shares_a_variant() {
+    let case = Case::new(CachePlan::default(), true);
+    let asks = |accepted: &'static str| exchange(URL, &[("accept-encoding", accepted)]);
+    let answer = response(200, &[FRESH, ("vary", "Accept-Encoding")], Body::Empty);
+    let (settled, _) = case.settle(&asks("gzip, br"), answer, None).await;
+    assert!(matches!(settled, Settled::Kept(..)));
+    for (accepted, is_shared) in [
+        ("br;q=1.0,gzip;q=0.8", true),
+        ("GZIP, br", true),
+        ("gzip", false),
+        ("gzip, br;q=0", false),
+        ("", false),
+    ] {
+        let kept = case.kept(&asks(accepted));
+        assert_eq!(
+            kept.is_some_and(|kept| kept.suits(asks(accepted).request.headers())),
+            is_shared,
+            "{accepted}"
+        );
+    }
+    assert!(
+        case.kept(&exchange(URL, &[])).is_none(),
+        "who says nothing takes anything, and may get anything"
+    );
+}
