@@ -76,6 +76,10 @@ impl Kept {
         &self.memory
     }
 
+    pub fn shared_memory(&self) -> Arc<Memory> {
+        Arc::clone(&self.memory)
+    }
+
     pub fn forwarders(&self) -> Forwarders {
         self.forwarders
     }

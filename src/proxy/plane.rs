@@ -77,6 +77,8 @@ impl DataPlane {
         let loopback = if settings.loopback_backends { Loopback::Allowed } else { Loopback::Refused };
         let forwarders = if settings.trusted_hops > 0 { Forwarders::Trusted } else { Forwarders::Nobody };
         let keep = Kept::new(settings.cache_memory, forwarders);
+        let memory = keep.shared_memory();
+        telemetry.measures_cache(move || [memory.kept(), memory.coming()]);
         let shared = Arc::new(Shared {
             guard: Guard::denying(loopback, settings.egress_deny.clone()),
             crowd: settings.limits.connections_per_client.map(|most| Arc::new(Crowd::new(most))),
@@ -130,13 +132,13 @@ impl DataPlane {
         self.0.shared.keep.memory().purge(purge);
     }
 
-    pub fn addresses(&self) -> &Addresses {
-        &self.0.addresses
     /// Addresses that clients write to from now on, for who tells the other replicas; once.
     pub fn writes(&self) -> Option<mpsc::Receiver<Box<[u8]>>> {
         self.0.shared.keep.memory().writes()
     }
 
+    pub fn addresses(&self) -> &Addresses {
+        &self.0.addresses
     }
 
     /// Serves `map` from the next request on; state of what did not change is kept, no connection is closed. Returns

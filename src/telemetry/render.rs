@@ -154,6 +154,7 @@ mod tests {
         control.propagated(Duration::from_millis(40));
         control.watch_error("secrets");
         control.store_is_up(true);
+        telemetry.measures_cache(|| [7, 1]);
         control.fetched("login.example");
         control.fetch_failed("login.example");
         control.asked("login.example", "active");
@@ -186,6 +187,8 @@ mod tests {
             "portcullis_tls_handshake_failures_total{cause=\"unknown_name\"} 1".into(),
             "portcullis_certificate_not_after_seconds{namespace=\"shop\",secret=\"tls\"} 2000000000".into(),
             "portcullis_programmed{kind=\"routes\"} 3".into(),
+            "portcullis_cache_bytes{part=\"kept\"} 7".into(),
+            "portcullis_cache_bytes{part=\"coming\"} 1".into(),
             "portcullis_introspection_cache_hits_total{host=\"login.example\"} 1".into(),
             "portcullis_upstream_errors_total{backend=\"Service/shop/orders:80\",kind=\"Reset\"} 1".into(),
         ] {

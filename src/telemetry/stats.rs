@@ -2,8 +2,9 @@
 //! installed, never per request.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use super::render;
 use super::table::Scrape;
@@ -18,10 +19,14 @@ struct Series {
     control: Arc<ControlStats>,
     workers: Vec<Arc<WorkerStats>>,
     log_dropped: Arc<AtomicU64>,
+    cache: OnceLock<CacheSize>,
     rules: Mutex<Known<RuleName, RuleStats>>,
     passages: Mutex<Known<RuleName, PassageStats>>,
     backends: Mutex<Known<Arc<str>, BackendStats>>,
 }
+
+/// Tells how many bytes are kept, and how many are on their way.
+struct CacheSize(Box<dyn Fn() -> [u64; 2] + Send + Sync>);
 
 type RuleName = (Arc<str>, Arc<str>, Arc<str>);
 
@@ -41,6 +46,7 @@ impl Telemetry {
             control: Arc::default(),
             workers: (0..workers).map(|_| Arc::default()).collect(),
             log_dropped: Arc::default(),
+            cache: OnceLock::new(),
             rules: Mutex::default(),
             passages: Mutex::default(),
             backends: Mutex::default(),
@@ -104,7 +110,14 @@ impl Telemetry {
             workers: self.0.workers.clone(),
             control: self.0.control.totals(),
             log_dropped: self.0.log_dropped.load(Ordering::Relaxed),
+            cache: self.0.cache.get().map(|size| size.0()),
         })
+    }
+
+    /// `size` is asked at each scrape: bytes that are kept, and those of answers on their way.
+    pub fn measures_cache(&self, size: impl Fn() -> [u64; 2] + Send + Sync + 'static) {
+        // Of two data planes of a test the first.
+        let _ = self.0.cache.set(CacheSize(Box::new(size)));
     }
 
     pub(super) fn workers(&self) -> usize {
@@ -114,6 +127,12 @@ impl Telemetry {
     /// Where the access log counts what it drops.
     pub(super) fn log_dropped(&self) -> Arc<AtomicU64> {
         self.0.log_dropped.clone()
+    }
+}
+
+impl fmt::Debug for CacheSize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "CacheSize({:?})", self.0())
     }
 }
 

@@ -48,6 +48,8 @@ pub(super) struct Scrape {
     pub workers: Vec<Arc<WorkerStats>>,
     pub control: ControlTotals,
     pub log_dropped: u64,
+    /// Bytes that are kept, and on their way.
+    pub cache: Option<[u64; 2]>,
 }
 
 const MICROSECOND: f64 = 1e-6;

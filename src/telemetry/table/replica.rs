@@ -211,6 +211,18 @@ pub(super) const METRICS: &[Metric] = &[
         },
     },
     Metric {
+        name: "portcullis_cache_bytes",
+        kind: Kind::Gauge,
+        labels: &["part"],
+        help: "Bytes of answers in memory: `kept`, and `coming` (on their way, or still read)",
+        read: |scrape, emit| {
+            if let Some([kept, coming]) = scrape.cache {
+                emit(&["kept"], number(kept));
+                emit(&["coming"], number(coming));
+            }
+        },
+    },
+    Metric {
         name: "portcullis_leader",
         kind: Kind::Gauge,
         labels: &[],
