@@ -45,6 +45,9 @@ pub struct Spec {
     /// Which equal requests at the same time share one fetch.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub collapse: Option<Collapse>,
+    /// What becomes of what requests ask of the cache; Honor by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_directives: Option<ClientDirectives>,
 }
 
 /// What tells answers apart beside scheme, host, path and query.
@@ -91,6 +94,16 @@ pub enum Collapse {
     Off,
 }
 
+/// What becomes of `Cache-Control` and `Pragma` of requests.
+#[derive(JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ClientDirectives {
+    /// Who wants an answer anew gets it from the backend.
+    #[default]
+    Honor,
+    /// They mean nothing to this cache.
+    Ignore,
+}
+
 const TOKEN: &str = "^[-A-Za-z0-9!#$%&'*+.^_`|~]+$";
 const PARAMETER: &str = "^[^&=#[:space:][:cntrl:]]+$";
 const MAX_NAMES: usize = 16;
@@ -108,6 +121,7 @@ pub struct Plan {
     pub max_body: u64,
     pub allow_set_cookie: bool,
     pub collapse: Collapse,
+    pub client_directives: ClientDirectives,
     pub key: Key,
     /// What `errors` of the same rule wants of it.
     pub serve_stale: ServeStale,
@@ -135,6 +149,7 @@ impl Default for Plan {
             max_body: MAX_BODY,
             allow_set_cookie: false,
             collapse: Collapse::Misses,
+            client_directives: ClientDirectives::Honor,
             key: Key::default(),
             serve_stale: ServeStale::default(),
         }
@@ -222,6 +237,7 @@ impl Member for Cache {
             max_body,
             allow_set_cookie: spec.allow_set_cookie,
             collapse: spec.collapse.unwrap_or_default(),
+            client_directives: spec.client_directives.unwrap_or_default(),
             key: Key { headers: headers.into(), query, cookies, identity: written.identity },
             serve_stale: ServeStale::default(),
         })

@@ -54,7 +54,7 @@ pub use asked::{
 pub use authentication::{Plan as AuthenticationPlan, Token, unverified_issuer};
 pub use authorization::{Action as AuthorizationAction, Authorization, Plan as AuthorizationPlan};
 pub use backend_path::{PATH as BACKEND_PATH, PATH_OF_BACKEND, backend_path};
-pub use cache::{Collapse, Key as CacheKey, Plan as CachePlan};
+pub use cache::{ClientDirectives, Collapse, Key as CacheKey, Plan as CachePlan};
 pub use chain::run;
 pub use client_token::{ClientAuthentication, ClientToken, TokenHolder};
 pub use contract::{

@@ -297,6 +297,32 @@ fn what_is_purged_is_asked_for_again() {
 }
 
 #[test]
+fn what_requests_ask_of_the_cache_is_followed_unless_the_rule_says_no() {
+    for (policy, is_followed) in [("{}", true), ("{clientDirectives: Ignore}", false)] {
+        let origin = Origin::new(fresh);
+        let gateway = origin.behind(policy);
+        for field in [
+            "Cache-Control: no-cache",
+            "Cache-Control: max-age=0",
+            "Cache-Control: no-store",
+            "Pragma: no-cache",
+        ] {
+            let before = kept(|| gateway.get("shop.example", PATH)).body;
+            let asked = origin.count();
+            let answer = gateway.request("GET", "shop.example", PATH, &[field], "");
+            // What is kept holds; who wants nothing kept may have it.
+            let is_asked = is_followed && !field.contains("no-store");
+            assert_eq!(origin.count() - asked, usize::from(is_asked), "{policy} {field}");
+            assert_eq!(answer.body != before, is_asked, "{policy} {field}");
+        }
+        gateway.request("GET", "shop.example", "/new", &["Cache-Control: no-store"], "");
+        let asked = origin.count();
+        gateway.get("shop.example", "/new");
+        assert_eq!(origin.count() - asked, usize::from(is_followed), "{policy}: what was not to be kept");
+    }
+}
+
+#[test]
 fn a_write_under_another_rule_makes_what_is_kept_old() {
     let origin = Origin::new(fresh);
     let backend = "backendRefs: [{kind: GatewayBackend, name: origin}]";

@@ -33,7 +33,7 @@ use crate::cache::{
     Asked, Forwarded, Heard, Join, Keying, Partition, Reader, Stored, TAGS, Terms, Told, Use, Wish,
     is_ambiguous,
 };
-use crate::filters::{CachePlan, Collapse};
+use crate::filters::{CachePlan, ClientDirectives, Collapse};
 use crate::message::{ErrorKind, Exchange, ProxyError, Response};
 use crate::telemetry::Cached;
 
@@ -119,7 +119,10 @@ where
         }
     };
     cache.take_uncounted(exchange);
-    let wish = Wish::of(exchange.request.headers());
+    let wish = match cache.plan.client_directives {
+        ClientDirectives::Honor => Wish::of(exchange.request.headers()),
+        ClientDirectives::Ignore => Wish::default(),
+    };
     let mut key = BUFFER.take();
     // A backend that is another one by now answers otherwise.
     let backends = cache.backends.iter().map(|slot| live.backend(slot).map_or(0, |backend| backend.number));
