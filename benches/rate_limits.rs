@@ -2,7 +2,7 @@
 //! round trips of the latter, and the memory of a million clients. `cargo bench --bench rate_limits`.
 //!
 //! Exits with 1 when a goal is missed: 0.5 µs for a local limit, 15 µs and one round trip for a shared one, 100 MiB.
-//! Without redis-server (Debian: redis-server) the shared one is left out, and says so.
+//! The same without redis-server (Debian: redis-server): the shared one is left out then, and the bench says so.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::any::Any;
@@ -92,15 +92,17 @@ fn main() -> ExitCode {
     });
     row("memory of 1,000,000 clients", &[bytes as f64 / f64::from(1 << 20)], "MiB", 100.0);
 
-    match Redis::start() {
-        None => println!("a shared limit: left out, no redis-server"),
+    let redis = Redis::start();
+    let is_whole = redis.is_some();
+    match redis {
+        None => println!("a shared limit: LEFT OUT, no redis-server (Debian: redis-server)"),
         Some(redis) => {
             let (spent, trips) = shared_rounds(&redis);
             row("a shared limit, 64 at once", &spent, "µs", 15.0);
             row("  round trips", &trips, "", 1.0);
         }
     }
-    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    if missed == 0 && is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 /// Microseconds a request, the way out included; those of making the exchange taken off.
