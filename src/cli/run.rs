@@ -109,7 +109,7 @@ pub struct Run {
     #[arg(long, value_name = "URL", env = "PORTCULLIS_REDIS", hide_env_values = true, value_parser = hidden)]
     redis: Option<Redacted<String>>,
     /// How long a request waits for it at most
-    #[arg(long, value_name = "DURATION", env = "PORTCULLIS_REDIS_TIMEOUT", default_value = "20ms")]
+    #[arg(long, value_name = "DURATION", env = "PORTCULLIS_REDIS_TIMEOUT", default_value = "5ms")]
     redis_timeout: Duration,
     /// Bytes that kept answers may have, all routes together
     #[arg(long, value_name = "SIZE", env = "PORTCULLIS_CACHE_MEMORY", default_value = "64Mi")]
