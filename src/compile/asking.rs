@@ -148,6 +148,19 @@ impl<'a, 'w> Asking<'a, 'w> {
     }
 }
 
+impl Asking<'_, '_> {
+    fn resolve(&mut self, at: &FieldPath, backend: &AskedBackendRef) -> Option<Arc<BackendPlan>> {
+        let reference = Reference {
+            kind: backend.kind,
+            name: &backend.name,
+            namespace: backend.namespace.as_deref(),
+            port: backend.port,
+        };
+        let resolved = backend_refs::resolve(&reference, &self.holder.name.namespace, self.asker, at);
+        resolved.map_err(|(_, problem)| self.problems.push(problem)).ok()
+    }
+}
+
 impl Scope for Asking<'_, '_> {
     fn secret(&mut self, at: FieldPath, secret: &SecretRef) -> Option<Arc<SecretData>> {
         let name = self.named(&at, "Secret", &secret.name, secret.namespace.as_deref())?;
@@ -229,19 +242,17 @@ impl Scope for Asking<'_, '_> {
     }
 
     fn backend(&mut self, at: FieldPath, backend: &AskedBackendRef) -> Option<BackendId> {
-        let reference = Reference {
-            kind: backend.kind,
-            name: &backend.name,
-            namespace: backend.namespace.as_deref(),
-            port: backend.port,
-        };
-        match backend_refs::resolve(&reference, &self.holder.name.namespace, self.asker, &at) {
-            Ok(plan) => Some(self.asks(plan)),
-            Err((_, problem)) => {
-                self.problems.push(problem);
-                None
-            }
+        let plan = self.resolve(&at, backend)?;
+        Some(self.asks(plan))
+    }
+
+    fn trusted_backend(&mut self, at: FieldPath, backend: &AskedBackendRef) -> Option<BackendId> {
+        let plan = self.resolve(&at, backend)?;
+        if let Some(host) = backend_refs::outside_in_the_clear(&plan) {
+            self.problems.push(backend_refs::in_the_clear(&at, &host));
+            return None;
         }
+        Some(self.asks(plan))
     }
 
     fn dispensable_backend(&mut self, at: FieldPath, backend: &AskedBackendRef) -> Option<BackendId> {

@@ -1,6 +1,5 @@
 //! `GatewayBackend.spec.credentials` → plan. All of it or none: a backend that wants to know us is not asked without.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use base64::Engine as _;
@@ -14,7 +13,7 @@ use super::gateway_route::not_permitted;
 use super::question::Asker;
 use crate::api::{BackendCredentials, GatewayBackendSpec, Oauth2ClientCredentials};
 use crate::filters::{ClientToken, OauthClient, Place, Url, backend_path};
-use crate::route_map::{Address, BackendPlan, BackendTarget, Credential, TokenPlan};
+use crate::route_map::{BackendPlan, Credential, TokenPlan};
 use crate::snapshot::{self, SecretData};
 use crate::values::{
     AskedBackendRef, BackendKind, FieldPath, ObjectName, Problem, Reason, Redacted, SecretKeyRef, SecretRef,
@@ -43,7 +42,7 @@ pub(super) fn plan(
 /// On the way to a host outside everybody could read it.
 fn refuse_in_the_clear(spec: &GatewayBackendSpec, at: &FieldPath) -> Result<(), Problem> {
     let mut hosts = spec.hosts.iter().flatten().map(|host| host.address.as_str());
-    match hosts.find(|host| spec.tls.is_none() && !is_own(host)) {
+    match hosts.find(|host| spec.tls.is_none() && !backend_refs::is_own(host)) {
         None => Ok(()),
         Some(host) => Err(in_the_clear(at, host)),
     }
@@ -53,20 +52,6 @@ fn in_the_clear(at: &FieldPath, host: &str) -> Problem {
     let message =
         format!("{host} is asked in the clear, where anybody on the way could read them; set spec.tls");
     Problem::error(at.clone(), Reason::UnsupportedValue, message)
-}
-
-/// A host that is not this one.
-fn outside((address, _): &(Address, u16)) -> Option<String> {
-    let host = match address {
-        Address::Ip(ip) => ip.to_string(),
-        Address::Name(name) => name.to_string(),
-    };
-    Some(host).filter(|host| !is_own(host))
-}
-
-fn is_own(host: &str) -> bool {
-    let is_loopback = || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
-    host == "localhost" || host.ends_with(".localhost") || is_loopback()
 }
 
 fn credential(
@@ -174,13 +159,9 @@ impl Reader<'_, '_> {
             }
             problem
         })?;
-        let outside = match &backend.target {
-            BackendTarget::Hosts(hosts) if backend.tls.is_none() => hosts.iter().find_map(outside),
-            BackendTarget::Hosts(_) | BackendTarget::Service { .. } => None,
-        };
-        match outside {
+        match backend_refs::outside_in_the_clear(&backend) {
             None => Ok(backend),
-            Some(host) => Err(in_the_clear(at, &host)),
+            Some(host) => Err(backend_refs::in_the_clear(at, &host)),
         }
     }
 

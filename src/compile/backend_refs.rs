@@ -67,6 +67,36 @@ fn gateway_backend(
     })
 }
 
+/// A host of it that is not this machine, where everybody on the way could read and answer what is asked.
+pub(super) fn outside_in_the_clear(backend: &BackendPlan) -> Option<String> {
+    let outside = |(address, _): &(Address, u16)| {
+        let host = match address {
+            Address::Ip(ip) => ip.to_string(),
+            Address::Name(name) => name.to_string(),
+        };
+        Some(host).filter(|host| !is_own(host))
+    };
+    match &backend.target {
+        BackendTarget::Hosts(hosts) if backend.tls.is_none() => hosts.iter().find_map(outside),
+        BackendTarget::Hosts(_) | BackendTarget::Service { .. } => None,
+    }
+}
+
+/// What is said of it.
+pub(super) fn in_the_clear(at: &FieldPath, host: &str) -> Problem {
+    let message = format!(
+        "{host} is asked in the clear, where anybody on the way could read and answer; set spec.tls of its GatewayBackend"
+    );
+    Problem::error(at.clone(), Reason::UnsupportedValue, message)
+}
+
+/// This machine itself.
+pub(super) fn is_own(host: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    let is_loopback = || host.parse::<IpAddr>().is_ok_and(|ip| ip.to_canonical().is_loopback());
+    host == "localhost" || host.ends_with(".localhost") || is_loopback()
+}
+
 /// The backend that a URL names. Where it may be is for the URL's parser and the egress guard to say.
 pub(super) fn of_origin(origin: &Origin) -> Arc<BackendPlan> {
     let address = match origin.host.parse::<IpAddr>() {

@@ -240,6 +240,11 @@ pub trait Scope {
         self.backend(at, backend)
     }
 
+    /// The same, where what is said there must be between the two: one outside that is asked in the clear is refused.
+    fn trusted_backend(&mut self, at: FieldPath, backend: &AskedBackendRef) -> Option<BackendId> {
+        self.backend(at, backend)
+    }
+
     /// The same for what a URL names, which [`super::Url`] has judged.
     fn origin(&mut self, origin: &Origin) -> BackendId;
 

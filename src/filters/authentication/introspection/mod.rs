@@ -198,7 +198,7 @@ fn place(
         (None, Some(backend)) => {
             let path =
                 backend_path(spec.path.as_deref()).map_err(|message| Some(("path", message.into())))?;
-            let backend = scope.backend(at.field("backendRef"), backend).ok_or(None)?;
+            let backend = scope.trusted_backend(at.field("backendRef"), backend).ok_or(None)?;
             Ok(Place::Backend(backend, path.into()))
         }
         _ => Err(Some(("", ONE_PLACE.into()))),

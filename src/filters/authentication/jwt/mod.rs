@@ -213,7 +213,7 @@ fn keys(spec: &Spec, at: &FieldPath, scope: &mut dyn Scope) -> Option<Result<Key
             Ok(path) => path,
             Err(message) => return Some(Err(message.into())),
         };
-        let backend = scope.backend(at.field("backendRef"), backend)?;
+        let backend = scope.trusted_backend(at.field("backendRef"), backend)?;
         return Some(Ok(Keys::Fetched(issuer::key_set_at(backend, path))));
     }
     if jwks.path.is_some() {
