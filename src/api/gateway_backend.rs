@@ -281,7 +281,7 @@ const URI: &str = "^[A-Za-z][-+.A-Za-z0-9]*:[!-~]+$";
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(validation = Rule::new(
-        "isIP(self.address) || self.address.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*$')"
+        "isIP(self.address) || self.address.matches('^[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?([.][a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?)*[.]?$')"
     )
     .message("an address is an IP address or a DNS name in lower case")
     .field_path(".address"))]

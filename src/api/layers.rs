@@ -218,7 +218,8 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
         }
     }
     for (index, host) in spec.hosts.iter().flatten().enumerate() {
-        let is_name = || matches!(host.address.parse(), Ok(Hostname::Exact(_)));
+        let name = host.address.strip_suffix('.').unwrap_or(&host.address);
+        let is_name = || matches!(name.parse(), Ok(Hostname::Exact(_)));
         if host.address.parse::<std::net::IpAddr>().is_err() && !is_name() {
             let path = at.field("hosts").index(index).field("address");
             let found = super::shape::quoted(&host.address);

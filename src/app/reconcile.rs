@@ -81,8 +81,9 @@ pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
     let (jobs, waiting) = std::sync::mpsc::channel();
     let (finished, mut done) = mpsc::channel(1);
     let told = plane.clone();
-    let names =
-        Names::start(reconcile.resolver, move |backend, endpoints| told.set_endpoints(backend, endpoints));
+    let names = Names::start(reconcile.resolver, telemetry.clone(), move |backend, endpoints| {
+        told.set_endpoints(backend, endpoints);
+    });
     let compiler = Compiler {
         names: names.clone(),
         options,

@@ -67,7 +67,7 @@ async fn keep_fresh(fetched: Weak<Fetched>, client: Client, telemetry: Telemetry
                 }
                 failures = 0;
                 telemetry.control().fetched(&host);
-                series.is_well();
+                series.fetched(wanted.plan.reader.ends(&*value).map(Instant::into_std));
                 let fresh_for = wanted.plan.reader.fresh_for(&*value);
                 wanted.tried(Some(value));
                 fresh_for.unwrap_or(FRESH)

@@ -164,10 +164,12 @@ fn address(host: &BackendHost, options: &Options) -> Result<Address, (Reason, St
     if let Ok(ip) = text.parse::<IpAddr>() {
         return permitted(ip, options).map(|()| Address::Ip(ip));
     }
-    let lower = text.to_ascii_lowercase();
+    let whole = text.to_ascii_lowercase();
+    // A dot behind it says that it is looked up as it is, below no search domain.
+    let (lower, dot) = whole.strip_suffix('.').map_or((whole.as_str(), ""), |name| (name, "."));
     if lower == "localhost" || lower.ends_with(".localhost") {
         if options.loopback == LoopbackHosts::Allowed {
-            return Ok(Address::Name(lower.into()));
+            return Ok(Address::Name(whole.into()));
         }
         return Err((
             Reason::UnsupportedValue,
@@ -175,7 +177,8 @@ fn address(host: &BackendHost, options: &Options) -> Result<Address, (Reason, St
         ));
     }
     match lower.parse::<Hostname>() {
-        Ok(Hostname::Exact(name)) => Ok(Address::Name(name)),
+        Ok(Hostname::Exact(name)) if dot.is_empty() => Ok(Address::Name(name)),
+        Ok(Hostname::Exact(_)) => Ok(Address::Name(whole.into())),
         Ok(Hostname::Wildcard(_)) => {
             Err((Reason::Invalid, format!("{text} is a wildcard; a host is one name or address")))
         }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::HitCount;
 use super::cells::{Histogram, Total};
+use super::names::{NameStats, NameTotals};
 
 /// Upper bounds of compile and propagation times in microseconds.
 pub(super) const STEPS: [u64; 12] = [
@@ -32,7 +33,27 @@ pub struct CertificateExpiry {
 
 /// Series of the control side, one set a process.
 #[derive(Debug, Default)]
-pub struct ControlStats(Mutex<State>);
+pub struct ControlStats {
+    state: Mutex<State>,
+    pub(super) names: NameStats,
+}
+
+/// What was fetched well last: when, and when it is of no more use.
+#[derive(Debug)]
+struct Known {
+    host: String,
+    fetched: Instant,
+    ends: Option<Instant>,
+}
+
+/// How old what is known of a host is, and what is left of it until it ends; where several things are fetched from it, of
+/// the worst.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(super) struct Freshness {
+    pub age: Duration,
+    /// Seconds, below zero once it is over.
+    pub left: Option<f64>,
+}
 
 /// What was fetched from a host.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -51,6 +72,8 @@ struct State {
     fetches: BTreeMap<String, Fetches>,
     /// What cannot be had now, and why, by who wants it.
     failing: BTreeMap<u64, (String, String)>,
+    /// What was fetched, by who wants it.
+    fresh: BTreeMap<u64, Known>,
     /// Numbers those.
     takers: u64,
     questions: BTreeMap<(String, &'static str), u64>,
@@ -77,6 +100,9 @@ pub(super) struct ControlTotals {
     pub propagation: Total,
     pub watch_errors: BTreeMap<&'static str, u64>,
     pub fetches: BTreeMap<String, Fetches>,
+    /// Of what was fetched, by host.
+    pub fresh: BTreeMap<String, Freshness>,
+    pub names: NameTotals,
     /// Questions by host and result.
     pub questions: BTreeMap<(String, &'static str), u64>,
     /// What was known without a question, by host.
@@ -184,11 +210,23 @@ impl ControlStats {
         for (host, hits) in &state.known {
             *known.entry(host.clone()).or_default() += hits.value();
         }
+        let mut fresh = BTreeMap::<String, Freshness>::new();
+        for one in state.fresh.values() {
+            let of_host = fresh.entry(one.host.clone()).or_default();
+            of_host.age = of_host.age.max(one.fetched.elapsed());
+            let left = one.ends.map(|end| match end.checked_duration_since(Instant::now()) {
+                Some(left) => left.as_secs_f64(),
+                None => -end.elapsed().as_secs_f64(),
+            });
+            of_host.left = [of_host.left, left].into_iter().flatten().min_by(f64::total_cmp);
+        }
         ControlTotals {
             compile,
             propagation,
             watch_errors: state.watch_errors.clone(),
             fetches: state.fetches.clone(),
+            fresh,
+            names: self.names.totals(),
             questions: state.questions.clone(),
             known,
             programmed: state.programmed,
@@ -201,7 +239,7 @@ impl ControlStats {
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -222,12 +260,21 @@ impl HostSeries {
     pub fn is_well(&self) {
         self.control.state().failing.remove(&self.number);
     }
+
+    /// It was fetched just now, and is of use until then.
+    pub fn fetched(&self, ends: Option<Instant>) {
+        let known = Known { host: self.host.clone(), fetched: Instant::now(), ends };
+        let mut state = self.control.state();
+        state.failing.remove(&self.number);
+        state.fresh.insert(self.number, known);
+    }
 }
 
 impl Drop for HostSeries {
     fn drop(&mut self) {
         let (mut state, host) = (self.control.state(), self.host.as_str());
         state.failing.remove(&self.number);
+        state.fresh.remove(&self.number);
         let Some(others) = state.hosts.get_mut(host) else { return };
         *others -= 1;
         if *others > 0 {
@@ -249,6 +296,7 @@ impl Default for State {
             hosts: BTreeMap::new(),
             fetches: BTreeMap::new(),
             failing: BTreeMap::new(),
+            fresh: BTreeMap::new(),
             takers: 0,
             questions: BTreeMap::new(),
             known: Vec::new(),
@@ -310,5 +358,22 @@ mod tests {
         assert_eq!(hosts(), ["other.example"]);
         drop(elsewhere);
         assert!(hosts().is_empty());
+    }
+
+    #[test]
+    fn of_several_things_of_a_host_the_one_that_ends_first_is_told() {
+        let control = Arc::<ControlStats>::default();
+        let [one, other] = [(); 2].map(|()| control.of_host("login.example"));
+        let left = || control.totals().fresh.get("login.example").map(|fresh| fresh.left);
+        assert_eq!(left(), None, "nothing was fetched yet");
+        one.fetched(None);
+        assert_eq!(left(), Some(None));
+        one.fetched(Some(Instant::now() + Duration::from_secs(1000)));
+        other.fetched(Instant::now().checked_sub(Duration::from_secs(1)));
+        assert!(left().flatten().is_some_and(|left| left <= -1.0));
+        drop(other);
+        assert!(left().flatten().is_some_and(|left| (1.0..=1000.0).contains(&left)));
+        drop(one);
+        assert_eq!(left(), None);
     }
 }

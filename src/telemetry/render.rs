@@ -157,6 +157,11 @@ mod tests {
         telemetry.measures_cache(|| [7, 1]);
         control.fetched("login.example");
         control.fetch_failed("login.example");
+        let host = control.of_host("login.example");
+        host.fetched(Some(std::time::Instant::now()));
+        let mut name = control.of_name("pay.test");
+        name.found();
+        name.failed("late");
         control.asked("login.example", "active");
         let hits = Arc::<crate::telemetry::HitCount>::default();
         control.counts_hits("login.example", &hits);

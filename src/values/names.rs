@@ -38,6 +38,16 @@ pub enum BackendId {
     Origin(Origin),
 }
 
+impl BackendId {
+    /// Whose it is. What a policy's URL names is nobody's alone.
+    pub fn namespace(&self) -> Option<&Arc<str>> {
+        match self {
+            Self::Service { service: name, .. } | Self::GatewayBackend(name) => Some(&name.namespace),
+            Self::Origin(_) => None,
+        }
+    }
+}
+
 impl fmt::Display for BackendId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

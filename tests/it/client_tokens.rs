@@ -156,6 +156,9 @@ fn a_token_is_fetched_once_and_shown_in_place_of_the_clients() {
     gateway.until_answer("more.example", "/", 200, "");
     assert_eq!((shown(&gateway, "one.example"), provider.asked()), (one, 2));
     assert_eq!(metric(&gateway, "portcullis_fetches_total", "result=\"good\""), 2.0);
+    let left = metric(&gateway, "portcullis_fetched_expires_seconds", "127.0.0.1");
+    assert!((1.0..=3600.0).contains(&left), "{left}");
+    assert!(metric(&gateway, "portcullis_fetched_age_seconds", "127.0.0.1") > 0.0);
     let said = [gateway.status().to_string(), gateway.ask_admin("/metrics").body, gateway.process.log()];
     assert!(said.iter().all(|text| !text.contains("canary") && !text.contains("Y2FuYXJ5")), "{said:?}");
 }

@@ -232,6 +232,54 @@ fn short_names_are_looked_for_below_the_search_domains_of_resolv_conf() {
 }
 
 #[test]
+fn a_name_with_a_dot_behind_is_looked_for_nowhere_else() {
+    let backend = Backend::start("one");
+    let dns = Dns::start();
+    dns.gives("pay.test", &["127.0.0.1"], 60);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("resolv.conf");
+    std::fs::write(&file, "search shop.svc.cluster.local\noptions ndots:5\n").expect("written");
+    let port = backend.address.port();
+    let files = named("pay", "pay.test.", port);
+    let gateway = gateway(&dns, &files, &["--resolv-conf", file.to_str().expect("UTF-8")]);
+    let answer = gateway.until_answer("pay.example", "/", 200, "");
+    let host = answer.json()["headers"]["host"].as_str().map(str::to_owned);
+    assert_eq!(host, Some(format!("pay.test:{port}")), "a server's name has no dot behind");
+    assert_eq!(dns.asked("pay.test.shop.svc.cluster.local"), 0);
+}
+
+#[test]
+fn while_the_name_that_is_meant_fails_another_s_answer_is_not_taken() {
+    let (_one, _two, port) = twins();
+    let dns = Dns::start();
+    let inside = "pay.test.svc.cluster.local";
+    dns.gives(inside, &["127.0.0.1"], 1);
+    dns.gives("pay.test", &["127.0.0.2"], 1);
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("resolv.conf");
+    std::fs::write(&file, "search svc.cluster.local\noptions ndots:5\n").expect("written");
+    let files = named("pay", "pay.test", port);
+    let gateway = gateway(&dns, &files, &["--resolv-conf", file.to_str().expect("UTF-8")]);
+    until("the one inside", || (who(&gateway, "pay.example") == "one").then_some(()));
+    dns.say(inside, Says::Failure);
+    let asked = dns.asked(inside);
+    until("it to be asked again and again", || {
+        assert_eq!(who(&gateway, "pay.example"), "one");
+        (dns.asked(inside) >= asked + 10).then_some(())
+    });
+    let failing =
+        gateway.until_status("the name among what fails", |status| status["failing"][0].is_object());
+    assert_eq!(failing["failing"][0]["place"], "name pay.test");
+    let page = gateway.ask_admin("/metrics").body;
+    assert!(page.contains("portcullis_names{state=\"failing\"} 1\n"), "{page}");
+    assert!(page.contains("portcullis_name_answer_age_seconds "), "{page}");
+    // The control: once it is said that there is none inside, the one outside is meant.
+    dns.say(inside, Says::NoSuchName);
+    until("the one outside", || (who(&gateway, "pay.example") == "two").then_some(()));
+    gateway.until_status("all well", |status| status["failing"].as_array().is_some_and(Vec::is_empty));
+}
+
+#[test]
 fn of_a_name_s_addresses_the_one_that_answers_serves() {
     let (_one, _two, port) = twins();
     serves_beside_one_that_swallows("127.0.0.1", port);

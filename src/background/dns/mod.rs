@@ -2,8 +2,10 @@
 //! say, beside the requests.
 //!
 //! Invariants: what was known goes on being served while no server answers, and for five minutes after they say that the
-//! name is gone; a family of addresses that cannot be asked for is not lost because the other was there.
+//! name is gone; a family of addresses that cannot be asked for is not lost because the other was there; while a name
+//! cannot be asked for, no other takes its place.
 
+mod places;
 mod resolver;
 #[cfg(test)]
 mod tests;
@@ -15,13 +17,16 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio::task::JoinSet;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::Instant;
 
-use self::resolver::{LONGEST, Part, Parts, usable};
+use self::places::{Ended, Owners, Places, Room, place};
+use self::resolver::{Found, Held, LONGEST, Part, usable};
+use self::wire::Name;
 use super::client::jittered;
 use crate::route_map::{Address, Endpoint, EndpointSet};
+use crate::telemetry::{NameSeries, Telemetry};
 use crate::values::BackendId;
 
 pub use self::resolver::{Resolver, ResolverSettings};
@@ -31,8 +36,11 @@ const FIRST_DELAY: Duration = Duration::from_secs(1);
 const LONGEST_DELAY: Duration = Duration::from_secs(15);
 /// A name that is said to be gone for so long is.
 const FORGOTTEN: Duration = Duration::from_secs(300);
-/// Look-ups at once.
-const AT_ONCE: usize = 64;
+/// After so many failures in a row of a name that never had addresses, those are passed over that it may mean and that
+/// fail.
+const PATIENT: u32 = 2;
+/// Answers that wait to be told.
+const TOLD_AT_ONCE: usize = 64;
 
 /// The running resolver. It stops when the last of its handles is dropped.
 #[derive(Clone, Debug)]
@@ -45,14 +53,15 @@ type Hosts = Vec<(Address, u16)>;
 type Wanted = Arc<Vec<(BackendId, Hosts)>>;
 /// A name that was looked up in vain has no addresses; one that was not yet is not in it.
 type Known = HashMap<Arc<str>, Vec<IpAddr>>;
-type Answer = Pin<Box<dyn Future<Output = Parts> + Send>>;
-type LookUp = Arc<dyn Fn(Arc<str>) -> Answer + Send + Sync>;
+type Answer = Pin<Box<dyn Future<Output = Found> + Send>>;
+type LookUp = Arc<dyn Fn(Arc<str>, Held) -> Answer + Send + Sync>;
 
 struct Task<P> {
     known: Arc<Mutex<Known>>,
     wanted: watch::Receiver<Wanted>,
     look_up: LookUp,
-    permits: Arc<Semaphore>,
+    places: Places,
+    telemetry: Telemetry,
     publish: P,
     published: BTreeMap<BackendId, EndpointSet>,
 }
@@ -60,22 +69,31 @@ struct Task<P> {
 impl Names {
     /// Starts on the runtime of the caller. `publish` is told the endpoints of a backend whenever they change; it must
     /// not block.
-    pub fn start(resolver: Resolver, publish: impl Fn(&BackendId, EndpointSet) + Send + 'static) -> Self {
-        let look_up = move |name: Arc<str>| -> Answer {
+    pub fn start(
+        resolver: Resolver,
+        telemetry: Telemetry,
+        publish: impl Fn(&BackendId, EndpointSet) + Send + 'static,
+    ) -> Self {
+        let look_up = move |name: Arc<str>, held: Held| -> Answer {
             let resolver = resolver.clone();
-            Box::pin(async move { resolver.look_up(&name).await })
+            Box::pin(async move { resolver.look_up(&name, &held).await })
         };
-        Self::with(Arc::new(look_up), publish)
+        Self::with(Arc::new(look_up), telemetry, publish)
     }
 
-    fn with(look_up: LookUp, publish: impl Fn(&BackendId, EndpointSet) + Send + 'static) -> Self {
+    fn with(
+        look_up: LookUp,
+        telemetry: Telemetry,
+        publish: impl Fn(&BackendId, EndpointSet) + Send + 'static,
+    ) -> Self {
         let (wanted, receiver) = watch::channel(Wanted::default());
         let known = Arc::<Mutex<Known>>::default();
         let task = Task {
             known: known.clone(),
             wanted: receiver,
             look_up,
-            permits: Arc::new(Semaphore::new(AT_ONCE)),
+            places: Places::default(),
+            telemetry,
             publish,
             published: BTreeMap::new(),
         };
@@ -97,8 +115,8 @@ impl Names {
 
 impl<P: Fn(&BackendId, EndpointSet)> Task<P> {
     async fn run(mut self) {
-        let (resolved, mut news) = mpsc::channel(AT_ONCE);
-        let mut watched = BTreeMap::<Arc<str>, tokio::task::AbortHandle>::new();
+        let (resolved, mut news) = mpsc::channel(TOLD_AT_ONCE);
+        let mut watched = BTreeMap::<Arc<str>, (AbortHandle, watch::Sender<Owners>)>::new();
         // Owns the look-ups: they end with this task.
         let mut lookups = JoinSet::new();
         loop {
@@ -108,19 +126,31 @@ impl<P: Fn(&BackendId, EndpointSet)> Task<P> {
                         return;
                     }
                     let names = self.names();
-                    watched.retain(|name, task| {
-                        let stays = names.contains(name);
+                    watched.retain(|name, (task, _)| {
+                        let stays = names.contains_key(name);
                         if !stays {
                             task.abort();
                         }
                         stays
                     });
-                    lock(&self.known).retain(|name, _| names.contains(name));
-                    for name in names {
-                        watched.entry(name.clone()).or_insert_with(|| {
-                            let (look_up, permits) = (self.look_up.clone(), self.permits.clone());
-                            lookups.spawn(keep_resolving(name, look_up, permits, resolved.clone()))
-                        });
+                    lock(&self.known).retain(|name, _| names.contains_key(name));
+                    for (name, namespaces) in names {
+                        let owners: Owners =
+                            namespaces.iter().map(|namespace| self.places.share(namespace)).collect();
+                        if let Some((_, known)) = watched.get(&name) {
+                            known.send_if_modified(|before| replace(before, owners));
+                            continue;
+                        }
+                        let (owners, owned) = watch::channel(owners);
+                        let asking = Asking {
+                            name: name.clone(),
+                            look_up: self.look_up.clone(),
+                            owners: owned,
+                            all: self.places.all(),
+                            series: self.telemetry.control().of_name(&name),
+                            resolved: resolved.clone(),
+                        };
+                        watched.insert(name, (lookups.spawn(asking.run()), owners));
                     }
                     // The installer of the map may have told the proxy less than we know: say it again.
                     self.published.clear();
@@ -137,15 +167,19 @@ impl<P: Fn(&BackendId, EndpointSet)> Task<P> {
         }
     }
 
-    fn names(&self) -> BTreeSet<Arc<str>> {
-        let wanted = self.wanted.borrow();
-        let hosts = wanted.iter().flat_map(|(_, hosts)| hosts);
-        hosts
-            .filter_map(|(address, _)| match address {
-                Address::Name(name) => Some(name.clone()),
-                Address::Ip(_) => None,
-            })
-            .collect()
+    /// And the namespaces of those who want them.
+    fn names(&self) -> BTreeMap<Arc<str>, BTreeSet<Arc<str>>> {
+        let mut names = BTreeMap::<_, BTreeSet<_>>::new();
+        for (backend, hosts) in self.wanted.borrow().iter() {
+            for (address, _) in hosts {
+                if let Address::Name(name) = address {
+                    // What policies' URLs name is one share.
+                    let namespace = backend.namespace().cloned().unwrap_or_default();
+                    names.entry(name.clone()).or_default().insert(namespace);
+                }
+            }
+        }
+        names
     }
 
     /// Tells what is new.
@@ -161,36 +195,71 @@ impl<P: Fn(&BackendId, EndpointSet)> Task<P> {
     }
 }
 
-/// Tells the first answer, and each that differs from the one before.
-async fn keep_resolving(
+/// Whether they are others than before: who waits for room waits on where they are the same.
+fn replace(before: &mut Owners, now: Owners) -> bool {
+    let is_same =
+        before.len() == now.len() && before.iter().zip(&now).all(|(one, other)| Arc::ptr_eq(one, other));
+    *before = now;
+    !is_same
+}
+
+/// Keeps one name resolved.
+struct Asking {
     name: Arc<str>,
     look_up: LookUp,
-    permits: Arc<Semaphore>,
+    owners: watch::Receiver<Owners>,
+    all: Arc<Room>,
+    series: NameSeries,
     resolved: mpsc::Sender<(Arc<str>, Vec<IpAddr>)>,
-) {
-    let (mut last, mut told) = (Last::default(), None);
-    loop {
-        let parts = match permits.acquire().await {
-            Ok(_permit) => look_up(name.clone()).await,
-            Err(_closed) => return,
-        };
-        let delay = last.take(&name, parts);
-        let addresses = usable(last.families.iter().flatten().copied().collect());
-        if told.as_ref() != Some(&addresses) {
-            if resolved.send((name.clone(), addresses.clone())).await.is_err() {
-                return;
+}
+
+impl Asking {
+    /// Tells the first answer, and each that differs from the one before.
+    async fn run(mut self) {
+        let (mut last, mut told) = (Last::default(), None);
+        loop {
+            let ended = if last.failures > 0 { Ended::Failed } else { Ended::Well };
+            let Some(place) = place(&mut self.owners, &self.all, ended).await else { return };
+            let found = (self.look_up)(self.name.clone(), last.held()).await;
+            drop(place);
+            self.count(&found);
+            let delay = last.take(&self.name, found);
+            let addresses = usable(last.families.iter().flatten().copied().collect());
+            if told.as_ref() != Some(&addresses) {
+                if self.resolved.send((self.name.clone(), addresses.clone())).await.is_err() {
+                    return;
+                }
+                told = Some(addresses);
             }
-            told = Some(addresses);
+            // Never later than the answer holds.
+            tokio::time::sleep(jittered(delay * 9 / 10)).await;
         }
-        // Never later than the answer holds.
-        tokio::time::sleep(jittered(delay * 9 / 10)).await;
     }
+
+    fn count(&mut self, found: &Found) {
+        let is_there = found.parts.iter().any(|part| matches!(part, Part::Addresses(..)));
+        match cause(found) {
+            Some(cause) => self.series.failed(cause),
+            None if is_there => self.series.found(),
+            None => self.series.is_not_there(),
+        }
+    }
+}
+
+/// Why a look-up failed, of either family.
+fn cause(found: &Found) -> Option<&String> {
+    found.parts.iter().find_map(|part| match part {
+        Part::Failed(error) => Some(error),
+        _ => None,
+    })
 }
 
 /// What holds of one name.
 #[derive(Default)]
 struct Last {
     families: [Vec<IpAddr>; 2],
+    /// Of the names that it may mean the one whose addresses these are.
+    meant: Option<Name>,
     /// In a row, of either family.
     failures: u32,
     /// Since when it is said that there is nothing.
@@ -198,13 +267,16 @@ struct Last {
 }
 
 impl Last {
+    fn held(&self) -> Held {
+        let is_known = self.families.iter().any(|family| !family.is_empty());
+        Held { meant: self.meant.clone().filter(|_| is_known), passes: self.failures >= PATIENT }
+    }
+
     /// When to ask again.
-    fn take(&mut self, name: &str, parts: Parts) -> Duration {
+    fn take(&mut self, name: &str, found: Found) -> Duration {
         let was_failing = self.failures > 0;
-        let cause = parts.iter().find_map(|part| match part {
-            Part::Failed(error) => Some(error.clone()),
-            _ => None,
-        });
+        let cause = cause(&found).cloned();
+        let Found { parts, meant } = found;
         let is_there = parts.iter().any(|part| matches!(part, Part::Addresses(..)));
         let mut delay = LONGEST;
         match cause {
@@ -219,6 +291,13 @@ impl Last {
         let is_forgotten = is_gone && self.gone_since.get_or_insert_with(Instant::now).elapsed() >= FORGOTTEN;
         if is_there && self.gone_since.take().is_some() {
             tracing::info!(name, "the name of a backend is there again");
+        }
+        if is_there {
+            if self.meant != meant {
+                // What is known is another name's.
+                self.families = Default::default();
+            }
+            self.meant = meant;
         }
         for (family, part) in self.families.iter_mut().zip(parts) {
             match part {
@@ -266,11 +345,11 @@ fn endpoints(hosts: &[(Address, u16)], known: &Known) -> EndpointSet {
         };
         let name = match address {
             Address::Ip(_) => None,
-            Address::Name(name) => Some(name),
+            // The dot behind an absolute name is for who looks it up; servers and certificates have none.
+            Address::Name(name) => Some(name.strip_suffix('.').map_or_else(|| name.clone(), Arc::from)),
         };
-        endpoints.extend(
-            addresses.iter().map(|ip| Endpoint { address: (*ip, *port).into(), name: name.cloned() }),
-        );
+        endpoints
+            .extend(addresses.iter().map(|ip| Endpoint { address: (*ip, *port).into(), name: name.clone() }));
     }
     endpoints.sort_unstable();
     endpoints.dedup();

@@ -9,12 +9,14 @@ use std::fmt;
 use std::io::{self, Read as _};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpStream, UdpSocket};
+use tokio::time::Instant;
 
 use super::wire::{self, Family, Name, Said};
 
@@ -26,6 +28,8 @@ const MAX_SERVERS: usize = 8;
 const MAX_SEARCH: usize = 16;
 /// So many addresses of one family are used.
 pub(super) const MAX_ADDRESSES: usize = 64;
+/// One look-up, however many names and servers are to be asked.
+const LONGEST_LOOK_UP: Duration = Duration::from_secs(10);
 /// However long an answer says that it holds.
 pub(super) const LONGEST: Duration = Duration::from_secs(300);
 const SHORTEST: Duration = Duration::from_secs(1);
@@ -95,6 +99,33 @@ pub(super) enum Part {
 /// A, AAAA.
 pub(super) type Parts = [Part; 2];
 
+/// What a name came to, and which of the names that it may mean is meant, where addresses were found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Found {
+    pub parts: Parts,
+    pub meant: Option<Name>,
+}
+
+/// Whose answers are good when the servers fail for one of the names that a name may mean. In another's place nobody
+/// serves: it may be anybody's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Held {
+    /// The one that was meant the last time; while it fails, none behind it is taken.
+    pub meant: Option<Name>,
+    /// Without one: whether those are passed over that fail, as the system's resolver does.
+    pub passes: bool,
+}
+
+impl Held {
+    fn stops_at(&self, name: &Name, parts: &Parts) -> bool {
+        let failed = parts.iter().filter(|part| matches!(part, Part::Failed(_))).count();
+        match &self.meant {
+            Some(meant) => meant == name && failed > 0,
+            None => !self.passes && failed == parts.len(),
+        }
+    }
+}
+
 impl Default for Resolver {
     fn default() -> Self {
         Self::new(ResolverSettings::default())
@@ -106,30 +137,38 @@ impl Resolver {
         Self(Arc::new(Inner { settings, current: Mutex::default() }))
     }
 
-    pub(super) async fn look_up(&self, name: &str) -> Parts {
-        let failed = |error: String| [Part::Failed(error.clone()), Part::Failed(error)];
+    pub(super) async fn look_up(&self, name: &str, held: &Held) -> Found {
+        let unmeant = |parts| Found { parts, meant: None };
+        let failed = |error: String| unmeant([Part::Failed(error.clone()), Part::Failed(error)]);
         let current = match self.current() {
             Ok(current) => current,
             Err(error) => return failed(format!("{}: {error}", self.0.settings.file.display())),
         };
         if let Some(known) = current.hosts(name) {
-            return known;
+            return unmeant(known);
         }
         let mut nothing = None;
         let mut unanswered = None;
-        for name in current.config.names(name) {
-            let ask = |family| current.config.ask(&name, family);
+        let (names, first) = (current.config.names(name), AtomicUsize::new(0));
+        let end = Instant::now() + LONGEST_LOOK_UP;
+        for (place, name) in names.iter().enumerate() {
+            let left = end.saturating_duration_since(Instant::now());
+            let until = Instant::now() + share(left, names.len() - place - 1);
+            let ask = |family| current.config.ask(name, family, &first, until);
             let (v4, v6) = tokio::join!(ask(Family::V4), ask(Family::V6));
             let parts = [v4, v6];
             if parts.iter().any(|part| matches!(part, Part::Addresses(..))) {
-                return parts;
+                return Found { parts, meant: Some(name.clone()) };
+            }
+            if held.stops_at(name, &parts) {
+                return unmeant(parts);
             }
             // Another name that it may mean may be there: as the system's resolver goes on.
             let has_failed = parts.iter().any(|part| matches!(part, Part::Failed(_)));
             let place = if has_failed { &mut unanswered } else { &mut nothing };
             place.get_or_insert(parts);
         }
-        unanswered.or(nothing).unwrap_or_else(|| failed("it is no name".into()))
+        unanswered.or(nothing).map_or_else(|| failed("it is no name".into()), unmeant)
     }
 
     /// All addresses of a host, for one connection.
@@ -146,7 +185,7 @@ impl Resolver {
         }
         let mut why = "it has no address".to_owned();
         let mut addresses = Vec::new();
-        for part in self.look_up(host).await {
+        for part in self.look_up(host, &Held { meant: None, passes: true }).await.parts {
             match part {
                 Part::Addresses(found, _) => addresses.extend(found),
                 Part::Nothing(_) => {}
@@ -283,10 +322,18 @@ impl Config {
     }
 
     /// One server after the other, and all of them again, until one knows.
-    async fn ask(&self, name: &Name, family: Family) -> Part {
-        let mut why = String::new();
-        for server in self.servers.iter().cycle().take(self.servers.len() * self.attempts as usize) {
-            let asked = tokio::time::timeout(self.patience, ask(*server, name, family)).await;
+    /// `first`: which server is asked first; one that is silent is not any more.
+    async fn ask(&self, name: &Name, family: Family, first: &AtomicUsize, until: Instant) -> Part {
+        let mut why = "no time was left to ask for it".to_owned();
+        let count = self.servers.len();
+        let begin = first.load(Ordering::Relaxed);
+        for at in (0..count * self.attempts as usize).map(|turn| (begin + turn) % count) {
+            let (server, now) = (self.servers[at], Instant::now());
+            if now >= until {
+                break;
+            }
+            let patience = self.patience.min(until - now);
+            let asked = tokio::time::timeout(patience, ask(server, name, family)).await;
             why = match asked {
                 Ok(Ok(Said::Addresses(addresses, seconds))) => {
                     let holds = Duration::from_secs(seconds.into()).clamp(SHORTEST, LONGEST);
@@ -300,11 +347,21 @@ impl Config {
                 Ok(Ok(Said::Failure(code))) => format!("{server} answered with code {code}"),
                 Ok(Ok(Said::Truncated)) => format!("{server} cut its answer by TCP, too"),
                 Ok(Err(error)) => format!("{server}: {error}"),
-                Err(_) => format!("{server} did not answer within {:?}", self.patience),
+                Err(_) => {
+                    // Whether the other family's question has said so already is all the same.
+                    let (old, new) = (at, (at + 1) % count);
+                    let _ = first.compare_exchange(old, new, Ordering::Relaxed, Ordering::Relaxed);
+                    format!("{server} did not answer within {patience:?}")
+                }
             };
         }
         Part::Failed(why)
     }
+}
+
+/// How much of the time that is left one name may have: where nobody answers for it, half of it is the others'.
+fn share(left: Duration, others: usize) -> Duration {
+    if others == 0 { left } else { left / 2 }
 }
 
 /// Asks by UDP, and by TCP where that is too small. What comes and is no answer is not listened to.
@@ -368,102 +425,4 @@ fn has_way(ip: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn told(name: &str, text: &str) -> Vec<Name> {
-        Config::new(text, &[]).names(name)
-    }
-
-    fn names(texts: &[&str]) -> Vec<Name> {
-        texts.iter().map(|text| Name::new(text).expect("a name")).collect()
-    }
-
-    #[test]
-    fn a_name_with_few_dots_is_looked_for_below_the_search_domains_first() {
-        let text = "search shop.svc.cluster.local svc.cluster.local\noptions ndots:5 rotate edns0";
-        let pay = ["pay.shop.svc.cluster.local", "pay.svc.cluster.local", "pay"];
-        assert_eq!(told("pay", text), names(&pay));
-        let text = text.replace("ndots:5", "ndots:2");
-        let api = [
-            "api.pay.example",
-            "api.pay.example.shop.svc.cluster.local",
-            "api.pay.example.svc.cluster.local",
-        ];
-        assert_eq!(told("api.pay.example", &text), names(&api));
-        assert_eq!(told("api.pay.example.", &text), names(&["api.pay.example"]));
-        assert_eq!(told("pay", ""), names(&["pay"]));
-        let long = "a.".repeat(120) + "a";
-        assert_eq!(told(&long, &text), names(&[&long]), "one that is too long means nothing");
-        assert!(told("a..b", &text).is_empty());
-    }
-
-    #[test]
-    fn the_file_says_who_is_asked_unless_somebody_else_does() {
-        let of = |text: &str, given: &[&str]| {
-            let given: Vec<_> = given.iter().map(|server| server.parse().expect("an address")).collect();
-            let Config { servers, search, ndots, patience, attempts } = Config::new(text, &given);
-            let servers: Vec<_> = servers.iter().map(SocketAddr::to_string).collect();
-            (servers.join(" "), search.join(" "), ndots, patience.as_secs(), attempts)
-        };
-        let told = |servers: &str, search: &str, ndots, patience, attempts| {
-            (servers.to_owned(), search.to_owned(), ndots, patience, attempts)
-        };
-        assert_eq!(of("", &[]), told("127.0.0.1:53", "", 1, 3, 2), "as the system's resolver does");
-        let text = "# a remark\nnameserver 10.0.0.10\nnameserver fd00::10\nnameserver nonsense\ndomain a.test\n\
-                    search b.test c.test ..\noptions ndots:99 timeout:30 attempts:0 timeout:x";
-        assert_eq!(of(text, &[]), told("10.0.0.10:53 [fd00::10]:53", "b.test c.test", 15, 3, 1));
-        assert_eq!(of(text, &["127.0.0.1:5353"]).0, "127.0.0.1:5353");
-        assert_eq!(of(&"nameserver 10.0.0.1\n".repeat(100), &[]).0.split(' ').count(), MAX_SERVERS);
-    }
-
-    #[test]
-    fn hosts_are_read_line_by_line() {
-        let read = hosts(
-            "127.0.0.1 localhost\n::1 localhost ip6-localhost # here\n#10.0.0.1 no\n10.0.0.2\tPay.Test\nx y\n",
-        );
-        let ips = |texts: &[&str]| {
-            texts.iter().map(|text| text.parse().expect("an address")).collect::<Vec<IpAddr>>()
-        };
-        assert_eq!(read.get("localhost"), Some(&ips(&["127.0.0.1", "::1"])));
-        assert_eq!(
-            (read.get("pay.test"), read.get("no"), read.get("y")),
-            (Some(&ips(&["10.0.0.2"])), None, None)
-        );
-    }
-
-    #[tokio::test]
-    async fn an_answer_that_does_not_fit_is_asked_for_by_tcp() {
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
-        let address = socket.local_addr().expect("an address");
-        let listener = std::net::TcpListener::bind(address).expect("the same port");
-        std::thread::spawn(move || {
-            let mut question = [0; 512];
-            let (length, from) = socket.recv_from(&mut question).expect("a question");
-            let mut cut = question[..length].to_vec();
-            cut[2] = 0x83;
-            socket.send_to(&cut, from).expect("sent");
-            let (mut stream, _) = listener.accept().expect("a connection");
-            let mut asked = vec![0; length + 2];
-            std::io::Read::read_exact(&mut stream, &mut asked).expect("a question");
-            let mut answer = asked[2..].to_vec();
-            (answer[2], answer[3], answer[7]) = (0x81, 0x80, 1);
-            answer.extend([0xc0, 12, 0, 1, 0, 1, 0, 0, 0, 30, 0, 4, 10, 0, 0, 1]);
-            let length = (answer.len() as u16).to_be_bytes();
-            std::io::Write::write_all(&mut stream, &[&length[..], &answer].concat()).expect("sent");
-        });
-        let said =
-            ask(address, &Name::new("pay.test").expect("a name"), Family::V4).await.expect("an answer");
-        assert_eq!(said, Said::Addresses(vec![[10, 0, 0, 1].into()], 30));
-    }
-
-    #[test]
-    fn a_family_without_a_way_is_left_out_only_beside_another() {
-        let here: IpAddr = [127, 0, 0, 1].into();
-        // Documentation's addresses: whether there is a way is this machine's affair.
-        let far: IpAddr = "2001:db8::1".parse().expect("an address");
-        assert_eq!(usable(vec![far]), [far]);
-        assert_eq!(usable(vec![here, far]).contains(&far), has_way(far));
-        assert!(usable(vec![here, far]).contains(&here));
-    }
-}
+mod tests;

@@ -2,12 +2,14 @@
 
 use std::net::SocketAddr;
 
-use super::resolver::MAX_ADDRESSES;
+use super::resolver::{MAX_ADDRESSES, Parts};
 use super::*;
 use crate::values::ObjectName;
 
 /// How long answers hold here.
 const HOLDS: Duration = Duration::from_secs(20);
+/// How long those keep silent whose names say so.
+const SILENT: Duration = Duration::from_secs(10);
 
 /// A resolver whose answers the test sets, and what was published.
 struct World {
@@ -23,13 +25,18 @@ impl World {
         let asked = Arc::<Mutex<Vec<String>>>::default();
         let (tell, published) = mpsc::unbounded_channel();
         let (book, list) = (answers.clone(), asked.clone());
-        let look_up: LookUp = Arc::new(move |name: Arc<str>| {
+        let look_up: LookUp = Arc::new(move |name: Arc<str>, _| {
             list.lock().expect("not poisoned").push(name.to_string());
             let answer = book.lock().expect("not poisoned").get(&*name).cloned();
             let failed = || [(); 2].map(|()| Part::Failed("nobody answers".into()));
-            Box::pin(async move { answer.unwrap_or_else(failed) })
+            Box::pin(async move {
+                if name.starts_with("silent") {
+                    tokio::time::sleep(SILENT).await;
+                }
+                Found { parts: answer.unwrap_or_else(failed), meant: None }
+            })
         });
-        let names = Names::with(look_up, move |backend, set| {
+        let names = Names::with(look_up, Telemetry::new(1), move |backend, set| {
             let addresses = set.endpoints.iter().map(|endpoint| endpoint.address).collect();
             tell.send((backend.to_string(), addresses)).expect("the test listens");
         });
@@ -172,12 +179,67 @@ async fn a_family_that_cannot_be_asked_for_is_not_lost() {
     let here = |last: u8| IpAddr::from([127, 0, 0, last]);
     let there: IpAddr = "::1".parse().expect("an address");
     let v4 = |last| Part::Addresses(vec![here(last)], HOLDS);
+    let found = |parts| Found { parts, meant: None };
     let mut last = Last::default();
-    last.take("pay.test", [v4(1), Part::Addresses(vec![there], HOLDS)]);
-    let delay = last.take("pay.test", [v4(2), Part::Failed("late".into())]);
+    last.take("pay.test", found([v4(1), Part::Addresses(vec![there], HOLDS)]));
+    let delay = last.take("pay.test", found([v4(2), Part::Failed("late".into())]));
     assert_eq!((last.families.clone(), delay), ([vec![here(2)], vec![there]], FIRST_DELAY));
-    last.take("pay.test", [v4(2), Part::Nothing(Duration::from_secs(5))]);
+    last.take("pay.test", found([v4(2), Part::Nothing(Duration::from_secs(5))]));
     assert_eq!(last.families, [vec![here(2)], vec![]], "that it has none is an answer");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_known_of_one_meaning_is_not_served_beside_another_s() {
+    let v4 = |last| Part::Addresses(vec![IpAddr::from([127, 0, 0, last])], HOLDS);
+    let failed = || Part::Failed("late".into());
+    let mut last = Last::default();
+    assert_eq!(last.held(), Held::default());
+    for _ in 0..2 {
+        last.take("db", Found { parts: [failed(), failed()], meant: None });
+    }
+    assert_eq!(last.held(), Held { meant: None, passes: true }, "after a while another is taken");
+    let outside = Part::Addresses(vec!["2001:db8::1".parse().expect("an address")], HOLDS);
+    last.take("db", Found { parts: [v4(1), outside], meant: Name::new("db") });
+    assert_eq!(last.held(), Held { meant: Name::new("db"), passes: false });
+    last.take("db", Found { parts: [v4(2), failed()], meant: Name::new("db.svc.test") });
+    assert_eq!(last.families, [vec![IpAddr::from([127, 0, 0, 2])], vec![]]);
+    assert_eq!(last.held().meant, Name::new("db.svc.test"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn silent_names_of_one_namespace_do_not_hold_up_another_s() {
+    let mut world = World::start();
+    let of = |namespace: &str, name: &str| BackendId::GatewayBackend(ObjectName::new(namespace, name));
+    let silent: Vec<_> = (0..1000).map(|number| named(&format!("silent-{number}.test"))).collect();
+    world.names.wanted(vec![(of("other", "silent"), silent.clone())]);
+    // All that may be under way are.
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    world.answer("pay.test", &["10.0.0.1"]);
+    world.names.wanted(vec![(of("other", "silent"), silent), (of("shop", "pay"), vec![named("pay.test")])]);
+    let began = Instant::now();
+    let is_it = |told: &(String, Vec<String>)| told.0.ends_with("shop/pay") && !told.1.is_empty();
+    while !is_it(&world.next().await) {}
+    assert!(
+        began.elapsed() < Duration::from_secs(1),
+        "the first answer comes at once: {:?}",
+        began.elapsed()
+    );
+    let of_pay = || {
+        let asked = world.asked.lock().expect("not poisoned");
+        asked.iter().filter(|name| *name == "pay.test").count()
+    };
+    let before = of_pay();
+    tokio::time::sleep(Duration::from_secs(1000)).await;
+    assert!((48..=65).contains(&(of_pay() - before)), "as often as its records say: {}", of_pay() - before);
+    let all = world.asked();
+    assert!(all > 500, "and the others are asked, too: {all}");
+}
+
+#[test]
+fn the_dot_of_an_absolute_name_is_no_part_of_the_server_s() {
+    let known = Known::from([("pay.test.".into(), vec![[10, 0, 0, 1].into()])]);
+    let set = endpoints(&[(Address::Name("pay.test.".into()), 80)], &known);
+    assert_eq!(set.endpoints[0].name.as_deref(), Some("pay.test"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -166,3 +166,67 @@ spec:
         assert!(reports.len() == 2 && problems.is_empty(), "{header}: {problems:?}");
     }
 }
+
+#[test]
+fn who_tells_of_tokens_and_keys_is_not_asked_in_the_clear_outside() {
+    let entries = [
+        "introspection: {backendRef: {kind: GatewayBackend, name: login}, path: /ask, clientSecretRef: {name: key}}",
+        "jwt: {issuer: https://in.example, audiences: [b], jwks: {backendRef: {kind: GatewayBackend, name: login}, path: /keys}}",
+    ];
+    for (entry, fields, is_refused) in entries.iter().flat_map(|entry| {
+        [
+            (entry, "hosts: [{address: login.example.net, port: 80}]", true),
+            (entry, "hosts: [{address: 192.0.2.1, port: 80}]", true),
+            (entry, "hosts: [{address: login.example.net, port: 443}], tls: {}", false),
+        ]
+    }) {
+        let text = format!(
+            r#"
+apiVersion: v1
+kind: Secret
+metadata: {{name: key}}
+stringData: {{clientId: a, clientSecret: b}}
+---
+apiVersion: portcullis.dev/v1alpha1
+kind: GatewayBackend
+metadata: {{name: login}}
+spec: {{{fields}}}
+---
+apiVersion: portcullis.dev/v1alpha1
+kind: GatewayRoute
+metadata: {{name: r}}
+spec:
+  hostnames: [a.example]
+  rules: [{{name: r, policy: {{authentication: {{anyOf: [{{name: k, {entry}}}]}}}}, respond: {{status: 200}}}}]
+"#
+        );
+        let compiled = fresh(&world(objects(&text)));
+        let problems: Vec<_> =
+            compiled.reports.iter().flat_map(|report| &report.problems).map(ToString::to_string).collect();
+        let told = problems.iter().any(|one| one.contains("in the clear") && one.contains("set spec.tls"));
+        assert_eq!(told, is_refused, "{entry} {fields}: {problems:?}");
+        let is_closed = format!("{:?}", compiled.map).contains("PolicyInvalid");
+        assert_eq!(is_closed, is_refused, "{entry} {fields}: {problems:?}");
+    }
+}
+
+#[test]
+fn a_name_with_a_dot_behind_is_absolute_and_judged_without_it() {
+    for (address, told) in [
+        ("api.example.net.", "hosts api.example.net.:80"),
+        ("localhost.", "this machine itself"),
+        ("a.localhost.", "this machine itself"),
+        ("10.0.0.1.", "an address is an IP address or a DNS name in lower case"),
+        ("api.example.net..", "an address is an IP address or a DNS name in lower case"),
+    ] {
+        let text = format!(
+            "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{name: a}}\nspec: {{hosts: [{{address: '{address}', port: 80}}]}}\n---\n\
+             apiVersion: portcullis.dev/v1alpha1\nkind: GatewayRoute\nmetadata: {{name: r}}\nspec: {{hostnames: [a.example], rules: [{{name: r, backendRefs: [{{kind: GatewayBackend, name: a}}]}}]}}\n"
+        );
+        let compiled = fresh(&world(objects(&text)));
+        let problems: Vec<_> =
+            compiled.reports.iter().flat_map(|report| &report.problems).map(ToString::to_string).collect();
+        let said = format!("{}{}", compiled.map, problems.join("\n"));
+        assert!(said.contains(told), "{address}: {said}");
+    }
+}

@@ -4,6 +4,7 @@ use super::{Emit, Kind, MICROSECOND, Metric, Scrape, Value, number};
 use crate::telemetry::WorkerStats;
 use crate::telemetry::cells::Count;
 use crate::telemetry::control::STEPS;
+use crate::telemetry::names::RESULTS;
 use crate::telemetry::worker::{FAILURES, LISTENERS, PROTOCOLS, REFUSALS, VERSIONS};
 
 pub(super) const METRICS: &[Metric] = &[
@@ -163,6 +164,63 @@ pub(super) const METRICS: &[Metric] = &[
             for (host, count) in &scrape.control.fetches {
                 emit(&[host, "good"], number(count.good));
                 emit(&[host, "failed"], number(count.failed));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_fetched_age_seconds",
+        kind: Kind::Gauge,
+        labels: &["host"],
+        help: "Since keys or a token were fetched well from a host; of several the oldest",
+        read: |scrape, emit| {
+            for (host, fresh) in &scrape.control.fresh {
+                emit(&[host], Value::Number(fresh.age.as_secs_f64()));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_fetched_expires_seconds",
+        kind: Kind::Gauge,
+        labels: &["host"],
+        help: "Until a token ends that was fetched from a host, below zero once it has; of several the first",
+        read: |scrape, emit| {
+            for (host, fresh) in &scrape.control.fresh {
+                if let Some(left) = fresh.left {
+                    emit(&[host], Value::Number(left));
+                }
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_name_lookups_total",
+        kind: Kind::Counter,
+        labels: &["result"],
+        help: "Look-ups of backends' names: found, nothing (there is no such name), failed",
+        read: |scrape, emit| {
+            for (result, count) in RESULTS.iter().zip(scrape.control.names.lookups) {
+                emit(&[result], number(count));
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_names",
+        kind: Kind::Gauge,
+        labels: &["state"],
+        help: "Names of backends by how the last look-up ended: answered, failing",
+        read: |scrape, emit| {
+            let names = &scrape.control.names;
+            emit(&["answered"], number(names.names.saturating_sub(names.failing)));
+            emit(&["failing"], number(names.failing));
+        },
+    },
+    Metric {
+        name: "portcullis_name_answer_age_seconds",
+        kind: Kind::Gauge,
+        labels: &[],
+        help: "The age of the oldest answer that is served although the servers fail; absent while none do",
+        read: |scrape, emit| {
+            if let Some(age) = scrape.control.names.oldest {
+                emit(&[], Value::Number(age.as_secs_f64()));
             }
         },
     },
