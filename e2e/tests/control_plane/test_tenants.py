@@ -45,9 +45,12 @@ class Tenants(gateways.ThreeReplicas):
 
     def upgrade(self, *values):
         """The release with other rights, and its own again at the end of the test."""
+        self.addCleanup(self.own_values)
+        self.own_values(*values)
+
+    def own_values(self, *more):
         argv = ["upgrade", gateways.RELEASE, gateways.CHART, "-n", gateways.NAMESPACE, "--reset-values", "--set", gateways.VALUES]
-        self.addCleanup(self.kube.helm, *argv)
-        self.kube.helm(*argv, *(f for v in values for f in ("--set", v)))
+        self.kube.helm(*argv, *(f for v in more for f in ("--set", v)))
 
     def anew(self, *flags):
         """The first replica, started again with these flags."""
@@ -187,6 +190,8 @@ class Tenants(gateways.ThreeReplicas):
             self.assertEqual(self.can(verb, what, namespace), may, (verb, what, namespace))
         g = self.anew("--watch-namespaces", NS)
         self.alone(g)
+        # Before the others start again: they watch the whole cluster.
+        self.addCleanup(self.own_values)
         for namespace in NS, there:
             self.kube.apply(route("watched", f"{namespace}.test", spec=keyed(secretRef={"name": "watched"})), namespace)
         until("it is served, by its key", lambda: self.status(g, f"{NS}.test", key) == 200)
