@@ -125,6 +125,7 @@ fn world(routes: usize) -> Snapshot {
         external_name: None,
         addresses: Vec::new(),
         ports: vec![ServicePort { name: "".into(), port: 8080, app_protocol: None }],
+        prefers_near: false,
         origin: None,
     };
     Snapshot {

@@ -123,10 +123,42 @@ pub enum ProxyProtocol {
 /// How requests are spread.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = ("(has(self.policy) && self.policy == 'ConsistentHash') == has(self.consistentHash)", HASHED))]
 pub struct LoadBalancer {
     /// In turn by default.
     #[serde(default)]
     pub policy: BalancePolicy,
+    /// What ConsistentHash goes by.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub consistent_hash: Option<ConsistentHash>,
+    /// How long new endpoints, and those that come back, take to their full share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[x_kube(validation = ("duration(self) >= duration('1s') && duration(self) <= duration('15m')", SLOW_START))]
+    pub slow_start: Option<Duration>,
+}
+
+const SLOW_START: &str = "from 1s to 15m are possible";
+const HASHED: &str = "ConsistentHash needs consistentHash, and only it";
+
+impl LoadBalancer {
+    /// What its rules say of it: the field below it, and why.
+    pub(super) fn problem(&self) -> Option<(&'static str, String)> {
+        let bounds = std::time::Duration::from_secs(1)..=std::time::Duration::from_secs(15 * 60);
+        if let Some(time) = self.slow_start.filter(|time| !bounds.contains(&time.std())) {
+            return Some(("slowStart", format!("found {time}; {SLOW_START}")));
+        }
+        let is_hashed = self.policy == BalancePolicy::ConsistentHash;
+        (is_hashed != self.consistent_hash.is_some()).then(|| ("consistentHash", HASHED.into()))
+    }
+}
+
+/// What tells requests apart.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct ConsistentHash {
+    /// CEL; requests of one value go to one endpoint, those without a value in turn.
+    #[schemars(length(min = 1, max = 2048))]
+    pub key: String,
 }
 
 /// Which endpoint is asked next.
@@ -137,6 +169,7 @@ pub enum BalancePolicy {
     LeastRequest,
     PeakEwma,
     Random,
+    ConsistentHash,
 }
 
 /// How an endpoint is found to be unfit.
@@ -223,7 +256,7 @@ pub struct PassiveCheck {
     pub max_ejected_percent: Option<i32>,
 }
 
-/// Bounds for each replica of the gateway.
+/// Bounds for each replica of the gateway, over all its workers.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendLimits {

@@ -15,8 +15,8 @@ use super::layers_rule;
 use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
 use super::{
     AggregateSpec, AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendCredentials, BackendRateLimit,
-    BackendRef, GatewayBackendSpec, HealthCheck, PolicyRef, Protocol, RedirectSpec, RespondSpec, RouteMatch,
-    RouteTls, TlsMode, crd,
+    BackendRef, GatewayBackendSpec, HealthCheck, LoadBalancer, PolicyRef, Protocol, RedirectSpec,
+    RespondSpec, RouteMatch, RouteTls, TlsMode, crd,
 };
 use crate::values::{
     Duration, FieldPath, Hostname, NamespaceSelector, Problem, Reason, SecretRef, TlsVersion,
@@ -188,6 +188,9 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
             let message = "a check by grpc needs HTTP/2; set protocol to HTTP2 or H2C";
             refuse(at.field("active").field("grpc"), message.into());
         }
+    }
+    if let Some((field, message)) = spec.load_balancer.as_ref().and_then(LoadBalancer::problem) {
+        refuse(at.field("loadBalancer").field(field), message);
     }
     if let Some((field, message)) = spec.rate_limit.as_ref().and_then(BackendRateLimit::problem) {
         refuse(at.field("rateLimit").field(field), message.into());

@@ -34,7 +34,7 @@ pub use backend_rate_limit::BackendRateLimit;
 pub use crd::{ON_CONNECTIONS, crds};
 pub use gateway_backend::{
     ActiveCheck, BackendHost, BackendService, BackendTls, BalancePolicy, GatewayBackend, GatewayBackendSpec,
-    HealthCheck, PassiveCheck, Protocol, ProxyProtocol, SubjectAltName,
+    HealthCheck, LoadBalancer, PassiveCheck, Protocol, ProxyProtocol, SubjectAltName,
 };
 pub use gateway_policy::{GatewayPolicy, GatewayPolicySpec, PolicyTarget, Precedence, TargetKind};
 pub use gateway_route::{

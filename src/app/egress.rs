@@ -100,6 +100,8 @@ mod tests {
                 serving: true,
                 terminating: false,
                 target: None,
+                zone: None,
+                for_zones: Vec::new(),
             }],
         }))
     }

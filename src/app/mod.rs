@@ -155,6 +155,7 @@ impl Bound {
         let reconcile = reconcile::Reconcile {
             updates: receiver,
             options: settings.compile.clone(),
+            zone: settings.zone.clone(),
             plane: plane.clone(),
             telemetry: telemetry.clone(),
             resolver,

@@ -32,6 +32,8 @@ const HELD_OFF_AT_MOST: Duration = Duration::from_millis(40);
 pub struct Reconcile {
     pub updates: mpsc::Receiver<Update>,
     pub options: Options,
+    /// The zone that this replica is in.
+    pub zone: Option<Arc<str>>,
     pub plane: DataPlane,
     pub telemetry: Telemetry,
     pub published: watch::Sender<Option<Arc<Published>>>,
@@ -62,6 +64,7 @@ struct State {
     world: Snapshot,
     plane: DataPlane,
     names: Names,
+    zone: Option<Arc<str>>,
     synced: bool,
     /// When the oldest and the newest change came that no compile has seen.
     dirty: Option<(Instant, Instant)>,
@@ -75,7 +78,7 @@ struct State {
 
 /// Runs until the source has ended and its last word is installed.
 pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
-    let Reconcile { mut updates, options, plane, telemetry, published, installed, mut egress, .. } =
+    let Reconcile { mut updates, options, zone, plane, telemetry, published, installed, mut egress, .. } =
         reconcile;
     let mut waits_for = (Some(reconcile.waits_for_lists), Some(reconcile.waits_for_map));
     let (jobs, waiting) = std::sync::mpsc::channel();
@@ -87,6 +90,7 @@ pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
     let compiler = Compiler {
         names: names.clone(),
         options,
+        zone: zone.clone(),
         plane: plane.clone(),
         telemetry: telemetry.clone(),
         installed: Arc::default(),
@@ -95,7 +99,7 @@ pub async fn run(reconcile: Reconcile) -> std::io::Result<()> {
     std::thread::Builder::new().name("compile".into()).spawn(move || compiler.run(&waiting, &finished))?;
 
     let mut announcer = Announcer::default();
-    let mut state = State::new(plane, names);
+    let mut state = State::new(plane, names, zone);
     let mut open = true;
     egress.tell(&state.world);
     while open || state.compiling || state.dirty.is_some() {
@@ -144,10 +148,11 @@ async fn sleep_until(at: Option<Instant>) {
 }
 
 impl State {
-    fn new(plane: DataPlane, names: Names) -> Self {
+    fn new(plane: DataPlane, names: Names, zone: Option<Arc<str>>) -> Self {
         Self {
             world: Snapshot::default(),
             names,
+            zone,
             plane,
             synced: false,
             dirty: None,
@@ -218,7 +223,10 @@ impl State {
     /// The second path: no route changes, only where requests go.
     fn refresh(&self, service: &ObjectName) {
         for (backend, port) in self.followers.get(service).into_iter().flatten() {
-            self.plane.set_endpoints(backend, compile::endpoints(&self.world, service, *port));
+            self.plane.set_endpoints(
+                backend,
+                compile::endpoints(&self.world, service, *port, self.zone.as_deref()),
+            );
         }
     }
 
@@ -283,9 +291,14 @@ fn with_hosts(map: &RouteMap) -> Vec<(BackendId, Vec<(Address, u16)>)> {
 }
 
 /// Where a backend's requests can go as far as is known: names may be resolved later.
-fn first_endpoints(world: &Snapshot, names: &Names, target: &BackendTarget) -> EndpointSet {
+fn first_endpoints(
+    world: &Snapshot,
+    names: &Names,
+    target: &BackendTarget,
+    zone: Option<&str>,
+) -> EndpointSet {
     match target {
-        BackendTarget::Service { service, port } => compile::endpoints(world, service, *port),
+        BackendTarget::Service { service, port } => compile::endpoints(world, service, *port, zone),
         BackendTarget::Hosts(hosts) => names.endpoints(hosts),
     }
 }
@@ -294,6 +307,7 @@ fn first_endpoints(world: &Snapshot, names: &Names, target: &BackendTarget) -> E
 struct Compiler {
     names: Names,
     options: Options,
+    zone: Option<Arc<str>>,
     plane: DataPlane,
     telemetry: Telemetry,
     installed: Arc<RouteMap>,
@@ -339,7 +353,9 @@ impl Compiler {
             .backends
             .iter()
             .filter(|(id, plan)| self.installed.backends.get(*id) != Some(*plan))
-            .map(|(id, plan)| (id.clone(), first_endpoints(world, &self.names, &plan.target)))
+            .map(|(id, plan)| {
+                (id.clone(), first_endpoints(world, &self.names, &plan.target, self.zone.as_deref()))
+            })
             .collect();
         self.plane.install(Arc::clone(map), endpoints);
         self.installed = Arc::clone(map);

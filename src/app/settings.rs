@@ -2,6 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::background::{ResolverSettings, StoreUrl};
@@ -23,6 +24,8 @@ pub struct Settings {
     pub access_log: AccessTarget,
     /// Where names are looked up.
     pub resolver: ResolverSettings,
+    /// The zone that this replica is in, if that is known.
+    pub zone: Option<Arc<str>>,
     /// No backend may be there.
     pub own_pods: OwnPods,
     /// Where replicas count together.

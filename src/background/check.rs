@@ -209,7 +209,7 @@ mod tests {
             proxy_header: None,
         };
         let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend(name));
-        backend.set_endpoints(EndpointSet { endpoints: addresses, known: true });
+        backend.set_endpoints(EndpointSet { endpoints: addresses, known: true, ..EndpointSet::default() });
         Arc::new(backend)
     }
 
@@ -265,7 +265,11 @@ mod tests {
         let next = Backend::after(&backend, backend.plan.clone());
         drop(sender);
         backend.found(&endpoint, Ok(()));
-        next.set_endpoints(EndpointSet { endpoints: vec![endpoint.endpoint.clone()], known: true });
+        next.set_endpoints(EndpointSet {
+            endpoints: vec![endpoint.endpoint.clone()],
+            known: true,
+            ..EndpointSet::default()
+        });
         backend.found(&endpoint, Err("late".into()));
         assert!(
             !next.checked().remove(0).is_unhealthy(),

@@ -104,6 +104,10 @@ pub struct Run {
     /// File with DNS servers, search domains and options
     #[arg(long, value_name = "FILE", env = "PORTCULLIS_RESOLV_CONF", default_value = "/etc/resolv.conf")]
     resolv_conf: PathBuf,
+    /// Zone that this replica is in, as endpoints have it; requests to Services that prefer near endpoints stay there
+    /// [default: unknown]
+    #[arg(long, value_name = "ZONE", env = "PORTCULLIS_ZONE")]
+    zone: Option<String>,
     /// Redis in which replicas count together: redis://[USER:PASSWORD@]HOST:PORT/DB,
     /// redis+sentinel://HOST,HOST,HOST/PRIMARY or redis+cluster://HOST,HOST,HOST; rediss for TLS
     #[arg(long, value_name = "URL", env = "PORTCULLIS_REDIS", hide_env_values = true, value_parser = hidden)]
@@ -310,6 +314,7 @@ fn settings(args: Run) -> anyhow::Result<Settings> {
             .admin
             .or_else(|| Some(if files { (Ipv4Addr::LOCALHOST, 9090).into() } else { every_address(9090) })),
         resolver: ResolverSettings { servers: args.resolver, file: args.resolv_conf },
+        zone: args.zone.filter(|zone| !zone.is_empty()).map(Arc::from),
         own_pods,
         store,
         admin_token,

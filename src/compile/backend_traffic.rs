@@ -3,27 +3,52 @@
 
 use std::time::Duration;
 
+use super::asking::{Asking, Budget, Holder};
+use super::question::Asker;
 use crate::api::{ActiveCheck, BackendRateLimit, BalancePolicy, GatewayBackendSpec, PassiveCheck};
-use crate::filters::RateLimitScope;
+use crate::expression::{Kind, REQUEST};
+use crate::filters::{RateLimitScope, Scope as _};
 use crate::route_map::{BackendProtocol, Balance, CheckPlan, EjectionPlan, Question, RatePlan, TrafficPlan};
-use crate::values::{FieldPath, Problem, Rate, Reason};
+use crate::values::{Duration as Length, FieldPath, ObjectName, Problem, Rate, Reason};
 
-pub(super) fn plan(spec: &GatewayBackendSpec, has_store: bool, problems: &mut Vec<Problem>) -> TrafficPlan {
+/// `None`: something is wrong, and told.
+pub(super) fn plan(
+    spec: &GatewayBackendSpec,
+    name: &ObjectName,
+    asker: &mut Asker<'_>,
+    problems: &mut Vec<Problem>,
+) -> Option<TrafficPlan> {
     let balance = match spec.load_balancer.as_ref().map(|wanted| wanted.policy).unwrap_or_default() {
         BalancePolicy::RoundRobin => Balance::RoundRobin,
         BalancePolicy::LeastRequest => Balance::LeastRequest,
         BalancePolicy::PeakEwma => Balance::PeakEwma,
         BalancePolicy::Random => Balance::Random,
+        BalancePolicy::ConsistentHash => Balance::ConsistentHash,
+    };
+    let hashed = spec.load_balancer.as_ref().and_then(|wanted| wanted.consistent_hash.as_ref());
+    let key = match hashed {
+        None => None,
+        Some(hashed) => {
+            let (holder, mut budget) =
+                (Holder { kind: "GatewayBackend", name, rule: None }, Budget::default());
+            let mut asking = Asking::new(asker, holder, &mut budget);
+            let at = FieldPath::new("spec.loadBalancer.consistentHash.key");
+            let key = asking.expression(at, &hashed.key, &REQUEST, Kind::ANY);
+            problems.append(&mut asking.problems);
+            Some(key?)
+        }
     };
     let health = spec.health_check.as_ref();
-    TrafficPlan {
+    Some(TrafficPlan {
         balance,
+        key,
+        slow_start: spec.load_balancer.as_ref().and_then(|wanted| wanted.slow_start).map(Length::std),
         ejection: health.and_then(|check| check.passive.as_ref()).map(ejection),
         check: health.and_then(|check| check.active.as_ref()).map(check),
         panic_percent: health.and_then(|check| check.panic_percent).unwrap_or(0).clamp(0, 100) as u8,
         max_requests: spec.limits.as_ref().map(|limits| limits.requests.unsigned_abs()),
-        rate: spec.rate_limit.as_ref().and_then(|limit| rate(limit, has_store, problems)),
-    }
+        rate: spec.rate_limit.as_ref().and_then(|limit| rate(limit, asker.has_store(), problems)),
+    })
 }
 
 /// What cannot be asked over what is spoken to the backend.

@@ -59,7 +59,7 @@ pub(super) fn lower(
                 ProxyProtocol::V2 => ProxyHeader::V2,
             });
         }
-        plan.traffic = backend_traffic::plan(&spec, asker.has_store(), &mut problems);
+        plan.traffic = backend_traffic::plan(&spec, &manifest.name, asker, &mut problems)?;
         if let Some(problem) = backend_traffic::problem(&plan.traffic, plan.protocol) {
             problems.push(problem);
             return None;

@@ -325,7 +325,7 @@ impl Lowering<'_, '_> {
             effective.failed = true;
         }
         let cannot_be_used = effective.failed;
-        let Effective { filters, policy, timeouts, retry, mirror, asked, problems, .. } = effective;
+        let Effective { filters, policy, timeouts, retry, mirror, sessions, asked, problems, .. } = effective;
         if cannot_be_used {
             failed.get_or_insert(ErrorKind::PolicyInvalid);
         }
@@ -340,7 +340,7 @@ impl Lowering<'_, '_> {
                     .enumerate()
                     .filter_map(|(i, backend)| self.weighted(backend, path.index(i)))
                     .collect();
-                Some(Action::Forward(ForwardPlan { backends, timeouts, retry, mirror }))
+                Some(Action::Forward(ForwardPlan { backends, timeouts, retry, mirror, sessions }))
             }
             Some(RuleAction::Aggregate(spec)) => self
                 .aggregate(&spec, &parsed.path.field("aggregate"), (timeouts, retry))

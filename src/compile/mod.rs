@@ -242,8 +242,8 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
 }
 
 /// The addresses that take new requests for a Service's port.
-pub fn endpoints(world: &Snapshot, service: &ObjectName, port: u16) -> EndpointSet {
-    services::endpoints(world, service, port)
+pub fn endpoints(world: &Snapshot, service: &ObjectName, port: u16, zone: Option<&str>) -> EndpointSet {
+    services::endpoints(world, service, port, zone)
 }
 
 /// The oldest first; without a timestamp the name decides.

@@ -16,7 +16,7 @@ pub(super) fn keep(effective: &mut Effective, at: &FieldPath) -> Option<Problem>
     effective.policy.retain(|member| ON_CONNECTIONS.contains(&name(member.row)));
     effective.filters.retain(|(row, _)| ON_CONNECTIONS.contains(&name(*row)));
     effective.asked.clear();
-    (effective.retry, effective.mirror) = (None, None);
+    (effective.retry, effective.mirror, effective.sessions) = (None, None, None);
     let gate = name(gate?);
     let message = format!(
         "{gate} applies here and cannot work on what is passed through; write it into policy.disable, have it imposed on \

@@ -17,7 +17,7 @@ use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
 use crate::expression::{REQUEST, Read};
 use crate::filters::{
     AnyPlan, Applies, CachePlan, Combine, ErrorsPlan, MirrorPlan, PathChange, REGISTRY, RetryPlan, Ring,
-    TimeoutsPlan,
+    SessionPlan, TimeoutsPlan,
 };
 use crate::route_map::{BackendPlan, PolicyBy, PolicyMember, PolicyOrigin};
 use crate::values::{FieldPath, PathRewriteSpec, Problem, Reason, Severity};
@@ -76,6 +76,7 @@ pub(super) struct Effective {
     pub asked: Vec<Arc<BackendPlan>>,
     pub retry: Option<RetryPlan>,
     pub mirror: Option<MirrorPlan>,
+    pub sessions: Option<Box<SessionPlan>>,
     pub problems: Vec<Problem>,
     /// Something that should be effective cannot be used: the rule is not served.
     pub failed: bool,
@@ -330,6 +331,9 @@ impl<'a> Stack<'a> {
         }
         if let Some(mirror) = plan.get::<MirrorPlan>() {
             effective.mirror = Some(mirror.clone());
+        }
+        if let Some(sessions) = plan.get::<SessionPlan>() {
+            effective.sessions = Some(Box::new(sessions.clone()));
         }
         if REGISTRY[row].ring > Some(Ring::Cache) {
             let at = |path: &FieldPath| match from {

@@ -1,11 +1,11 @@
 //! Services and their endpoints.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::question::Asker;
 use crate::route_map::{BackendPlan, BackendProtocol, BackendTarget, Endpoint, EndpointSet, HostHeader};
-use crate::snapshot::{EndpointSliceData, Snapshot};
+use crate::snapshot::{EndpointAddress, EndpointSliceData, Snapshot};
 use crate::values::{BackendId, ObjectName, Reason};
 
 /// Why a Service's port cannot be a backend.
@@ -61,13 +61,21 @@ pub(super) fn check(
 
 /// The addresses that take new requests for a Service's port: ready ones that are not terminating; when there is none,
 /// those that terminate but still serve (as kube-proxy does). One address of each endpoint, each address once.
-pub(super) fn endpoints(world: &Snapshot, service: &ObjectName, port: u16) -> EndpointSet {
+///
+/// `zone`: the gateway's own. Endpoints are near if their hints name it, as soon as all of them have hints; without any,
+/// where the Service prefers near ones, if they stand there.
+pub(super) fn endpoints(
+    world: &Snapshot,
+    service: &ObjectName,
+    port: u16,
+    zone: Option<&str>,
+) -> EndpointSet {
     let Some(known) = world.services.get(service) else { return EndpointSet::default() };
     let Some(name) = known.ports.iter().find(|known| known.port == port).map(|known| &known.name) else {
-        return EndpointSet { endpoints: Vec::new(), known: true };
+        return EndpointSet { known: true, ..EndpointSet::default() };
     };
-    let gather = |takes: fn(bool, bool, bool) -> bool| -> BTreeSet<Endpoint> {
-        let mut taken: BTreeSet<Endpoint> = BTreeSet::new();
+    let gather = |takes: fn(bool, bool, bool) -> bool| -> BTreeMap<SocketAddr, &EndpointAddress> {
+        let mut taken = BTreeMap::new();
         let mut targets = BTreeSet::new();
         for slice in by_family(world, service) {
             let Some(port) = slice.ports.iter().find(|port| port.name == *name).map(|port| port.port) else {
@@ -82,7 +90,7 @@ pub(super) fn endpoints(world: &Snapshot, service: &ObjectName, port: u16) -> En
                     continue;
                 }
                 if let Some(address) = endpoint.addresses.first() {
-                    taken.insert(SocketAddr::new(*address, port).into());
+                    taken.entry(SocketAddr::new(*address, port)).or_insert(endpoint);
                 }
             }
         }
@@ -91,7 +99,21 @@ pub(super) fn endpoints(world: &Snapshot, service: &ObjectName, port: u16) -> En
     let ready = gather(|ready, _, terminating| ready && !terminating);
     let endpoints =
         if ready.is_empty() { gather(|_, serving, terminating| serving && terminating) } else { ready };
-    EndpointSet { endpoints: endpoints.into_iter().collect(), known: true }
+    let near = zone.map(|zone| near(&endpoints, zone, known.prefers_near)).unwrap_or_default();
+    EndpointSet { endpoints: endpoints.into_keys().map(Endpoint::from).collect(), near, known: true }
+}
+
+fn near(
+    endpoints: &BTreeMap<SocketAddr, &EndpointAddress>,
+    zone: &str,
+    prefers_near: bool,
+) -> Vec<SocketAddr> {
+    let are_hinted = endpoints.values().all(|endpoint| !endpoint.for_zones.is_empty());
+    let is_near = |endpoint: &EndpointAddress| match are_hinted {
+        true => endpoint.for_zones.iter().any(|hint| **hint == *zone),
+        false => prefers_near && endpoint.zone.as_deref() == Some(zone),
+    };
+    endpoints.iter().filter(|(_, endpoint)| is_near(endpoint)).map(|(address, _)| *address).collect()
 }
 
 /// IPv4 slices first.

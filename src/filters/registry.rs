@@ -3,7 +3,8 @@
 use super::contract::{Row, filter, room, setting};
 use super::{
     authentication, authorization, cache, compression, cors, errors, ext_auth, fault_injection, ip_access,
-    limits, mirror, rate_limits, request, response, retry, security_headers, timeouts, validation,
+    limits, mirror, rate_limits, request, response, retry, security_headers, session_affinity, timeouts,
+    validation,
 };
 
 /// Rows of one ring work in the order in which they stand here.
@@ -25,6 +26,7 @@ pub static REGISTRY: &[Row] = &[
     filter::<request::Request>(),
     setting::<retry::Retry>(),
     filter::<security_headers::SecurityHeaders>(),
+    setting::<session_affinity::SessionAffinity>(),
     setting::<timeouts::Timeouts>(),
     filter::<validation::Validation>(),
 ];

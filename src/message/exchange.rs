@@ -182,6 +182,8 @@ pub struct Exchange {
     pub request_body: Option<Arc<RawJson>>,
     /// What came of it, while something asks about that.
     pub answered: Option<Box<Answered>>,
+    /// What the client is told of its session, outside of whatever is kept of the answer.
+    pub session: Option<Box<(http::HeaderName, http::HeaderValue)>>,
     pub outbound: Rc<dyn Outbound>,
 }
 
@@ -226,6 +228,7 @@ impl Exchange {
             asked: None,
             request_body: None,
             answered: None,
+            session: None,
             outbound,
         }
     }

@@ -9,12 +9,14 @@ use http::{StatusCode, Version};
 use http_body::Body as _;
 
 use super::account::Hop;
+use super::aim;
 use super::connection::Connection;
 use super::forwarded::Seen;
 use super::live::{Live, LiveRule, Target};
 use super::observed::Upload;
 use super::request_head::{Intake, lists, strip_hop_by_hop};
 use super::tunnel::Pending;
+use super::visit::Visit;
 use super::watch::Watch;
 use crate::message::{ErrorKind, Exchange, FixedHost, Protocol, ProxyError, Request, Response, Waiting};
 use crate::route_map::{BackendProtocol, ForwardPlan, RetryPlan};
@@ -48,10 +50,20 @@ pub async fn answer(
 ) -> Result<Response, ProxyError> {
     let Way { connection, live, rule, intake, seen, hop, upload, .. } = way;
     let worker = &connection.worker;
-    let backend = match rule.targets.choose() {
+    // Boxed with what it takes: few rules have sessions.
+    let mut visit = rule.sessions.as_deref().map(|sessions| Box::new(Visit::of(sessions, exchange)));
+    let target = match visit.as_deref_mut().and_then(|visit| visit.choose(way)) {
+        Some(own) => Some(own),
+        None => rule.targets.choose(),
+    };
+    let backend = match target {
         Some(Target::Backend(slot)) => live.backend(slot).ok_or(ErrorKind::BackendNotFound)?,
         Some(Target::Unresolved(kind)) => return Err((*kind).into()),
         None => return Err(ErrorKind::BackendNotFound.into()),
+    };
+    let aim = match visit.as_deref().and_then(Visit::aim) {
+        Some(aim) => aim,
+        None => aim::of(backend, exchange),
     };
     let mut request = std::mem::take(&mut exchange.request);
     let headers = request.headers_mut();
@@ -90,6 +102,7 @@ pub async fn answer(
             pace: (!may_stream).then_some(Pace { bytes: &upload.bytes, waits: &upload.waits }),
         }),
         call: way.called,
+        aim,
         ..SendLimits::default()
     };
     if let Some(hop) = hop {
@@ -105,6 +118,9 @@ pub async fn answer(
     };
     if let Some(hop) = hop {
         hop.answered(answer.endpoint);
+    }
+    if let Some(visit) = visit {
+        exchange.session = visit.told(way, backend, answer.mark, exchange);
     }
     let Answer { mut response, place, .. } = answer;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use http::{HeaderMap, HeaderName};
@@ -18,6 +19,7 @@ use super::client_certificates::LiveValidation;
 use super::keep::Kept;
 use super::mirror::LiveMirror;
 use super::passthrough::LivePassage;
+use super::session::LiveSessions;
 use super::spread::Spread;
 use super::together::InStore;
 use crate::cache::Keying;
@@ -28,11 +30,10 @@ use crate::filters::{
 };
 use crate::message::{ErrorKind, Labels, take_method_overrides};
 use crate::route_map::{
-    Action, BackendPlan, ClientValidation, Credential, EndpointSet, Host, HostIndex, RouteMap, Rule,
-    WeightedTarget,
+    Action, BackendPlan, ClientValidation, Credential, Host, HostIndex, RouteMap, Rule, WeightedTarget,
 };
 use crate::telemetry::{RuleStats, Telemetry};
-use crate::upstream::{Backend, Bucket, Together};
+use crate::upstream::{Backend, Bucket, Located, Together};
 use crate::values::{BackendId, ObjectName, ReservedHeaders, TlsVersion};
 
 #[derive(Debug)]
@@ -115,6 +116,7 @@ pub struct LiveRule {
     /// Somebody in its policy is asked whether a method may pass.
     judges_methods: bool,
     pub mirror: Option<Box<LiveMirror>>,
+    pub sessions: Option<Box<LiveSessions>>,
 }
 
 /// Where a share of a rule's requests goes.
@@ -269,7 +271,7 @@ impl Linker {
         &mut self,
         before: &Live,
         map: &RouteMap,
-        mut endpoints: BTreeMap<BackendId, EndpointSet>,
+        mut endpoints: BTreeMap<BackendId, Located>,
         telemetry: &Telemetry,
         keep: &Kept,
     ) -> Live {
@@ -285,8 +287,8 @@ impl Linker {
                 Some(known) => known.clone(),
                 None => self.link_backend(id, plan, before.by_id.get(id), telemetry, keep),
             };
-            if let Some(set) = endpoints.remove(id) {
-                linked.backend.set_endpoints(set);
+            if let Some(located) = endpoints.remove(id) {
+                linked.backend.locate(located);
             }
             let place = linked.slot.index;
             if live.backends.len() <= place {
@@ -433,15 +435,24 @@ impl Linker {
         });
         let targets: Vec<_> = targets.collect();
         let labels = &rule.labels;
-        let start = self.random.hash_one(labels) >> 32;
         let mirror = match &rule.action {
             Action::Forward(plan) => plan.mirror.as_ref(),
             _ => None,
         };
         let mirror = mirror.map(|plan| {
             let backend = plan.backend.as_ref().map(|id| self.slot(id));
-            Box::new(LiveMirror::new(backend, plan.percent, start))
+            let turns = self.turns("mirror", host, labels, keep);
+            Box::new(LiveMirror::new(backend, plan.percent, turns))
         });
+        // Whatever else changes: weights hold over all that goes on.
+        let turns =
+            if targets.len() > 1 { self.turns("backends", host, labels, keep) } else { Arc::default() };
+        let sessions = match &rule.action {
+            Action::Forward(plan) => {
+                plan.sessions.as_ref().map(|plan| Box::new(LiveSessions::new(plan, labels)))
+            }
+            _ => None,
+        };
         let (outer, cache, inner) = self.around_cache(rule, host, keep);
         let (filters, inner) = (linked(outer, self.members, keep), linked(inner, self.members, keep));
         LiveRule {
@@ -451,11 +462,23 @@ impl Linker {
             inner,
             passes_hints: !rule.filters.iter().any(|(_, plan)| plan.get::<ResponsePlan>().is_some()),
             stats: telemetry.rule(&labels.namespace, &labels.route, &labels.rule),
-            targets: Spread::new(targets, start),
+            targets: Spread::new(targets, turns),
             mirror,
             judges_methods: rule.filters.iter().any(|(_, plan)| judges_methods(plan)),
+            sessions,
             rule: rule.clone(),
         }
+    }
+
+    /// How many of a rule's requests of this name chose among something, from a random number on.
+    fn turns(&self, what: &str, host: &Host, labels: &Labels, keep: &Kept) -> Arc<AtomicU64> {
+        let Labels { namespace, route, rule } = labels;
+        let name = host.hostname.as_ref().map_or("*".to_owned(), ToString::to_string);
+        let start = self.random.hash_one((what, &name, labels)) >> 32;
+        let made = keep.state(&format!("turns {what} {name} {namespace}/{route}/{rule}"), &mut || {
+            Arc::new(AtomicU64::new(start))
+        });
+        made.downcast().expect("only turns are kept under this name")
     }
 
     /// A rule's filters outside of its cache, the cache, and those inside; without one all are outside.

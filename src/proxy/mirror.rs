@@ -9,6 +9,7 @@ use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -173,10 +174,10 @@ impl Dropped {
 }
 
 impl LiveMirror {
-    /// `start` spreads the beginnings of replicas and of new maps.
-    pub fn new(backend: Option<Arc<Slot>>, percent: u32, start: u64) -> Self {
+    /// `next` counts on while maps come and go.
+    pub fn new(backend: Option<Arc<Slot>>, percent: u32, next: Arc<AtomicU64>) -> Self {
         let percent = percent.min(100);
-        Self { backend, turns: Spread::new([(percent, Turn::Copied), (100 - percent, Turn::Alone)], start) }
+        Self { backend, turns: Spread::new([(percent, Turn::Copied), (100 - percent, Turn::Alone)], next) }
     }
 
     /// To be called for each request as it is about to go out. If it is its turn, it is copied: what is at hand is sent
@@ -418,7 +419,7 @@ mod tests {
     #[test]
     fn of_each_hundred_requests_exactly_so_many_are_copied() {
         for percent in [1, 10, 33, 99, 100] {
-            let mirror = LiveMirror::new(None, percent, 12_345);
+            let mirror = LiveMirror::new(None, percent, Arc::new(AtomicU64::new(12_345)));
             for _ in 0..3 {
                 let copied = (0..100).filter(|_| mirror.turns.choose() == Some(&Turn::Copied)).count();
                 assert_eq!(copied, percent as usize);

@@ -22,7 +22,7 @@ use crate::filters::{Keep as _, Row, Store};
 use crate::lifecycle::DrainSignal;
 use crate::route_map::{EndpointSet, RouteMap};
 use crate::telemetry::{AccessLog, Telemetry};
-use crate::upstream::{Backend, Guard, Loopback};
+use crate::upstream::{Backend, Guard, Located, Loopback};
 use crate::values::BackendId;
 
 /// So many connections may be on their way to another worker.
@@ -146,9 +146,17 @@ impl DataPlane {
     /// that are new in `map` or whose plan changed, so that no request finds them empty; the others keep theirs.
     pub fn install(&self, map: Arc<RouteMap>, endpoints: BTreeMap<BackendId, EndpointSet>) {
         let shared = &self.0.shared;
+        // What takes a while is done before the lock is taken: endpoints that change meanwhile do not wait for it.
+        let known = shared.live.load_full();
+        let located = endpoints.into_iter().filter_map(|(id, set)| {
+            let located =
+                Located::new(set, map.backends.get(&id)?, known.backend_by_id(&id).map(|known| &**known));
+            Some((id, located))
+        });
+        let located = located.collect();
         let mut linker = self.0.linker.lock().unwrap_or_else(PoisonError::into_inner);
         let before = shared.live.load_full();
-        let live = linker.link(&before, &map, endpoints, &shared.telemetry, &shared.keep);
+        let live = linker.link(&before, &map, located, &shared.telemetry, &shared.keep);
         for backend in live.backends_new_since(&before).filter(|backend| backend.check().is_some()) {
             // Without a listener, as in a test of something else, nobody asks.
             let _ = self.0.checked.send(Arc::downgrade(backend));
@@ -165,10 +173,15 @@ impl DataPlane {
 
     /// Endpoints of a backend of the installed map; unknown backends are ignored.
     pub fn set_endpoints(&self, backend: &BackendId, endpoints: EndpointSet) {
+        let located = match self.backend(backend) {
+            Some(known) => Located::new(endpoints, &known.plan, Some(&known)),
+            // An install that brings it may be under way.
+            None => Located::from(endpoints),
+        };
         // Under the lock, so that an install at the same time does not lose them.
         let _linker = self.0.linker.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(backend) = self.0.shared.live.load().backend_by_id(backend) {
-            backend.set_endpoints(endpoints);
+            backend.locate(located);
         }
     }
 

@@ -256,10 +256,14 @@ async fn serve(
         if too_large {
             return Err(ErrorKind::BodyTooLarge.into());
         }
-        let answered = act(&way, Some(watch), &mut exchange).await;
-        return answered.inspect(|response| cached::judge_threat(memory, host, threatened, response));
+        let mut answered = act(&way, Some(watch), &mut exchange).await;
+        if let Ok(response) = &mut answered {
+            cached::judge_threat(memory, host, threatened, response);
+            tell_of_session(&mut exchange, response);
+        }
+        return answered;
     }
-    let response = {
+    let mut response = {
         let account = &*account;
         let act = async |exchange: &mut Exchange| match act(&way, Some(watch), exchange).await {
             Ok(response) => response,
@@ -295,6 +299,7 @@ async fn serve(
         };
         filters::run(&rule.filters, &mut exchange, refuse, action).await
     };
+    tell_of_session(&mut exchange, &mut response);
     (account.ruling, account.consulted) = (exchange.ruling, exchange.consulted);
     (account.limited, account.identity) = (exchange.limited, exchange.identity);
     account.fallbacks = exchange.quotas.fallbacks;
@@ -303,6 +308,16 @@ async fn serve(
     account.cached = exchange.cached;
     cached::judge_threat(memory, host, threatened, &response);
     Ok(response)
+}
+
+/// Outside of the cache: what is kept is for everybody.
+fn tell_of_session(exchange: &mut Exchange, response: &mut Response) {
+    if let Some((name, value)) = exchange.session.take().map(|told| *told) {
+        match name == http::header::SET_COOKIE {
+            true => response.headers_mut().append(name, value),
+            false => response.headers_mut().insert(name, value).is_some(),
+        };
+    }
 }
 
 /// How failures are told to this client.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::aggregate::AggregatePlan;
-use crate::filters::{MirrorPlan, PathChange, RetryPlan, TimeoutsPlan};
+use crate::filters::{MirrorPlan, PathChange, RetryPlan, SessionPlan, TimeoutsPlan};
 use crate::message::{ErrorKind, Scheme};
 use crate::values::BackendId;
 
@@ -28,6 +28,8 @@ pub struct ForwardPlan {
     pub retry: Option<RetryPlan>,
     /// Where copies of requests go.
     pub mirror: Option<MirrorPlan>,
+    /// `None`: each request is balanced for itself.
+    pub sessions: Option<Box<SessionPlan>>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -12,7 +12,7 @@ use super::hosts::{Host, PolicyBy, PolicyMember, PolicyOrigin, RouteMap, Rule};
 use super::matching::{MatchEntry, MatchPlan, PathPredicate};
 use super::predicates::{Comparison, Miss, NamedPredicate};
 use super::tls::{ClientValidation, HostTls};
-use crate::filters::{MirrorPlan, REGISTRY, RetryPlan, TimeoutsPlan};
+use crate::filters::{MirrorPlan, REGISTRY, RetryPlan, SessionPlan, TimeoutsPlan};
 use crate::message::Labels;
 use crate::values::TlsVersion;
 
@@ -195,6 +195,9 @@ impl Display for ForwardPlan {
         if let Some(retry) = &self.retry {
             write!(f, ", retry {retry}")?;
         }
+        if let Some(sessions) = &self.sessions {
+            write!(f, ", {sessions}")?;
+        }
         writeln!(f)?;
         if let Some(mirror) = &self.mirror {
             writeln!(f, "    {mirror}")?;
@@ -252,6 +255,19 @@ impl Display for MirrorPlan {
             Some(id) => write!(f, "{}% copied to {id}", self.percent),
             None => write!(f, "{}% not copied: no backend", self.percent),
         }
+    }
+}
+
+impl Display for SessionPlan {
+    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
+        let signed = if self.key.is_some() { "signed" } else { "unsigned" };
+        write!(f, "sessions by {signed} {}", if self.cookie.is_some() { "cookie" } else { "header" })?;
+        self.name.iter().try_for_each(|name| write!(f, " {name}"))?;
+        if let Some(cookie) = &self.cookie {
+            write!(f, " for {} {:?} {:?}", cookie.path, cookie.same_site, cookie.lifetime)?;
+        }
+        self.absolute.iter().try_for_each(|time| write!(f, ", at most {time:?}"))?;
+        self.idle.iter().try_for_each(|time| write!(f, ", idle at most {time:?}"))
     }
 }
 
@@ -390,6 +406,7 @@ mod tests {
             timeouts: TimeoutsPlan::default(),
             mirror: None,
             retry: None,
+            sessions: None,
         });
         let respond = Action::Respond(RespondPlan {
             status: 200,

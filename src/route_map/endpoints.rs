@@ -7,6 +7,8 @@ use std::sync::Arc;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct EndpointSet {
     pub endpoints: Vec<Endpoint>,
+    /// Those of them that are in the gateway's own zone, in order; empty: all are alike.
+    pub near: Vec<SocketAddr>,
     /// The Service exists (so that "no endpoints" and "no such Service" are told apart).
     pub known: bool,
 }

@@ -4,15 +4,20 @@ use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::expression::Expression;
 use crate::values::Rate;
 
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct TrafficPlan {
     pub balance: Balance,
+    /// What tells requests apart: those of one value meet at one endpoint. With `ConsistentHash` only.
+    pub key: Option<Expression>,
     /// `None`: only endpoints that cannot be connected to are passed over.
     pub ejection: Option<EjectionPlan>,
     /// `None`: nobody asks endpoints how they are.
     pub check: Option<CheckPlan>,
+    /// How long an endpoint that is new, or back, takes to get all of its share. `None`: new ones get it at once.
+    pub slow_start: Option<Duration>,
     /// With fewer fit endpoints in a hundred than this all are asked.
     pub panic_percent: u8,
     /// Requests under way at once, over all workers of a replica. `None`: no bound.
@@ -44,6 +49,8 @@ pub enum Balance {
     /// Of two at random the one that would be slower is left alone: by the time that its answers took of late, and the
     /// requests under way.
     PeakEwma,
+    /// The one that the request's key belongs to; in turn for those without.
+    ConsistentHash,
 }
 
 /// When an endpoint that answers badly is left alone.
@@ -102,6 +109,8 @@ impl Display for TrafficPlan {
         if self.balance != Balance::RoundRobin {
             write!(f, ", {:?}", self.balance)?;
         }
+        self.key.iter().try_for_each(|key| write!(f, " of {key:?}"))?;
+        self.slow_start.iter().try_for_each(|time| write!(f, ", new endpoints warm up for {time:?}"))?;
         if let Some(plan) = &self.ejection {
             write!(
                 f,

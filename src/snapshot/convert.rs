@@ -17,6 +17,8 @@ use crate::values::{ConfigMapData, ObjectName, Redacted, SecretData};
 /// The type of Secrets that hold a certificate.
 pub const TLS_SECRET: &str = "kubernetes.io/tls";
 const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// Words of `trafficDistribution` that mean a zone at most.
+const NEAR: [&str; 3] = ["PreferClose", "PreferSameZone", "PreferSameNode"];
 const HOSTNAMES: &str = "portcullis.dev/hostnames";
 const OUR_ANNOTATIONS: &str = "portcullis.dev/";
 /// Annotations of a GatewayRoute's size do not matter; the spec's size does: no object of the API server is larger.
@@ -111,6 +113,7 @@ impl ServiceData {
     /// One sentence: what is missing.
     pub fn new(service: Service, origin: Option<Origin>) -> Result<Self, String> {
         let spec = service.spec.unwrap_or_default();
+        let prefers_near = spec.traffic_distribution.as_deref().is_some_and(|wish| NEAR.contains(&wish));
         let external_name = (spec.type_.as_deref() == Some("ExternalName"))
             .then(|| spec.external_name.unwrap_or_default().to_ascii_lowercase().into());
         let ports = spec.ports.unwrap_or_default().into_iter().filter_map(|port| {
@@ -126,7 +129,7 @@ impl ServiceData {
         // `None` of a headless one is no address.
         let addresses = within.chain(outside).filter_map(|address| address.parse().ok()).collect();
         let name = name_of(&service.metadata)?;
-        Ok(Self { name, external_name, addresses, ports: ports.collect(), origin })
+        Ok(Self { name, external_name, addresses, ports: ports.collect(), prefers_near, origin })
     }
 }
 
@@ -154,6 +157,12 @@ impl EndpointSliceData {
                 serving: conditions.serving.unwrap_or(ready),
                 terminating: conditions.terminating.unwrap_or(false),
                 target: endpoint.target_ref.and_then(|target| target.name).map(Into::into),
+                zone: endpoint.zone.map(Into::into),
+                for_zones: endpoint
+                    .hints
+                    .and_then(|hints| hints.for_zones)
+                    .map(|zones| zones.into_iter().map(|zone| zone.name.into()).collect())
+                    .unwrap_or_default(),
             }
         });
         Ok(Some(Self {

@@ -51,6 +51,8 @@ pub struct ServiceData {
     /// Where its ports are reached, within the cluster and from outside.
     pub addresses: Vec<IpAddr>,
     pub ports: Vec<ServicePort>,
+    /// `trafficDistribution`: requests stay near, if they can.
+    pub prefers_near: bool,
     pub origin: Option<Origin>,
 }
 
@@ -88,6 +90,9 @@ pub struct EndpointAddress {
     pub terminating: bool,
     /// Name of the Pod behind it, where the slice says so.
     pub target: Option<Arc<str>>,
+    pub zone: Option<Arc<str>>,
+    /// `hints.forZones`
+    pub for_zones: Vec<Arc<str>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -26,6 +26,15 @@ pub enum Retry {
     OverBudget,
 }
 
+/// What became of a client's session in a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Session {
+    Began,
+    Kept,
+    /// Its endpoint was not to be had.
+    Moved,
+}
+
 /// Series of one backend.
 #[derive(Debug)]
 pub struct BackendStats {
@@ -47,6 +56,7 @@ struct BackendCells {
     shared: Count,
     connects: [Count; 5],
     retries: [Count; 2],
+    sessions: [Count; 3],
     errors: Errors,
     tls_failures: Errors,
 }
@@ -70,6 +80,7 @@ pub(crate) struct BackendTotals {
     pub shared: u64,
     pub connects: [u64; 5],
     pub retries: [u64; 2],
+    pub sessions: [u64; 3],
     pub ejections: u64,
     pub ejected: u64,
     pub checks: [u64; 2],
@@ -84,6 +95,10 @@ impl Connect {
 
 impl Retry {
     pub(super) const ALL: [&'static str; 2] = ["sent", "over_budget"];
+}
+
+impl Session {
+    pub(super) const ALL: [&'static str; 3] = ["began", "kept", "moved"];
 }
 
 /// Every method is called on the thread of the worker that it names only.
@@ -109,6 +124,10 @@ impl BackendStats {
 
     pub fn retry(&self, worker: usize, what: Retry) {
         self.cells(worker).retries[what as usize].add(1);
+    }
+
+    pub fn session(&self, worker: usize, what: Session) {
+        self.cells(worker).sessions[what as usize].add(1);
     }
 
     /// All that were ever sent, by all workers.
@@ -178,6 +197,9 @@ impl BackendStats {
                 *sum += cell.value();
             }
             for (sum, cell) in totals.retries.iter_mut().zip(&cells.retries) {
+                *sum += cell.value();
+            }
+            for (sum, cell) in totals.sessions.iter_mut().zip(&cells.sessions) {
                 *sum += cell.value();
             }
             cells.errors.add_to(&mut totals.errors);

@@ -16,7 +16,7 @@ mod table;
 mod worker;
 
 pub use access_log::{AccessLog, AccessTarget, AccessWriter};
-pub use backend::{BackendStats, Connect, Retry};
+pub use backend::{BackendStats, Connect, Retry, Session};
 pub use control::{CertificateExpiry, ControlStats, HostSeries, Programmed};
 pub use hits::HitCount;
 pub use names::NameSeries;

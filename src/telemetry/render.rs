@@ -101,7 +101,7 @@ mod tests {
 
     use super::*;
     use crate::telemetry::{
-        CertificateExpiry, Connect, HandshakeFailure, Programmed, Retry, Sample, Telemetry,
+        CertificateExpiry, Connect, HandshakeFailure, Programmed, Retry, Sample, Session, Telemetry,
     };
 
     fn sample() -> Sample {
@@ -145,6 +145,7 @@ mod tests {
         backend.error(0, "Reset");
         backend.tls_failure(0, "expired");
         backend.retry(0, Retry::Sent);
+        backend.session(0, Session::Began);
         backend.ejection();
         backend.connect(1, Connect::Connected);
         let _open = telemetry.worker(0).connection("https", "HTTP/2");

@@ -1,6 +1,7 @@
 //! A backend as all workers share it: its plan and where its requests can go now.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{Hash as _, Hasher as _};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use super::budget::RetryBudget;
 use super::checked::Term;
 use super::health::{Health, Standing};
+use super::maglev;
 use super::tls::Security;
 use super::{Bucket, Together, Tokens, credentials, throttle};
 use crate::message::{GrpcStatus, ProxyError};
@@ -21,6 +23,8 @@ use crate::telemetry::BackendStats;
 
 /// What an endpoint that gives no answer, or a server's error, is taken to need for one at least.
 const NO_ANSWER: Duration = Duration::from_secs(2);
+/// So many hundredths of a zone's endpoints bear all of its requests.
+const ENOUGH: u64 = 70;
 /// What is known of so many endpoints that left is kept in case they come back.
 const MAX_DEPARTED: usize = 256;
 /// Backends are numbered as they are made.
@@ -47,6 +51,8 @@ pub struct Backend {
     pub(super) ejecting: Mutex<()>,
     /// Of the checks by this plan.
     pub(super) term: Term,
+    /// What tells it from others, on every replica.
+    pub mark: u64,
     /// Never that of another backend, nor of this one with another plan.
     pub number: u64,
 }
@@ -56,10 +62,41 @@ pub struct Backend {
 pub(super) struct Endpoints {
     pub set: EndpointSet,
     pub healths: Vec<Arc<Health>>,
+    /// Who has which keys, where requests have keys.
+    pub table: Option<Arc<maglev::Table>>,
     /// Of endpoints that left, as long as it matters: a name's addresses come and go.
     departed: Vec<Arc<Health>>,
     /// So few are fit that all are asked.
     panic: AtomicBool,
+    /// Of a hundred requests so many stay in the gateway's own zone.
+    near: AtomicU64,
+}
+
+/// Where a backend's requests go, with what takes a while to be made of that: not while anybody waits.
+#[derive(Debug)]
+pub struct Located {
+    set: EndpointSet,
+    table: Option<Arc<maglev::Table>>,
+}
+
+impl Located {
+    /// `before` may have the same already.
+    pub fn new(set: EndpointSet, plan: &BackendPlan, before: Option<&Backend>) -> Self {
+        if plan.traffic.key.is_none() {
+            return Self { set, table: None };
+        }
+        let known = before.and_then(|before| before.endpoints.load().table.clone());
+        let marks: Vec<_> = set.endpoints.iter().map(|endpoint| (maglev::mark(endpoint), 1)).collect();
+        let known = known.filter(|known| known.is_of(&marks));
+        Self { set, table: known.or_else(|| maglev::Table::new(&marks).map(Arc::new)) }
+    }
+}
+
+/// What has to be made is made where it is used.
+impl From<EndpointSet> for Located {
+    fn from(set: EndpointSet) -> Self {
+        Self { set, table: None }
+    }
 }
 
 /// What an answer says of the endpoint that gave it.
@@ -97,6 +134,9 @@ impl Backend {
     pub fn new(plan: Arc<BackendPlan>, slot: usize, stats: Arc<BackendStats>) -> Self {
         let security = Security::new(plan.tls.as_deref(), plan.protocol, &plan.id);
         let budget = RetryBudget::new(stats.requests());
+        let mut mark = maglev::Stable::default();
+        plan.id.hash(&mut mark);
+        let mark = mark.finish();
         stats.set_ejected(0);
         Self {
             plan,
@@ -111,6 +151,7 @@ impl Backend {
             told: Notify::new(),
             ejecting: Mutex::default(),
             term: Term::default(),
+            mark,
             number: MADE.fetch_add(1, Ordering::Relaxed),
         }
     }
@@ -121,8 +162,8 @@ impl Backend {
         before.supersede();
         let backend = Self::new(plan, before.slot, before.stats.clone());
         let known = before.endpoints.load();
-        let departed = known.healths.iter().chain(&known.departed).take(MAX_DEPARTED).cloned().collect();
-        backend.endpoints.store(Arc::new(Endpoints { departed, ..Endpoints::default() }));
+        let (healths, departed, table) = (known.healths.clone(), known.departed.clone(), known.table.clone());
+        backend.endpoints.store(Arc::new(Endpoints { healths, departed, table, ..Endpoints::default() }));
         backend
     }
 
@@ -186,13 +227,33 @@ impl Backend {
         self.number > other.number
     }
 
-    /// Where requests go from now on; connections to endpoints that are gone take no new ones.
+    /// As [`Backend::locate`], with what has to be made of them first.
     pub fn set_endpoints(&self, set: EndpointSet) {
+        self.locate(Located::new(set, &self.plan, Some(self)));
+    }
+
+    /// Where requests go from now on; connections to endpoints that are gone take no new ones.
+    pub fn locate(&self, located: Located) {
+        // Another plan than it was made for.
+        let located = match (&self.plan.traffic.key, &located.table) {
+            (Some(_), None) => Located::new(located.set, &self.plan, Some(self)),
+            _ => located,
+        };
+        let Located { set, table } = located;
         let before = self.endpoints.load();
         let known = before.departed.iter().chain(&before.healths);
         let mut known: HashMap<_, _> = known.map(|health| (health.address, Arc::clone(health))).collect();
+        let there: HashSet<_> = before.healths.iter().map(|health| health.address).collect();
+        // Who is found by a replica that starts is not new.
+        let warms = self.plan.traffic.slow_start.filter(|_| !there.is_empty());
         // Two names may lead to one address: what is known is known of both.
-        let health = |address| known.entry(address).or_insert_with(|| Arc::new(Health::new(address))).clone();
+        let health = |address| {
+            let health = known.entry(address).or_insert_with(|| Arc::new(Health::new(address)));
+            if let Some(time) = warms.filter(|_| !there.contains(&address)) {
+                health.returns(time);
+            }
+            Arc::clone(health)
+        };
         let healths: Vec<_> = set.endpoints.iter().map(|endpoint| endpoint.address).map(health).collect();
         set.endpoints.iter().for_each(|endpoint| drop(known.remove(&endpoint.address)));
         // A worker may still have it, or it was ejected and must not come back as good as new.
@@ -202,7 +263,8 @@ impl Backend {
         if self.plan.traffic.check.is_none() {
             healths.iter().for_each(|health| health.unchecked());
         }
-        self.endpoints.store(Arc::new(Endpoints { set, healths, departed, panic: AtomicBool::new(false) }));
+        let (panic, near) = (AtomicBool::new(false), AtomicU64::new(100));
+        self.endpoints.store(Arc::new(Endpoints { set, healths, table, departed, panic, near }));
         self.told.notify_waiters();
         self.judge();
         self.term.endpoints_changed();
@@ -235,6 +297,7 @@ impl Backend {
         if traffic.check.is_some() {
             self.stats.set_unhealthy(all.healths.iter().filter(|health| health.is_unhealthy()).count());
         }
+        all.judge_near();
         if traffic.panic_percent > 0 {
             let is_fit =
                 |health: &&Arc<Health>| !matches!(health.standing(), Standing::Ejected | Standing::Unhealthy);
@@ -330,7 +393,7 @@ impl Backend {
         if self.plan.traffic.ejection.is_some() {
             self.stats.set_ejected(self.endpoints.load().ejected());
         }
-        if self.plan.traffic.panic_percent > 0 {
+        if self.plan.traffic.panic_percent > 0 || self.endpoints.load().near_share().is_some() {
             self.judge();
         }
     }
@@ -349,6 +412,28 @@ impl Backend {
 impl Endpoints {
     pub fn in_panic(&self) -> bool {
         self.panic.load(Ordering::Relaxed)
+    }
+
+    /// Of a hundred requests so many stay in the gateway's own zone. None: zones are all the same.
+    pub fn near_share(&self) -> Option<u64> {
+        (!self.set.near.is_empty()).then(|| self.near.load(Ordering::Relaxed))
+    }
+
+    /// A zone bears its requests as long as so much of it is fit; below, the others get what it cannot.
+    fn judge_near(&self) {
+        if self.set.near.is_empty() {
+            return;
+        }
+        let both = self.set.endpoints.iter().zip(&self.healths);
+        let near = both.filter(|(endpoint, _)| self.set.near.binary_search(&endpoint.address).is_ok());
+        let shares = near.map(|(_, health)| match health.standing() {
+            Standing::Good => 100,
+            Standing::Recovering(share) => share,
+            Standing::Ejected | Standing::Unhealthy => 0,
+        });
+        let (count, sum) = shares.fold((0, 0), |(count, sum), share| (count + 1, sum + share));
+        let fit = sum / u64::max(count, 1);
+        self.near.store((fit * 100 / ENOUGH).min(100), Ordering::Relaxed);
     }
 
     fn ejected(&self) -> usize {

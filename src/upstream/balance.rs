@@ -9,6 +9,7 @@ use std::sync::{Arc, Weak};
 use http::HeaderValue;
 use tokio::time::Instant;
 
+use super::aim::Aim;
 use super::backend::Endpoints;
 use super::endpoint::EndpointPool;
 use super::eyeballs::{Begin, MAX_RIVALS};
@@ -31,6 +32,10 @@ pub(super) struct BackendPool {
     judged: Cell<u64>,
     /// Those endpoints of the set that the guard permits, in its order.
     endpoints: RefCell<Vec<Rc<EndpointPool>>>,
+    /// Where requests have keys: where each endpoint of the set stands among those above, if it is there.
+    places: RefCell<Vec<Option<usize>>>,
+    /// Places of the endpoints in the gateway's own zone, and of all others; empty if that is all the same.
+    tiers: RefCell<(Vec<usize>, Vec<usize>)>,
     turn: Cell<usize>,
     balance: Balance,
     random: Cell<u64>,
@@ -45,6 +50,32 @@ pub(super) enum Swept {
 
 /// So often chance decides, before whoever stands next is asked.
 const CHANCES: usize = 8;
+/// Times of answers that differ by less than this factor are taken for equal.
+const ALIKE: f64 = 2.0;
+/// So many endpoints a key belongs to, one after the other, as long as those before are unfit.
+const HEIRS: u64 = 16;
+
+/// Places of endpoints that are chosen among.
+enum Among<'a> {
+    All(usize),
+    These(&'a [usize]),
+}
+
+impl Among<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Self::All(count) => *count,
+            Self::These(places) => places.len(),
+        }
+    }
+
+    fn at(&self, index: usize) -> usize {
+        match self {
+            Self::All(_) => index,
+            Self::These(places) => places[index],
+        }
+    }
+}
 
 /// Whether an endpoint can be asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,6 +115,8 @@ impl BackendPool {
             set: RefCell::default(),
             judged: Cell::default(),
             endpoints: RefCell::default(),
+            places: RefCell::default(),
+            tiers: RefCell::default(),
             turn: Cell::new(scatter(seed, backend.slot)),
             balance: backend.plan.traffic.balance,
             random: Cell::new(scatter(seed, backend.slot) as u64),
@@ -118,64 +151,139 @@ impl BackendPool {
         type Key = (SocketAddr, Option<HeaderValue>);
         let mut before: std::collections::HashMap<Key, Rc<EndpointPool>, foldhash::fast::RandomState> =
             endpoints.drain(..).map(|pool| ((pool.address, pool.host.clone()), pool)).collect();
+        let mut places = self.places.borrow_mut();
+        places.clear();
+        let mut tiers = (Vec::new(), Vec::new());
         for (endpoint, health) in set.set.endpoints.iter().zip(&set.healths) {
-            if !self.guard.permits(endpoint.address) {
+            let is_permitted = self.guard.permits(endpoint.address);
+            if set.table.is_some() {
+                places.push(is_permitted.then_some(endpoints.len()));
+            }
+            if !is_permitted {
                 continue;
+            }
+            if set.near_share().is_some() {
+                let is_near = set.set.near.binary_search(&endpoint.address).is_ok();
+                if is_near { &mut tiers.0 } else { &mut tiers.1 }.push(endpoints.len());
             }
             let new = EndpointPool::new(endpoint, health, self.worker, backend);
             let known = before.remove(&(new.address, new.host.clone()));
             endpoints.push(known.unwrap_or(new));
         }
+        self.tiers.replace(tiers);
         before.values().for_each(|endpoint| endpoint.retire());
         *self.set.borrow_mut() = set;
     }
 
     /// The endpoint to ask, none of `tried`, and none of `asked` while there are others of use. One that rests or was
     /// ejected is asked only if all are: it may be back.
-    pub fn next(&self, tried: &[SocketAddr], asked: &[SocketAddr]) -> Option<Rc<EndpointPool>> {
+    pub fn next(&self, tried: &[SocketAddr], asked: &[SocketAddr], aim: Aim) -> Option<Rc<EndpointPool>> {
         let endpoints = self.endpoints.borrow();
         let rank = |at: usize| {
             let endpoint: &EndpointPool = &endpoints[at];
             let is_asked = asked.contains(&endpoint.address);
-            (!tried.contains(&endpoint.address)).then(|| self.fitness(endpoint).rank(is_asked))
+            (!tried.contains(&endpoint.address)).then(|| self.fitness(endpoint, aim).rank(is_asked))
         };
-        let count = endpoints.len();
-        let by_chance = match self.balance {
-            Balance::RoundRobin => None,
-            _ if count < 2 => None,
-            Balance::Random => {
-                (0..CHANCES).map(|_| self.random() as usize % count).find(|at| rank(*at) == Some(0))
-            }
-            Balance::LeastRequest | Balance::PeakEwma => {
-                (0..CHANCES).find_map(|_| self.better_of_two(&endpoints, &rank))
-            }
+        let own = match aim {
+            Aim::Anywhere => None,
+            Aim::Key(hash) => self.by_key(hash, &rank),
+            Aim::Seat(number) => self.by_seat(number, &endpoints, &rank),
+            Aim::Endpoint(mark) => self.by_mark(mark, &endpoints, &rank),
         };
-        if let Some(at) = by_chance {
-            return Some(endpoints[at].clone());
-        }
-        let turn = match self.balance {
-            Balance::RoundRobin => self.turn.get(),
-            Balance::Random | Balance::LeastRequest | Balance::PeakEwma => self.random() as usize,
+        let at = match (own, aim) {
+            (Some(own), _) => own,
+            (None, Aim::Key(hash) | Aim::Seat(hash)) => best_from(hash, endpoints.len(), &rank)?,
+            (None, Aim::Anywhere | Aim::Endpoint(_)) => self
+                .nearby(&endpoints, &rank)
+                .or_else(|| self.by_policy(Among::All(endpoints.len()), &endpoints, &rank))
+                .or_else(|| best_from(self.random(), endpoints.len(), &rank))?,
         };
-        let mut best = None;
-        for at in (0..count).map(|step| turn.wrapping_add(step) % count) {
-            let Some(rank) = rank(at) else { continue };
-            if best.is_none_or(|(least, _)| rank < least) {
-                best = Some((rank, at));
-            }
-            if rank == 0 {
-                break;
-            }
-        }
-        let (_, at) = best?;
-        self.turn.set(at + 1);
         Some(endpoints[at].clone())
+    }
+
+    /// One in the gateway's own zone, as long as what is fit there is enough; else, for a share of the requests, one of
+    /// the others.
+    fn nearby(&self, endpoints: &[Rc<EndpointPool>], rank: &impl Fn(usize) -> Option<u8>) -> Option<usize> {
+        let share = self.set.borrow().near_share()?;
+        let tiers = self.tiers.borrow();
+        let tier = if self.random() % 100 < share { &tiers.0 } else { &tiers.1 };
+        self.by_policy(Among::These(tier), endpoints, rank)
+    }
+
+    /// None: nobody of the first rank was met.
+    fn by_policy(
+        &self,
+        among: Among<'_>,
+        endpoints: &[Rc<EndpointPool>],
+        rank: &impl Fn(usize) -> Option<u8>,
+    ) -> Option<usize> {
+        let is_fit = |at: &usize| rank(*at) == Some(0);
+        let any = || among.at(self.random() as usize % among.len());
+        match (among.len(), self.balance) {
+            (0, _) => None,
+            (1, _) => Some(among.at(0)).filter(is_fit),
+            (count, Balance::RoundRobin | Balance::ConsistentHash) => {
+                let turn = self.turn.get();
+                self.turn.set(turn.wrapping_add(1));
+                // Whose turn it is and cannot take it leaves it to any other, not always to the next.
+                let own = Some(among.at(turn % count)).filter(is_fit);
+                own.or_else(|| (0..CHANCES).map(|_| any()).find(is_fit))
+            }
+            (_, Balance::Random) => (0..CHANCES).map(|_| any()).find(is_fit),
+            (_, Balance::LeastRequest | Balance::PeakEwma) => {
+                (0..CHANCES).find_map(|_| self.better_of_two(&among, endpoints, rank))
+            }
+        }
+    }
+
+    /// Whom a key belongs to: the first of its heirs that is of the first rank. The keys of who is unfit go to many, and
+    /// no other key moves.
+    fn by_key(&self, hash: u64, rank: &impl Fn(usize) -> Option<u8>) -> Option<usize> {
+        let (set, places) = (self.set.borrow(), self.places.borrow());
+        let table = set.table.as_ref()?;
+        let heir = |turn: u64| places[table.at(if turn == 0 { hash } else { mix(hash.wrapping_add(turn)) })];
+        (0..HEIRS).filter_map(heir).find(|at| rank(*at) == Some(0))
+    }
+
+    /// Of all that are of the first rank the one that the number falls to: who leaves moves its own, and no others.
+    fn by_seat(
+        &self,
+        number: u64,
+        endpoints: &[Rc<EndpointPool>],
+        rank: &impl Fn(usize) -> Option<u8>,
+    ) -> Option<usize> {
+        let mut best = None;
+        for (at, endpoint) in endpoints.iter().enumerate() {
+            let score = mix(number ^ endpoint.mark);
+            if best.is_none_or(|(most, _)| score > most) && rank(at) == Some(0) {
+                best = Some((score, at));
+            }
+        }
+        best.map(|(_, at)| at)
+    }
+
+    /// A session stays where it is while the endpoint comes back in steps.
+    fn by_mark(
+        &self,
+        mark: u64,
+        endpoints: &[Rc<EndpointPool>],
+        rank: &impl Fn(usize) -> Option<u8>,
+    ) -> Option<usize> {
+        let own = endpoints.iter().position(|endpoint| endpoint.mark == mark)?;
+        matches!(rank(own), Some(0 | 1)).then_some(own)
     }
 
     /// How a connection to this endpoint begins: against others of its name while nobody knows that it is well.
     /// None of `tried`, none of `asked`, and none that would not be asked otherwise.
-    pub fn begin(&self, endpoint: &EndpointPool, tried: &[SocketAddr], asked: &[SocketAddr]) -> Begin {
-        if !endpoint.has_rivals() {
+    /// Who wants this endpoint gets no other.
+    pub fn begin(
+        &self,
+        endpoint: &EndpointPool,
+        tried: &[SocketAddr],
+        asked: &[SocketAddr],
+        aim: Aim,
+    ) -> Begin {
+        if !endpoint.has_rivals() || aim != Aim::Anywhere {
             return Begin::Alone;
         }
         let endpoints = self.endpoints.borrow();
@@ -184,7 +292,7 @@ impl BackendPool {
                 && rival.host == endpoint.host
                 && !tried.contains(&rival.address)
                 && !asked.contains(&rival.address)
-                && self.fitness(rival) == Fitness::Fit
+                && self.fitness(rival, aim) == Fitness::Fit
         };
         let mut rivals: Vec<_> = endpoints.iter().filter(is_rival).map(|rival| rival.address).collect();
         rivals.sort_by_key(|rival| rival.is_ipv4() == endpoint.address.is_ipv4());
@@ -201,17 +309,27 @@ impl BackendPool {
     /// Two at random, each as likely as any other; none if neither is of the first rank.
     fn better_of_two(
         &self,
+        among: &Among<'_>,
         endpoints: &[Rc<EndpointPool>],
         rank: &impl Fn(usize) -> Option<u8>,
     ) -> Option<usize> {
         let random = self.random();
-        let first = (random >> 32) as usize % endpoints.len();
-        let second = (first + 1 + (random as u32) as usize % (endpoints.len() - 1)) % endpoints.len();
+        let count = among.len();
+        let first = (random >> 32) as usize % count;
+        let second = (first + 1 + (random as u32) as usize % (count - 1)) % count;
+        let (first, second) = (among.at(first), among.at(second));
+        let health = |at: usize| &endpoints[at].health;
+        // Chance makes one a little slower than the other at any time: that is no reason.
+        let paces =
+            (self.balance == Balance::PeakEwma).then(|| (health(first).pace(), health(second).pace()));
+        let are_alike = match paces {
+            Some((Some(one), Some(other))) => one < other * ALIKE && other < one * ALIKE,
+            _ => false,
+        };
         let cost = |at: usize| {
-            let health = &endpoints[at].health;
             (rank(at) == Some(0)).then(|| match self.balance {
-                Balance::PeakEwma => health.cost(),
-                _ => f64::from(health.active()),
+                Balance::PeakEwma if !are_alike => health(at).cost(),
+                _ => f64::from(health(at).active()),
             })
         };
         match (cost(first), cost(second)) {
@@ -222,13 +340,18 @@ impl BackendPool {
         }
     }
 
-    fn fitness(&self, endpoint: &EndpointPool) -> Fitness {
+    fn fitness(&self, endpoint: &EndpointPool, aim: Aim) -> Fitness {
+        // A key that came back to an endpoint stays there while its share grows.
+        let draw = || match aim {
+            Aim::Anywhere | Aim::Endpoint(_) => self.random() % 100,
+            Aim::Key(hash) | Aim::Seat(hash) => mix(hash ^ endpoint.mark) % 100,
+        };
         match endpoint.health.standing() {
             _ if endpoint.rests() => Fitness::Unfit,
             _ if self.set.borrow().in_panic() => Fitness::Fit,
             Standing::Good => Fitness::Fit,
             Standing::Ejected | Standing::Unhealthy => Fitness::Unfit,
-            Standing::Recovering(share) if self.random() % 100 < share => Fitness::Fit,
+            Standing::Recovering(share) if draw() < share => Fitness::Fit,
             Standing::Recovering(_) => Fitness::NotItsTurn,
         }
     }
@@ -263,6 +386,21 @@ impl Drop for BackendPool {
     fn drop(&mut self) {
         self.endpoints.borrow().iter().for_each(|endpoint| endpoint.retire());
     }
+}
+
+/// The first of the best rank, from a place on.
+fn best_from(start: u64, count: usize, rank: &impl Fn(usize) -> Option<u8>) -> Option<usize> {
+    let mut best = None;
+    for at in (0..count).map(|step| (start as usize).wrapping_add(step) % count) {
+        let Some(rank) = rank(at) else { continue };
+        if best.is_none_or(|(least, _)| rank < least) {
+            best = Some((rank, at));
+        }
+        if rank == 0 {
+            break;
+        }
+    }
+    best.map(|(_, at)| at)
 }
 
 /// A start that differs from worker to worker and from backend to backend.

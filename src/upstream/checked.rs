@@ -9,7 +9,7 @@ use std::sync::{Arc, PoisonError};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::health::Health;
+use super::health::{Health, RAMP};
 use crate::route_map::{CheckPlan, Endpoint};
 use crate::upstream::Backend;
 
@@ -91,6 +91,7 @@ impl Backend {
         match (changed, outcome) {
             (None, _) => return,
             (Some(_), Ok(())) => {
+                one.health.returns(self.plan.traffic.slow_start.unwrap_or(RAMP));
                 tracing::info!(backend = %self.plan.id, endpoint = %one.endpoint.address, "endpoint healthy");
             }
             (Some(_), Err(error)) => {

@@ -19,6 +19,7 @@ use super::connect::{ConnectError, Connection, is_http2, reach};
 use super::connect_http2::{Multiplexed, Stream};
 use super::eyeballs::Begin;
 use super::health::Health;
+use super::maglev;
 use super::presence::Owner;
 use super::proxy_header::ClientConnection;
 use super::repeatable::Upload;
@@ -48,6 +49,8 @@ pub(super) struct EndpointPool {
     pub host: Option<HeaderValue>,
     /// What it has to prove by its certificate.
     pub server_name: Option<ServerName<'static>>,
+    /// What tells it from others, on every replica.
+    pub mark: u64,
     pub worker: usize,
     pub health: Arc<Health>,
     /// Whether the requests under way here matter to other workers.
@@ -136,6 +139,7 @@ impl EndpointPool {
             address: endpoint.address,
             host: authority(endpoint, tls),
             server_name: tls.map(|client| client.name_of(endpoint)),
+            mark: maglev::mark(endpoint),
             worker,
             health: health.clone(),
             counts: backend.plan.traffic.counts_requests(),

@@ -13,7 +13,7 @@ use crate::route_map::{CheckPlan, EjectionPlan};
 /// An endpoint is ejected for so many times the first time at most.
 const MAX_TIMES: u32 = 10;
 /// After an ejection the share of an endpoint grows to its full size within this time.
-const RAMP: Duration = Duration::from_secs(10);
+pub(super) const RAMP: Duration = Duration::from_secs(10);
 /// And begins at so many hundredths.
 const FIRST_SHARE: u64 = 10;
 /// Answers of so long ago weigh about a third of those of now.
@@ -33,6 +33,8 @@ pub(super) struct Health {
     ejections: AtomicU32,
     /// Milliseconds after `born`; 0: never ejected, or long ago.
     ejected_until: AtomicU64,
+    /// It came, or came back, then, in milliseconds after `born`, and warms up for so many; 0: it is warm.
+    warms: (AtomicU64, AtomicU64),
     active: AtomicU32,
     /// Active checks found it unfit.
     unhealthy: AtomicBool,
@@ -63,6 +65,7 @@ impl Health {
             errors: AtomicU32::new(0),
             ejections: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
+            warms: Default::default(),
             active: AtomicU32::new(0),
             unhealthy: AtomicBool::new(false),
             contrary: AtomicU32::new(0),
@@ -75,7 +78,30 @@ impl Health {
         if self.unhealthy.load(Ordering::Relaxed) {
             return Standing::Unhealthy;
         }
-        self.standing_of_requests()
+        match self.standing_of_requests() {
+            Standing::Good => self.warmth(),
+            other => other,
+        }
+    }
+
+    /// From now on it gets more by and by, until it has all of its share after this time.
+    pub fn returns(&self, time: Duration) {
+        self.warms.1.store((time.as_millis() as u64).max(1), Ordering::Relaxed);
+        self.warms.0.store(self.millis().max(1), Ordering::Relaxed);
+    }
+
+    fn warmth(&self) -> Standing {
+        let (since, time) = (self.warms.0.load(Ordering::Relaxed), self.warms.1.load(Ordering::Relaxed));
+        if since == 0 {
+            return Standing::Good;
+        }
+        let passed = self.millis().saturating_sub(since);
+        if passed < time {
+            return Standing::Recovering(share(passed, time));
+        }
+        // Unless it came back at this moment.
+        let _ = self.warms.0.compare_exchange(since, 0, Ordering::Relaxed, Ordering::Relaxed);
+        Standing::Good
     }
 
     /// By how requests went alone.
@@ -92,7 +118,7 @@ impl Health {
             return Standing::Ejected;
         }
         if since < ramp {
-            return Standing::Recovering(FIRST_SHARE + (100 - FIRST_SHARE) * since / ramp);
+            return Standing::Recovering(share(since, ramp));
         }
         // A good stretch as long again: what was is forgotten, unless somebody ejects it at this moment.
         if since > 2 * ramp
@@ -189,9 +215,22 @@ impl Health {
         }
     }
 
+    /// How long its answers took of late, in microseconds. None: that is not known, or no longer.
+    pub fn pace(&self) -> Option<f64> {
+        let latency = f64::from_bits(self.latency.load(Ordering::Relaxed));
+        let now = self.born.elapsed().as_micros() as u64;
+        let left = fading(now.saturating_sub(self.measured.load(Ordering::Relaxed)))?;
+        (latency > 0.0).then_some(latency * left)
+    }
+
     fn millis(&self) -> u64 {
         self.born.elapsed().as_millis() as u64
     }
+}
+
+/// Of a hundred requests, once so much of the time has passed.
+fn share(passed: u64, time: u64) -> u64 {
+    FIRST_SHARE + (100 - FIRST_SHARE) * passed / time
 }
 
 /// What is left of a time that was measured so many microseconds ago. None: too long ago to say anything.
@@ -248,6 +287,23 @@ mod tests {
             health.eject(&PLAN);
         }
         assert_eq!(health.eject(&PLAN), Duration::from_secs(300), "and there is a bound");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_comes_gets_its_share_by_and_by() {
+        let health = health();
+        advance(Duration::from_secs(5)).await;
+        assert_eq!(health.standing(), Standing::Good);
+        health.returns(Duration::from_secs(30));
+        for (secs, expected) in [(0, 10), (10, 40), (10, 70), (9, 97)] {
+            advance(Duration::from_secs(secs)).await;
+            assert_eq!(health.standing(), Standing::Recovering(expected));
+        }
+        advance(Duration::from_secs(1)).await;
+        assert_eq!(health.standing(), Standing::Good);
+        health.returns(Duration::from_secs(30));
+        health.eject(&PLAN);
+        assert_eq!(health.standing(), Standing::Ejected, "what is worse counts");
     }
 
     #[tokio::test(start_paused = true)]

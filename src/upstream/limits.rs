@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::aim::Aim;
 use super::pool::Tries;
 use super::proxy_header::ClientConnection;
 use crate::message::{ErrorKind, Hinted, ProxyError};
@@ -46,6 +47,7 @@ pub struct SendLimits<'a> {
     pub call: Option<Call>,
     /// Retries in a hundred requests to the backend.
     pub budget_percent: u8,
+    pub aim: Aim,
     /// Who is told of early hints; backends that are spoken to over HTTP/2 give none.
     pub hinted: Option<&'a Hinted>,
 }
@@ -87,6 +89,7 @@ impl Default for SendLimits<'_> {
             upload: None,
             call: None,
             budget_percent: BUDGET_PERCENT,
+            aim: Aim::Anywhere,
             hinted: None,
         }
     }

@@ -1,5 +1,6 @@
 //! Backends at run time: endpoints, pools, connecting, balancing. Knows nothing of routes.
 
+mod aim;
 mod answer;
 mod backend;
 mod balance;
@@ -17,6 +18,7 @@ mod head_lines;
 mod health;
 mod interim;
 mod limits;
+mod maglev;
 mod outgoing;
 mod passage;
 mod pool;
@@ -34,7 +36,8 @@ mod trust;
 mod wire;
 mod wire_http2;
 
-pub use backend::Backend;
+pub use aim::Aim;
+pub use backend::{Backend, Located};
 pub use checked::{Checked, Term};
 pub use credentials::Tokens;
 pub use dial::Spoken;
@@ -42,6 +45,7 @@ pub use endpoint::Place;
 pub use guard::{Guard, Loopback, Own};
 pub use head_lines::{HeadLines, SharedLines};
 pub use limits::{Call, Pace, SendLimits, Uploading};
+pub use maglev::Stable;
 pub use passage::Passage;
 pub use pool::{Answer, Pools, Tries};
 pub use presence::Presence;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::aim::Aim;
 use super::connect::{ConnectError, reach};
 use super::endpoint::Place;
 use super::eyeballs::Begin;
@@ -64,7 +65,7 @@ impl Pools {
         loop {
             let endpoint = match &quicker {
                 Some((endpoint, _)) => Some(Rc::clone(endpoint)),
-                None => pool.next(&tried, &[]),
+                None => pool.next(&tried, &[], Aim::Anywhere),
             };
             let Some(endpoint) = endpoint else {
                 if tried.is_empty() && backend.resolves(end).await {
@@ -80,7 +81,7 @@ impl Pools {
             let until = now + end.saturating_duration_since(now) / left;
             let begin = match quicker.take() {
                 Some((_, stream)) => Begin::With(stream),
-                None => pool.begin(&endpoint, &tried, &[]),
+                None => pool.begin(&endpoint, &tried, &[], Aim::Anywhere),
             };
             endpoint.probes(until);
             let begin = (begin, header.as_deref());

@@ -83,6 +83,8 @@ pub struct Answer {
     pub endpoint: SocketAddr,
     /// Of an answer 101: what its tunnel takes up.
     pub place: Option<Place>,
+    /// What tells the endpoint from others, on every replica.
+    pub mark: u64,
 }
 
 /// Where a request failed; for the log.
@@ -247,7 +249,7 @@ impl Pools {
             }
             let kept = lease.1 == From::Kept;
             let spare = if kept && from == From::Kept { replay::spare_body(&request) } else { None };
-            let endpoint = lease.0.endpoint.address;
+            let (endpoint, mark) = (lease.0.endpoint.address, lease.0.endpoint.mark);
             limits.is_asked(endpoint);
             if let Some(until) = limits.call.and_then(|call| call.until) {
                 let left = until.saturating_duration_since(Instant::now());
@@ -278,7 +280,7 @@ impl Pools {
                     }
                     lease.0.upload = shared.as_mut().and_then(|shared| shared.upload.take());
                     let (response, place) = answer::stream(head, lease.0, judge);
-                    return Ok(Answer { response, endpoint, place });
+                    return Ok(Answer { response, endpoint, place, mark });
                 }
                 Err(failed) => failed,
             };
@@ -348,8 +350,8 @@ impl Pools {
         loop {
             let endpoint = match (&quicker, limits.tries) {
                 (Some((endpoint, _)), _) => Some(Rc::clone(endpoint)),
-                (None, None) => pool.next(&tried, &refused.endpoints),
-                (None, Some(tries)) => pool.next(&tried, &tries.asked.borrow()),
+                (None, None) => pool.next(&tried, &refused.endpoints, limits.aim),
+                (None, Some(tries)) => pool.next(&tried, &tries.asked.borrow(), limits.aim),
             };
             let Some(endpoint) = endpoint else {
                 let until = *budget.get_or_insert_with(|| Instant::now() + limits.connect.unwrap_or(FOREVER));
@@ -384,8 +386,8 @@ impl Pools {
             let begin = match quicker.take() {
                 Some((_, stream)) => Begin::With(stream),
                 None => match limits.tries {
-                    None => pool.begin(&endpoint, &tried, &refused.endpoints),
-                    Some(tries) => pool.begin(&endpoint, &tried, &tries.asked.borrow()),
+                    None => pool.begin(&endpoint, &tried, &refused.endpoints, limits.aim),
+                    Some(tries) => pool.begin(&endpoint, &tried, &tries.asked.borrow(), limits.aim),
                 },
             };
             endpoint.probes(until);

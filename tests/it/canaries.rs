@@ -75,6 +75,11 @@ pub const CANARIES: &[Canary] = &[
         holds: Holds::Values(&[("clientId", "gateway"), ("clientSecret", "{canary}")]),
     },
     Canary {
+        field: "policy.sessionAffinity.secretKeyRef",
+        secret: "of-sessions",
+        holds: Holds::Values(&[("key", "{canary}, and as long as a key has to be")]),
+    },
+    Canary {
         field: "policy.authentication.anyOf[].apiKey.secretRef",
         secret: "named-keys",
         holds: Holds::Values(&[("key", "{canary}")]),
@@ -275,6 +280,7 @@ pub fn world(backend: &Backend, nobody: u16) -> String {
         route("shop", &format!("tls: {{certificateRefs: [{{name: served}}], redirect: false}}, rules: [{{name: all, {to}}}]")),
         route("mtls", &format!("tls: {{certificateRefs: [{{name: served}}], clientValidation: {{caCertificateRefs: [{{kind: Secret, name: clients-ca}}]}}}}, rules: [{{name: all, {to}}}]")),
         route("crl", &format!("tls: {{certificateRefs: [{{name: served}}], clientValidation: {{caCertificateRefs: [{{kind: Secret, name: clients-ca}}], crlRefs: [{{kind: Secret, name: revoked}}]}}}}, rules: [{{name: all, {to}}}]")),
+        route("sticky", &format!("policy: {{sessionAffinity: {{secretKeyRef: {{key: key, name: of-sessions}}}}}}, rules: [{{name: all, {to}}}]")),
         route("secure", "rules: [{name: all, backendRefs: [{kind: GatewayBackend, name: secure}]}]"),
         route("named", &by("apiKey: {secretRef: {name: named-keys}, forward: true}")),
         route("labelled", &by("apiKey: {from: [{query: key}, {header: X-Api-Key}], secretSelector: {matchLabels: {keys: labelled-keys}}}")),
@@ -287,9 +293,9 @@ pub fn world(backend: &Backend, nobody: u16) -> String {
     .concat()
 }
 
-pub const HOSTS: [&str; 14] = [
-    "taken", "shop", "paid", "lent", "schema", "mtls", "crl", "secure", "named", "labelled", "people", "jwt",
-    "token", "limited",
+pub const HOSTS: [&str; 15] = [
+    "sticky", "taken", "shop", "paid", "lent", "schema", "mtls", "crl", "secure", "named", "labelled",
+    "people", "jwt", "token", "limited",
 ];
 
 /// Asks every host with right and wrong credentials; what came back, but for what the backend itself says.

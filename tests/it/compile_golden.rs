@@ -87,7 +87,7 @@ fn outcome(text: &str, file: &str) -> String {
     let _ = write!(shown, "{map}");
     for plan in map.backends.values() {
         if let BackendTarget::Service { service, port } = &plan.target {
-            let set = compile::endpoints(&world, service, *port);
+            let set = compile::endpoints(&world, service, *port, None);
             let addresses: Vec<_> = set.endpoints.iter().map(|one| one.address.to_string()).collect();
             let _ = writeln!(shown, "endpoints {service}:{port} {}", addresses.join(" "));
         }

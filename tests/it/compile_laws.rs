@@ -436,7 +436,7 @@ proptest! {
             text.push_str("]}\n");
         }
         let world = world(objects(&text));
-        let found = compile::endpoints(&world, &ObjectName::new("default", "w"), 80);
+        let found = compile::endpoints(&world, &ObjectName::new("default", "w"), 80, None);
         let all = || slices.iter().flatten();
         let address = |last: &u8| SocketAddr::from(([10, 0, 0, *last], 8080));
         let ready: BTreeSet<_> = all().filter(|e| e.1 && !e.3).map(|e| address(&e.0)).collect();
@@ -444,7 +444,7 @@ proptest! {
         let expected: Vec<_> = if ready.is_empty() { leaving } else { ready }.into_iter().collect();
         prop_assert_eq!(found.endpoints.iter().map(|one| one.address).collect::<Vec<_>>(), expected);
         prop_assert!(found.known);
-        prop_assert!(!compile::endpoints(&world, &ObjectName::new("default", "other"), 80).known);
+        prop_assert!(!compile::endpoints(&world, &ObjectName::new("default", "other"), 80, None).known);
     }
 }
 

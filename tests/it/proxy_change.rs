@@ -93,7 +93,7 @@ async fn endpoints_change_without_a_map_and_an_empty_set_is_503() {
     let gateway = Gateway::before(one.address);
     let ask = async || exchange(gateway.http(), "GET / HTTP/1.1\r\nhost: a\r\n\r\n").await;
     assert_eq!(status(&ask().await), 200);
-    let set = |endpoints: Vec<Endpoint>| EndpointSet { endpoints, known: true };
+    let set = |endpoints: Vec<Endpoint>| EndpointSet { endpoints, known: true, ..EndpointSet::default() };
     gateway.plane.set_endpoints(&backend_id("b"), set(vec![Endpoint::from(two.address)]));
     assert_eq!(status(&ask().await), 200);
     assert_eq!((one.heard().len(), two.heard().len()), (1, 1));

@@ -116,7 +116,8 @@ pub fn route_map(
     for (name, address) in backends {
         let id = backend_id(name);
         map.backends.insert(id.clone(), Arc::new(plan(name)));
-        endpoints.insert(id, EndpointSet { endpoints: vec![Endpoint::from(*address)], known: true });
+        let endpoints_of = vec![Endpoint::from(*address)];
+        endpoints.insert(id, EndpointSet { endpoints: endpoints_of, known: true, ..EndpointSet::default() });
     }
     (Arc::new(map), endpoints)
 }
@@ -188,6 +189,7 @@ pub fn shared_out(backends: &[(&str, u32)], timeouts: TimeoutsPlan) -> Action {
         timeouts,
         retry: None,
         mirror: None,
+        sessions: None,
     })
 }
 
@@ -206,6 +208,7 @@ fn copy(action: &Action) -> Action {
             timeouts: plan.timeouts.clone(),
             retry: plan.retry.clone(),
             mirror: plan.mirror.clone(),
+            sessions: plan.sessions.clone(),
         }),
         Action::Respond(plan) => Action::Respond(RespondPlan {
             status: plan.status,

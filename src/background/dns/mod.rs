@@ -358,7 +358,7 @@ fn endpoints(hosts: &[(Address, u16)], known: &Known) -> EndpointSet {
         Address::Name(name) => known.contains_key(name),
     };
     let known = !endpoints.is_empty() || hosts.iter().all(|(address, _)| is_asked(address));
-    EndpointSet { endpoints, known }
+    EndpointSet { endpoints, near: Vec::new(), known }
 }
 
 fn lock(known: &Mutex<Known>) -> MutexGuard<'_, Known> {

@@ -101,7 +101,7 @@ pub fn run(args: &Explain) -> anyhow::Result<ExitCode> {
     let (compiled, _) = compile(&world, &options, Memo::default());
     let somebody = args.somebody.clone().unwrap_or_default();
     let explanation = explain(&compiled.map, &world, &question, &somebody, &|backend| match backend {
-        BackendTarget::Service { service, port } => Some(endpoints(&world, service, *port)),
+        BackendTarget::Service { service, port } => Some(endpoints(&world, service, *port, None)),
         BackendTarget::Hosts(_) => None,
     });
     print!("{}", explanation.text);
@@ -496,6 +496,7 @@ mod tests {
             timeouts: TimeoutsPlan::default(),
             retry: None,
             mirror: None,
+            sessions: None,
         })
     }
 

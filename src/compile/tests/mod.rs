@@ -230,3 +230,35 @@ fn a_name_with_a_dot_behind_is_absolute_and_judged_without_it() {
         assert!(said.contains(told), "{address}: {said}");
     }
 }
+
+#[test]
+fn endpoints_are_near_by_their_hints_or_where_the_service_says_so_by_their_zone() {
+    let slice = |first: &str, second: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: w-1, namespace: shop, labels: {{kubernetes.io/service-name: w}}}}\naddressType: IPv4\nports: [{{port: 80}}]\nendpoints:\n- {{addresses: [10.0.0.1], zone: a{first}}}\n- {{addresses: [10.0.0.2], zone: b{second}}}\n---\n"
+        )
+    };
+    let service = |more: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: w, namespace: shop}}\nspec: {{ports: [{{port: 80}}]{more}}}\n---\n"
+        )
+    };
+    let near = |text: &str, zone: Option<&str>| {
+        let set = super::endpoints(&world(objects(text)), &ObjectName::new("shop", "w"), 80, zone);
+        assert_eq!(set.endpoints.len(), 2, "all are known");
+        set.near.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>()
+    };
+    let (for_a, for_b) = (", hints: {forZones: [{name: a}]}", ", hints: {forZones: [{name: b}, {name: c}]}");
+    let hinted = service("") + &slice(for_a, for_b);
+    assert_eq!(near(&hinted, Some("a")), ["10.0.0.1"]);
+    assert_eq!(near(&hinted, Some("c")), ["10.0.0.2"], "not where it stands, but whom it is for");
+    assert!(near(&hinted, Some("d")).is_empty() && near(&hinted, None).is_empty());
+    let half = service("") + &slice(for_a, "");
+    assert!(near(&half, Some("a")).is_empty(), "hints count when all have them, as for kube-proxy");
+    for wish in ["PreferClose", "PreferSameZone", "PreferSameNode"] {
+        let wished = service(&format!(", trafficDistribution: {wish}"));
+        assert_eq!(near(&(wished.clone() + &slice("", "")), Some("b")), ["10.0.0.2"], "{wish}");
+        assert_eq!(near(&(wished + &slice(for_b, for_a)), Some("b")), ["10.0.0.1"], "hints go before");
+    }
+    assert!(near(&(service("") + &slice("", "")), Some("b")).is_empty());
+}

@@ -24,6 +24,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 use self::buckets::Buckets;
+pub use self::hashing::Hashed;
 pub use self::store::{Charged, Charges, Count, SCRIPT, Store};
 use self::work::Linked;
 use super::contract::{AnyPlan, Combine, Filter, FilterKind, Keep, Member, Ring, Scope};

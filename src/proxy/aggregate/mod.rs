@@ -22,6 +22,7 @@ use self::hear::{Heard, Room};
 use crate::filters::Keep;
 use crate::message::{Called, ErrorKind, Exchange, FailureCause, LocalFuture, ProxyError, Request, Response};
 use crate::route_map::{AggregatePlan, CallPlan, OnError, WeightedTarget};
+use crate::upstream::Aim;
 use crate::values::BackendId;
 
 /// Nothing waits longer for a call.
@@ -34,6 +35,12 @@ pub const SKIPPED: &str = "skipped";
 
 /// The way of calls to their backends.
 pub trait Backends {
+    /// Which endpoint a call wants: what it goes by is said of the client's request.
+    fn aim(&self, backend: &BackendId, exchange: &Exchange) -> Aim {
+        let _ = (backend, exchange);
+        Aim::Anywhere
+    }
+
     /// Gives the head of the answer; the body streams.
     ///
     /// # Errors
@@ -53,6 +60,7 @@ pub struct Limits<'a> {
     pub call: &'a CallPlan,
     /// Nobody listens any longer.
     pub until: Instant,
+    pub aim: Aim,
 }
 
 /// Why a call failed.
@@ -134,7 +142,7 @@ impl<'p> Run<'p> {
                 match begun {
                     Ok((id, Begun::Request(request))) => {
                         self.states[place] = State::Running;
-                        let limits = Limits { plan, call, until };
+                        let limits = Limits { plan, call, until, aim: backends.aim(id, exchange) };
                         running.push(async move {
                             let heard = async {
                                 let response = backends.ask(id, *request, limits).await?;

@@ -3,16 +3,20 @@
 use std::cell::Cell;
 
 use super::{Backends, Limits};
-use crate::message::{ErrorKind, LocalFuture, ProxyError, Request, Response};
+use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError, Request, Response};
 use crate::proxy::forward::Way;
-use crate::proxy::forwarded;
-use crate::upstream::{SendLimits, Tries};
+use crate::proxy::{aim, forwarded};
+use crate::upstream::{Aim, SendLimits, Tries};
 use crate::values::BackendId;
 
 /// So many passes is a call: sixteen of sixteen of sixteen would be asked otherwise before a circle ends.
 const COUNTS: u32 = 2;
 
 impl Backends for Way<'_> {
+    fn aim(&self, backend: &BackendId, exchange: &Exchange) -> Aim {
+        self.live.backend_by_id(backend).map_or(Aim::Anywhere, |backend| aim::of(backend, exchange))
+    }
+
     fn ask<'a>(
         &'a self,
         backend: &'a BackendId,
@@ -20,7 +24,7 @@ impl Backends for Way<'_> {
         limits: Limits<'a>,
     ) -> LocalFuture<'a, Result<Response, ProxyError>> {
         Box::pin(async move {
-            let Limits { plan, call, until } = limits;
+            let Limits { plan, call, until, aim } = limits;
             let worker = &self.connection.worker;
             let backend = self.live.backend_by_id(backend).ok_or(ErrorKind::BackendNotFound)?;
             // A way that leads back to us must end, as that of clients' requests does, and sooner: it may be one of many.
@@ -31,6 +35,7 @@ impl Backends for Way<'_> {
                 connect: plan.timeouts.connect,
                 deadline: Some(until),
                 whole: plan.timeouts.request,
+                aim,
                 ..SendLimits::default()
             };
             let answer = match &call.retry {

@@ -128,6 +128,7 @@ mod tests {
                 timeouts: TimeoutsPlan::default(),
                 retry: None,
                 mirror: None,
+                sessions: None,
             };
             Rule {
                 labels: Arc::new(Labels {

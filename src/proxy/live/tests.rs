@@ -26,12 +26,20 @@ fn plan(name: &str) -> Arc<BackendPlan> {
 }
 
 fn host(name: &str, backend: &str) -> Arc<Host> {
-    let target = WeightedTarget::Backend(id(backend));
+    shared(name, &[(backend, 1)])
+}
+
+fn shared(name: &str, backends: &[(&str, u32)]) -> Arc<Host> {
+    let backends = backends.iter().map(|(backend, weight)| WeightedBackend {
+        weight: *weight,
+        target: WeightedTarget::Backend(id(backend)),
+    });
     let action = Action::Forward(ForwardPlan {
-        backends: vec![WeightedBackend { weight: 1, target }],
+        backends: backends.collect(),
         timeouts: TimeoutsPlan::default(),
         retry: None,
         mirror: None,
+        sessions: None,
     });
     let labels = Arc::new(Labels { namespace: "ns".into(), route: name.into(), rule: "r".into() });
     let entry = MatchEntry {
@@ -73,6 +81,20 @@ fn what_did_not_change_is_the_same_linked_object() {
     assert!(same("a.test") && !same("b.test"));
     assert!(Arc::ptr_eq(target(&first, "a.test").expect("one"), target(&second, "a.test").expect("one")));
     assert_eq!(target(&second, "b.test").map(|backend| &backend.plan.id), Some(&id("two")));
+}
+
+#[test]
+fn weights_hold_over_maps_that_come_and_go() {
+    let (mut linker, kept, mut live) = (Linker::new(&[]), Kept::default(), Live::empty());
+    let mut canaries = 0;
+    // Each time all of the host is another, as when one of its other routes changed.
+    for _ in 0..100 {
+        let map = map(&[&shared("a.test", &[("stable", 95), ("canary", 5)])], &["stable", "canary"]);
+        live = linker.link(&live, &map, BTreeMap::new(), &Telemetry::new(1), &kept);
+        let chosen = (0..15).filter_map(|_| target(&live, "a.test"));
+        canaries += chosen.filter(|backend| backend.plan.id == id("canary")).count();
+    }
+    assert_eq!(canaries, 1500 / 20);
 }
 
 #[test]

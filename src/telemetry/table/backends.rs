@@ -1,7 +1,7 @@
 //! Metrics of backends: connections, tries, health.
 
 use super::{Emit, Kind, Metric, Scrape, number};
-use crate::telemetry::backend::{BackendTotals, Connect, Retry};
+use crate::telemetry::backend::{BackendTotals, Connect, Retry, Session};
 
 pub(super) const METRICS: &[Metric] = &[
     Metric {
@@ -47,6 +47,21 @@ pub(super) const METRICS: &[Metric] = &[
         read: |scrape, emit| {
             for (totals, backend) in &scrape.backends {
                 for (result, count) in Retry::ALL.iter().zip(totals.retries).filter(|(_, count)| *count > 0) {
+                    emit(&[&backend.name, result], number(count));
+                }
+            }
+        },
+    },
+    Metric {
+        name: "portcullis_upstream_sessions_total",
+        kind: Kind::Counter,
+        labels: &["backend", "result"],
+        help: "Requests under `sessionAffinity` that were answered: began a session, kept it, or moved it to another endpoint",
+        read: |scrape, emit| {
+            for (totals, backend) in &scrape.backends {
+                for (result, count) in
+                    Session::ALL.iter().zip(totals.sessions).filter(|(_, count)| *count > 0)
+                {
                     emit(&[&backend.name, result], number(count));
                 }
             }

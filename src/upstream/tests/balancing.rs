@@ -177,7 +177,7 @@ fn silence_and_closed_doors_count_as_failures() {
             let bad = Scripted::start(script).await;
             let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
             let (pools, backend) = (pools(), before(&[&bad, &good], ejecting(50)));
-            let limits = SendLimits { one_try: Some(Duration::from_millis(30)), ..SendLimits::default() };
+            let limits = SendLimits { one_try: Some(Duration::from_secs(1)), ..SendLimits::default() };
             let mut errors = 0;
             for _ in 0..12 {
                 let post = super::scripted::request(http::Method::POST, crate::message::Body::Empty);

@@ -3,9 +3,13 @@
 mod answers;
 mod balancing;
 mod calls;
+mod failing;
+mod hashing;
 mod http2;
 mod keeping;
 mod multiplexing;
 mod retrying;
 mod scripted;
 mod sending;
+mod shares;
+mod spreading;

@@ -147,7 +147,7 @@ pub(super) fn speaking(
 
 pub(super) fn set(addresses: &[SocketAddr]) -> EndpointSet {
     let endpoints = addresses.iter().map(|address| Endpoint::from(*address)).collect();
-    EndpointSet { endpoints, known: true }
+    EndpointSet { endpoints, known: true, ..EndpointSet::default() }
 }
 
 pub(super) fn pools() -> Rc<Pools> {

@@ -21,7 +21,7 @@ use crate::route_map::{
     Address, BackendTarget, EjectionPlan, Endpoint, EndpointSet, HostHeader, TrafficPlan,
 };
 use crate::telemetry::Connect;
-use crate::upstream::{Guard, Loopback, Pools, SendLimits};
+use crate::upstream::{Aim, Guard, Loopback, Pools, SendLimits};
 
 #[test]
 fn one_connection_serves_request_after_request() {
@@ -61,7 +61,7 @@ fn each_endpoint_is_asked_under_its_own_name_and_one_without_under_the_clients()
         let named = |name: Option<&str>| Endpoint { address: server.address, name: name.map(Into::into) };
         // One server, three times: connections are not shared among names.
         let endpoints = vec![named(None), named(Some("one.test")), named(Some("two.test"))];
-        backend.set_endpoints(EndpointSet { endpoints, known: true });
+        backend.set_endpoints(EndpointSet { endpoints, known: true, ..EndpointSet::default() });
         for _ in 0..3 {
             whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
         }
@@ -374,6 +374,7 @@ fn of_a_name_s_addresses_the_one_that_answers_is_not_waited_for() {
         backend.set_endpoints(EndpointSet {
             endpoints: vec![named(silent), named(server.address)],
             known: true,
+            ..EndpointSet::default()
         });
         let pools = pools();
         for _ in 0..6 {
@@ -398,20 +399,26 @@ fn only_who_would_be_asked_is_tried_beside_another_the_other_family_first() {
         let addresses = ["127.0.0.1:1", "127.0.0.2:1", "127.0.0.3:1", "[::1]:1"];
         let addresses = addresses.map(|text| text.parse::<SocketAddr>().expect("an address"));
         let named = |address| Endpoint { address, name: Some("pay.test".into()) };
-        backend.set_endpoints(EndpointSet { endpoints: addresses.map(named).into(), known: true });
+        backend.set_endpoints(EndpointSet {
+            endpoints: addresses.map(named).into(),
+            known: true,
+            ..EndpointSet::default()
+        });
         let pool = BackendPool::new(&backend, 0, 7, Guard::new(Loopback::Allowed));
         let [one, two, three, other_family] = addresses;
         let endpoint = |wanted: SocketAddr| {
             let others: Vec<_> = addresses.into_iter().filter(|address| *address != wanted).collect();
-            pool.next(&others, &[]).expect("it is there")
+            pool.next(&others, &[], Aim::Anywhere).expect("it is there")
         };
         let first = endpoint(one);
-        let rivals = |asked: &[SocketAddr]| match pool.begin(&first, &[one], asked) {
+        let rivals = |asked: &[SocketAddr]| match pool.begin(&first, &[one], asked, Aim::Anywhere) {
             Begin::Against(rivals) => rivals,
             other => panic!("{other:?}"),
         };
         assert_eq!(rivals(&[]), [other_family, two]);
         assert_eq!(rivals(&[other_family]), [two, three]);
+        let keyed = pool.begin(&first, &[one], &[], Aim::Key(7));
+        assert!(matches!(keyed, Begin::Alone), "who wants this one gets no other");
         // Two others are not well: one gave errors, one could not be connected to.
         backend.failed(&endpoint(two).health);
         assert_eq!(rivals(&[]), [other_family, three]);
@@ -427,7 +434,11 @@ fn the_first_request_waits_for_the_first_answer() {
         let (unresolved, pools) = (hosted(), pools());
         let tells = async {
             settle().await;
-            unresolved.set_endpoints(EndpointSet { endpoints: vec![server.address.into()], known: true });
+            unresolved.set_endpoints(EndpointSet {
+                endpoints: vec![server.address.into()],
+                known: true,
+                ..EndpointSet::default()
+            });
         };
         let (outcome, ()) = tokio::join!(pools.send(&unresolved, get(), None, SendLimits::default()), tells);
         assert_eq!(whole(outcome).await, "ok");
@@ -439,7 +450,7 @@ fn a_name_without_an_answer_is_waited_for_as_long_as_for_a_connection_and_known_
     local_paused(async {
         let (unresolved, pools) = (hosted(), pools());
         for (known, waits) in [(false, Duration::from_secs(2)), (true, Duration::ZERO)] {
-            unresolved.set_endpoints(EndpointSet { endpoints: Vec::new(), known });
+            unresolved.set_endpoints(EndpointSet { known, ..EndpointSet::default() });
             let began = Instant::now();
             let outcome = pools.send(&unresolved, get(), None, SendLimits::default()).await;
             assert_eq!(kind(outcome), ErrorKind::NameResolution);
