@@ -193,12 +193,12 @@ class Tenants(gateways.ThreeReplicas):
         # Before the others start again: they watch the whole cluster.
         self.addCleanup(self.own_values)
         for namespace in NS, there:
-            self.kube.apply(route("watched", f"{namespace}.test", spec=keyed(secretRef={"name": "watched"})), namespace)
-        until("it is served, by its key", lambda: self.status(g, f"{NS}.test", key) == 200)
+            self.kube.apply(route("watched", f"watched.{namespace}.test", spec=keyed(secretRef={"name": "watched"})), namespace)
+        until("it is served, by its key", lambda: self.status(g, f"watched.{NS}.test", key) == 200)
         until("its status is written", lambda: self.message("watched", "Programmed")["status"] == "True", 40)
         self.kube.apply(secret("watched", {"key": next_key}), NS)
-        until("a change is seen", lambda: (self.status(g, f"{NS}.test", key), self.status(g, f"{NS}.test", next_key)) == (401, 200))
-        self.assertEqual(self.status(g, f"{there}.test", key), 404)
+        until("a change is seen", lambda: (self.status(g, f"watched.{NS}.test", key), self.status(g, f"watched.{NS}.test", next_key)) == (401, 200))
+        self.assertEqual(self.status(g, f"watched.{there}.test", key), 404)
         metrics = g.admin("/metrics").body.decode()
         self.assertIn("portcullis_build_info{", metrics)
         refused = re.findall(r"^portcullis_watch_errors_total\{.*\} [1-9].*$", metrics, re.M)
