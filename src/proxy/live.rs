@@ -422,11 +422,11 @@ impl Linker {
     }
 
     fn link_rule(&mut self, rule: &Arc<Rule>, host: &Host, telemetry: &Telemetry, keep: &Kept) -> LiveRule {
-        let weighted = match &rule.action {
-            Action::Forward(plan) => plan.backends.as_slice(),
-            _ => &[],
+        let forward = match &rule.action {
+            Action::Forward(plan) => Some(plan),
+            _ => None,
         };
-        let targets = weighted.iter().map(|entry| {
+        let targets = forward.into_iter().flat_map(|plan| &plan.backends).map(|entry| {
             let target = match &entry.target {
                 WeightedTarget::Backend(id) => Target::Backend(self.slot(id)),
                 WeightedTarget::Unresolved(kind) => Target::Unresolved(*kind),
@@ -435,11 +435,7 @@ impl Linker {
         });
         let targets: Vec<_> = targets.collect();
         let labels = &rule.labels;
-        let mirror = match &rule.action {
-            Action::Forward(plan) => plan.mirror.as_ref(),
-            _ => None,
-        };
-        let mirror = mirror.map(|plan| {
+        let mirror = forward.and_then(|plan| plan.mirror.as_ref()).map(|plan| {
             let backend = plan.backend.as_ref().map(|id| self.slot(id));
             let turns = self.turns("mirror", host, labels, keep);
             Box::new(LiveMirror::new(backend, plan.percent, turns))
@@ -447,12 +443,8 @@ impl Linker {
         // Whatever else changes: weights hold over all that goes on.
         let turns =
             if targets.len() > 1 { self.turns("backends", host, labels, keep) } else { Arc::default() };
-        let sessions = match &rule.action {
-            Action::Forward(plan) => {
-                plan.sessions.as_ref().map(|plan| Box::new(LiveSessions::new(plan, labels)))
-            }
-            _ => None,
-        };
+        let sessions = forward.and_then(|plan| plan.sessions.as_ref());
+        let sessions = sessions.map(|plan| Box::new(LiveSessions::new(plan, labels)));
         let (outer, cache, inner) = self.around_cache(rule, host, keep);
         let (filters, inner) = (linked(outer, self.members, keep), linked(inner, self.members, keep));
         LiveRule {
