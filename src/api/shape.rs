@@ -39,6 +39,7 @@ pub(super) enum Shape {
         max: i64,
         values: Vec<i64>,
     },
+    Number,
     Boolean,
     /// The words of somebody else's language.
     AnyObject,
@@ -117,6 +118,11 @@ impl Shape {
                 max: bound(schema, "maximum").unwrap_or(i64::MAX),
                 values: listed(schema, Value::as_i64),
             }),
+            // Bounds of those are for rules to say.
+            Some("number") => match bound(schema, "minimum").or(bound(schema, "maximum")) {
+                Some(bound) => Err(format!("a bound of a number: {bound}")),
+                None => Ok(Self::Number),
+            },
             Some("boolean") => Ok(Self::Boolean),
             None if schema["x-kubernetes-preserve-unknown-fields"] == true => Ok(Self::Any),
             other => Err(format!("type {other:?}")),
@@ -186,7 +192,10 @@ impl Shape {
                     findings.wrong(place, format!("found {number}, expected an integer from {min} to {max}"))
                 }
             },
-            (Self::Boolean, Value::Bool(_)) | (Self::AnyObject, Value::Object(_)) | (Self::Any, _) => {}
+            (Self::Boolean, Value::Bool(_))
+            | (Self::Number, Value::Number(_))
+            | (Self::AnyObject, Value::Object(_))
+            | (Self::Any, _) => {}
             (_, value) => {
                 findings.wrong(place, format!("found {}, expected {}", kind_of(value), self.noun()));
             }
@@ -199,6 +208,7 @@ impl Shape {
             Self::List { .. } => "a list",
             Self::Text { .. } => "a string",
             Self::Integer { .. } => "an integer",
+            Self::Number => "a number",
             Self::Boolean => "true or false",
             Self::Any => "a value",
         }
@@ -415,6 +425,7 @@ mod tests {
                 "spec: found \"pathprefix\", expected one of Exact, PathPrefix; did you mean PathPrefix?",
             ),
             (json!({"type": "boolean"}), json!("true"), "spec: found a string, expected true or false"),
+            (json!({"type": "number"}), json!("1.5"), "spec: found a string, expected a number"),
             (
                 json!({"type": "array", "maxItems": 1, "items": {"type": "boolean"}}),
                 json!([true, 1]),

@@ -5,7 +5,9 @@
 //! said back.
 
 mod body;
+mod decimal;
 mod parameter;
+mod scalar;
 
 use std::cell::Cell;
 use std::pin::Pin;
@@ -21,7 +23,7 @@ use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use self::body::{BodySchema, BodySchemaSpec};
-use self::parameter::{Parameter, ParameterSpec};
+use self::parameter::{Parameter, ParameterSpec, Place, QueryParameterSpec, name_in_query};
 use super::contract::{Combine, Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
 use super::media::{IsJson, is_json};
 use crate::message::{Body, BodyError, ErrorKind, Exchange, ProxyError, Violation};
@@ -50,7 +52,7 @@ pub struct Spec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
-    pub query_params: Vec<ParameterSpec>,
+    pub query_params: Vec<QueryParameterSpec>,
     /// Captures of the path template.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -102,13 +104,17 @@ impl Member for Validation {
     fn compile(spec: Spec, scope: &mut dyn Scope) -> Result<Plan, Vec<Problem>> {
         let mut problems = Vec::new();
         let (media, accept) = media(&spec, &mut problems);
-        let mut list = |field: &str, specs: Vec<ParameterSpec>| -> Vec<Parameter> {
+        let mut list = |field: &str, place: Place, specs: Vec<QueryParameterSpec>| -> Vec<Parameter> {
             let at = FieldPath::new(field);
             let specs = specs.into_iter().enumerate();
-            specs.filter_map(|(index, spec)| Parameter::new(spec, &at.index(index), &mut problems)).collect()
+            specs
+                .filter_map(|(index, spec)| Parameter::new(spec, place, &at.index(index), &mut problems))
+                .collect()
         };
-        let headers = list("headers", spec.headers);
-        let (query, path) = (list("queryParams", spec.query_params), list("pathParams", spec.path_params));
+        let alike = |specs: Vec<ParameterSpec>| specs.into_iter().map(Into::into).collect();
+        let headers = list("headers", Place::Headers, alike(spec.headers));
+        let query = list("queryParams", Place::Query, spec.query_params);
+        let path = list("pathParams", Place::Path, alike(spec.path_params));
         let headers: Vec<_> = headers
             .into_iter()
             .enumerate()
@@ -256,47 +262,32 @@ impl Plan {
     fn violations(&self, exchange: &Exchange) -> Vec<Violation> {
         let mut violations = Vec::new();
         for parameter in &self.path {
-            let found = exchange.captures.get(&parameter.name).map(|value| decoded(value, Plus::Is));
-            parameter.check("path", found.into_iter(), &mut violations);
+            parameter.check(exchange.captures.get(&parameter.name).map(Some).into_iter(), &mut violations);
         }
         if !self.query.is_empty() {
             let query = exchange.request.uri().query().unwrap_or_default();
-            let pairs: Vec<(Option<String>, &str)> = query
+            let pairs: Vec<_> = query
                 .split('&')
                 .filter(|pair| !pair.is_empty())
                 .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
-                .map(|(name, value)| (decoded(name, Plus::IsSpace), value))
+                .map(|(name, value)| (name_in_query(name), value))
                 .collect();
             for parameter in &self.query {
                 let values = pairs
                     .iter()
                     .filter(|(name, _)| name.as_deref() == Some(&parameter.name))
-                    .map(|(_, value)| decoded(value, Plus::IsSpace));
-                parameter.check("query", values, &mut violations);
+                    .map(|(_, value)| Some(*value));
+                parameter.check(values, &mut violations);
             }
         }
         for (name, parameter) in &self.headers {
             let values = exchange.request.headers().get_all(name).iter();
-            let values = values.map(|value| std::str::from_utf8(value.as_bytes()).ok().map(str::to_owned));
-            parameter.check("headers", values, &mut violations);
+            let values = values.map(|value| std::str::from_utf8(value.as_bytes()).ok());
+            parameter.check(values, &mut violations);
         }
         violations.truncate(TOLD);
         violations
     }
-}
-
-/// What a `+` means: a space in forms, itself in paths.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Plus {
-    Is,
-    IsSpace,
-}
-
-/// `None`: no UTF-8.
-fn decoded(text: &str, plus: Plus) -> Option<String> {
-    let spaced =
-        if plus == Plus::IsSpace && text.contains('+') { text.replace('+', " ") } else { text.to_owned() };
-    percent_encoding::percent_decode_str(&spaced).decode_utf8().ok().map(std::borrow::Cow::into_owned)
 }
 
 /// A body that ends with an error where it passes its limit.

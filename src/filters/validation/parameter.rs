@@ -1,14 +1,19 @@
-//! One parameter: whether it must be there, and of which form it is (the words of JSON Schema for one value).
+//! One parameter: whether it must be there, and of which form it is (the words of JSON Schema for one value, or for a
+//! list of values).
+
+use std::borrow::Cow;
+use std::collections::HashSet;
 
 use kube::KubeSchema;
-use regex::{Regex, RegexBuilder};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Number;
 
+use super::scalar::{BOUNDS, ItemSchema, ItemType, LENGTHS, STEP, Scalar, refusal};
 use crate::message::Violation;
-use crate::values::{FieldPath, Problem, Reason};
+use crate::values::{FieldPath, Problem};
 
-/// A header field, or a parameter of query or path.
+/// A header field, or a parameter of the path.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct ParameterSpec {
@@ -18,6 +23,25 @@ pub struct ParameterSpec {
     /// Requests without it are refused.
     #[serde(default)]
     pub required: bool,
+    /// What each value must be; a list's items stand between commas.
+    #[serde(default)]
+    pub schema: ValueSchema,
+}
+
+/// A parameter of the query.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(validation = ("!has(self.explode) || self.schema.type == 'array'", EXPLODE))]
+pub struct QueryParameterSpec {
+    /// Its name, not percent-encoded.
+    #[schemars(length(min = 1, max = 256))]
+    pub name: String,
+    /// Requests without it are refused.
+    #[serde(default)]
+    pub required: bool,
+    /// false: a list's items stand between commas; else each occurrence is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub explode: Option<bool>,
     /// What each value must be.
     #[serde(default)]
     pub schema: ValueSchema,
@@ -27,11 +51,14 @@ pub struct ParameterSpec {
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 #[x_kube(
-    validation = ("self.type in ['integer', 'number'] || (!has(self.minimum) && !has(self.maximum))", BOUNDS),
-    validation = ("self.type == 'string' || (!has(self.minLength) && !has(self.maxLength) && !has(self.pattern))", LENGTHS)
+    validation = ("self.type in ['integer', 'number'] || (!has(self.minimum) && !has(self.maximum) && !has(self.exclusiveMinimum) && !has(self.exclusiveMaximum) && !has(self.multipleOf))", BOUNDS),
+    validation = ("!has(self.multipleOf) || self.multipleOf > 0.0", STEP),
+    validation = ("self.type == 'string' || (!has(self.minLength) && !has(self.maxLength) && !has(self.pattern))", LENGTHS),
+    validation = ("self.type == 'array' || (!has(self.items) && !has(self.minItems) && !has(self.maxItems) && !has(self.uniqueItems))", ITEMS),
+    validation = ("self.type != 'array' || !has(self.enum)", CHOICE)
 )]
 pub struct ValueSchema {
-    /// string, integer, number or boolean.
+    /// string, integer, number, boolean or array.
     #[serde(default, rename = "type")]
     pub kind: ValueType,
     /// The only values that it may have.
@@ -41,10 +68,19 @@ pub struct ValueSchema {
     pub values: Vec<String>,
     /// Least number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub minimum: Option<i64>,
+    pub minimum: Option<Number>,
     /// Greatest number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub maximum: Option<i64>,
+    pub maximum: Option<Number>,
+    /// The number is greater.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exclusive_minimum: Option<Number>,
+    /// The number is less.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exclusive_maximum: Option<Number>,
+    /// The number is so much times a whole number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub multiple_of: Option<Number>,
     /// Least number of characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 65_536), extend("format" = "int32"))]
@@ -57,6 +93,20 @@ pub struct ValueSchema {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub pattern: Option<String>,
+    /// What each item of a list must be; text where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub items: Option<ItemSchema>,
+    /// Least number of items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 65_536), extend("format" = "int32"))]
+    pub min_items: Option<u32>,
+    /// Greatest number of items.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 65_536), extend("format" = "int32"))]
+    pub max_items: Option<u32>,
+    /// No item stands twice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unique_items: Option<bool>,
 }
 
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -67,160 +117,242 @@ pub enum ValueType {
     Integer,
     Number,
     Boolean,
+    Array,
 }
 
-const BOUNDS: &str = "minimum and maximum go with integer and number";
-const LENGTHS: &str = "minLength, maxLength and pattern go with string";
-const MAX_PATTERN: usize = 256 << 10;
+const EXPLODE: &str = "explode goes with arrays";
+const ITEMS: &str = "items, minItems, maxItems and uniqueItems go with array";
+const CHOICE: &str = "the enum of an array is that of its items";
 
-/// A proven parameter.
-#[derive(Clone, Debug)]
-pub struct Parameter {
-    pub name: Box<str>,
-    required: bool,
-    schema: ValueSchema,
-    pattern: Option<Regex>,
-}
-
-/// The expression follows from the schema.
-impl PartialEq for Parameter {
-    fn eq(&self, other: &Self) -> bool {
-        self.name == other.name && self.required == other.required && self.schema == other.schema
+impl From<ParameterSpec> for QueryParameterSpec {
+    fn from(spec: ParameterSpec) -> Self {
+        Self { name: spec.name, required: spec.required, explode: None, schema: spec.schema }
     }
 }
 
-impl Eq for Parameter {}
+impl ValueSchema {
+    /// What is said of the value, were it none of a list; the words that a list has not are none's there.
+    fn of_one(&self, kind: ItemType) -> ItemSchema {
+        ItemSchema {
+            kind,
+            values: self.values.clone(),
+            minimum: self.minimum.clone(),
+            maximum: self.maximum.clone(),
+            exclusive_minimum: self.exclusive_minimum.clone(),
+            exclusive_maximum: self.exclusive_maximum.clone(),
+            multiple_of: self.multiple_of.clone(),
+            min_length: self.min_length,
+            max_length: self.max_length,
+            pattern: self.pattern.clone(),
+        }
+    }
+}
+
+/// Where a parameter stands in a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Path,
+    Query,
+    Headers,
+}
+
+/// A proven parameter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Parameter {
+    pub name: Box<str>,
+    place: Place,
+    required: bool,
+    form: Form,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Form {
+    One(Scalar),
+    List(List),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+struct List {
+    items: Scalar,
+    least: usize,
+    most: usize,
+    split: Split,
+    repetition: Repetition,
+}
+
+/// What parts one item from the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Split {
+    /// OpenAPI's `style: form, explode: true`: the name again.
+    Occurrences,
+    /// Its `style: simple`, and `form` with `explode: false`.
+    Commas,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repetition {
+    Allowed,
+    Refused,
+}
 
 impl Parameter {
-    pub fn new(spec: ParameterSpec, at: &FieldPath, problems: &mut Vec<Problem>) -> Option<Self> {
+    pub fn new(
+        spec: QueryParameterSpec,
+        place: Place,
+        at: &FieldPath,
+        problems: &mut Vec<Problem>,
+    ) -> Option<Self> {
         let before = problems.len();
+        let QueryParameterSpec { name, required, explode, schema } = spec;
+        if explode.is_some() && schema.kind != ValueType::Array {
+            problems.push(refusal(at.field("explode"), EXPLODE));
+        }
         let at = at.field("schema");
-        let mut refuse =
-            |path, message: String| problems.push(Problem::error(path, Reason::PolicyInvalid, message));
-        let ValueSchema { kind, minimum, maximum, min_length, max_length, ref pattern, .. } = spec.schema;
-        let is_number = matches!(kind, ValueType::Integer | ValueType::Number);
-        if !is_number && (minimum.is_some() || maximum.is_some()) {
-            refuse(at.clone(), BOUNDS.into());
+        let is_list = schema.items.is_some()
+            || schema.min_items.or(schema.max_items).is_some()
+            || schema.unique_items.is_some();
+        if is_list && schema.kind != ValueType::Array {
+            problems.push(refusal(at.clone(), ITEMS));
         }
-        if kind != ValueType::String && (min_length.is_some() || max_length.is_some() || pattern.is_some()) {
-            refuse(at.clone(), LENGTHS.into());
-        }
-        if minimum.zip(maximum).is_some_and(|(least, most)| least > most) {
-            refuse(at.field("minimum"), "no number is at least minimum and at most maximum".into());
-        }
-        if min_length.zip(max_length).is_some_and(|(least, most)| least > most) {
-            refuse(at.field("minLength"), "no text is at least minLength and at most maxLength long".into());
-        }
-        let compiled = pattern.as_deref().and_then(|text| {
-            match RegexBuilder::new(text).size_limit(MAX_PATTERN).nest_limit(50).build() {
-                Ok(pattern) => Some(pattern),
-                Err(error) => {
-                    let error = error.to_string();
-                    let reason = error.lines().last().unwrap_or_default().trim_start_matches("error: ");
-                    let message = format!("not a regular expression that is supported: {reason}");
-                    refuse(at.field("pattern"), message);
-                    None
-                }
+        let form = match schema.kind {
+            ValueType::String => Scalar::new(schema.of_one(ItemType::String), &at, problems).map(Form::One),
+            ValueType::Integer => Scalar::new(schema.of_one(ItemType::Integer), &at, problems).map(Form::One),
+            ValueType::Number => Scalar::new(schema.of_one(ItemType::Number), &at, problems).map(Form::One),
+            ValueType::Boolean => Scalar::new(schema.of_one(ItemType::Boolean), &at, problems).map(Form::One),
+            ValueType::Array => {
+                let split = match place {
+                    Place::Query if explode.unwrap_or(true) => Split::Occurrences,
+                    _ => Split::Commas,
+                };
+                List::new(schema, split, &at, problems).map(Form::List)
             }
-        });
-        (problems.len() == before).then(|| Self {
-            name: spec.name.into(),
-            required: spec.required,
-            schema: spec.schema,
-            pattern: compiled,
+        };
+        let form = form.filter(|_| problems.len() == before)?;
+        Some(Self { name: name.into(), place, required, form })
+    }
+
+    /// Checks all values, as they stand in the request; `None` is one that is no UTF-8.
+    pub fn check<'a>(&self, values: impl Iterator<Item = Option<&'a str>>, violations: &mut Vec<Violation>) {
+        let mut values = values.peekable();
+        let wrong = match &self.form {
+            _ if values.peek().is_none() => self.required.then(|| Wrong::whole("is required")),
+            Form::One(scalar) => values.find_map(|value| {
+                let value = value.and_then(|value| self.place.read(value));
+                value.map_or(Some(NOT_UTF8.into()), |value| scalar.wrong(&value)).map(Wrong::whole)
+            }),
+            Form::List(list) => list.wrong(self.place, values),
+        };
+        if let Some(wrong) = wrong {
+            violations.push(self.violation(wrong));
+        }
+    }
+
+    fn violation(&self, wrong: Wrong) -> Violation {
+        // RFC 6901 section 3.
+        let name = self.name.replace('~', "~0").replace('/', "~1");
+        let place = match self.place {
+            Place::Path => "path",
+            Place::Query => "query",
+            Place::Headers => "headers",
+        };
+        let item = wrong.item.map(|item| format!("/{item}")).unwrap_or_default();
+        Violation { pointer: format!("/{place}/{name}{item}"), message: wrong.message }
+    }
+}
+
+const NOT_UTF8: &str = "is not UTF-8";
+
+/// What is wrong, and with which item of a list.
+struct Wrong {
+    item: Option<usize>,
+    message: String,
+}
+
+impl Wrong {
+    fn whole(message: impl Into<String>) -> Self {
+        Self { item: None, message: message.into() }
+    }
+}
+
+impl List {
+    fn new(schema: ValueSchema, split: Split, at: &FieldPath, problems: &mut Vec<Problem>) -> Option<Self> {
+        // Words of one value say nothing about a list: no type has all of them.
+        Scalar::new(ItemSchema { values: Vec::new(), ..schema.of_one(ItemType::Boolean) }, at, problems);
+        if !schema.values.is_empty() {
+            problems.push(refusal(at.field("enum"), CHOICE));
+        }
+        if schema.min_items.zip(schema.max_items).is_some_and(|(least, most)| least > most) {
+            let message = "no list has at least minItems and at most maxItems items";
+            problems.push(refusal(at.field("minItems"), message));
+        }
+        let count = |number: Option<u32>| number.and_then(|number| usize::try_from(number).ok());
+        Some(Self {
+            items: Scalar::new(schema.items.unwrap_or_default(), &at.field("items"), problems)?,
+            least: count(schema.min_items).unwrap_or(0),
+            most: count(schema.max_items).unwrap_or(usize::MAX),
+            split,
+            repetition: match schema.unique_items {
+                Some(true) => Repetition::Refused,
+                _ => Repetition::Allowed,
+            },
         })
     }
 
-    /// Checks all values; `None` is one that is no UTF-8.
-    pub fn check(
-        &self,
-        place: &str,
-        values: impl Iterator<Item = Option<String>>,
-        violations: &mut Vec<Violation>,
-    ) {
-        let mut found = false;
+    /// The first thing that is wrong; what a list may hold is bounded by the size of heads.
+    fn wrong<'a>(&self, place: Place, values: impl Iterator<Item = Option<&'a str>>) -> Option<Wrong> {
+        let mut seen = HashSet::new();
+        let mut count = 0;
         for value in values {
-            found = true;
-            let message = match value {
-                Some(value) => self.wrong(&value),
-                None => Some("is not UTF-8".into()),
-            };
-            if let Some(message) = message {
-                violations.push(self.violation(place, message));
-                return;
-            }
-        }
-        if self.required && !found {
-            violations.push(self.violation(place, "is required".into()));
-        }
-    }
-
-    fn violation(&self, place: &str, message: String) -> Violation {
-        // RFC 6901 section 3.
-        let name = self.name.replace('~', "~0").replace('/', "~1");
-        Violation { pointer: format!("/{place}/{name}"), message }
-    }
-
-    /// What is wrong with a value, without saying it.
-    fn wrong(&self, value: &str) -> Option<String> {
-        let ValueSchema { kind, values, minimum, maximum, min_length, max_length, .. } = &self.schema;
-        match kind {
-            ValueType::String => {}
-            ValueType::Boolean if matches!(value, "true" | "false") => {}
-            ValueType::Boolean => return Some("is not true or false".into()),
-            ValueType::Integer => match integer(value) {
-                Some(number) => {
-                    if minimum.is_some_and(|least| number < i128::from(least)) {
-                        return Some(format!("is less than {}", minimum.unwrap_or_default()));
-                    }
-                    if maximum.is_some_and(|most| number > i128::from(most)) {
-                        return Some(format!("is greater than {}", maximum.unwrap_or_default()));
-                    }
+            let Some(mut rest) = value else { return Some(Wrong::whole(NOT_UTF8)) };
+            loop {
+                let parts = rest.split_once(',').filter(|_| self.split == Split::Commas);
+                let (item, behind) = parts.map_or((rest, None), |(item, behind)| (item, Some(behind)));
+                let of_item = |message: String| Some(Wrong { item: Some(count), message });
+                if count == self.most {
+                    return Some(Wrong::whole(format!("has more than {} items", self.most)));
                 }
-                None => return Some("is not an integer".into()),
-            },
-            ValueType::Number => match number(value) {
-                Some(number) => {
-                    if minimum.is_some_and(|least| number < least as f64) {
-                        return Some(format!("is less than {}", minimum.unwrap_or_default()));
-                    }
-                    if maximum.is_some_and(|most| number > most as f64) {
-                        return Some(format!("is greater than {}", maximum.unwrap_or_default()));
-                    }
+                let Some(item) = place.read(item) else { return of_item(NOT_UTF8.into()) };
+                // Some readers decode first and split then, and find another list.
+                if self.split == Split::Commas && item.contains(',') {
+                    return of_item("holds an encoded comma".into());
                 }
-                None => return Some("is not a number".into()),
-            },
-        }
-        if min_length.is_some() || max_length.is_some() {
-            let length = value.chars().count();
-            if min_length.is_some_and(|least| length < least as usize) {
-                return Some(format!("has fewer than {} characters", min_length.unwrap_or_default()));
+                let item = if place == Place::Headers { item.trim_matches([' ', '\t']) } else { &item };
+                if let Some(message) = self.items.wrong(item) {
+                    return of_item(message);
+                }
+                if self.repetition == Repetition::Refused && !seen.insert(self.items.identity(item)) {
+                    return of_item("stands there twice".into());
+                }
+                count += 1;
+                match behind {
+                    Some(behind) => rest = behind,
+                    None => break,
+                }
             }
-            if max_length.is_some_and(|most| length > most as usize) {
-                return Some(format!("has more than {} characters", max_length.unwrap_or_default()));
-            }
         }
-        if !values.is_empty() && !values.iter().any(|one| one == value) {
-            return Some("is not one of the values that are allowed".into());
-        }
-        let pattern = self.pattern.as_ref().filter(|pattern| !pattern.is_match(value));
-        pattern.map(|_| "does not match the pattern".into())
+        (count < self.least).then(|| Wrong::whole(format!("has fewer than {} items", self.least)))
     }
 }
 
-/// As JSON writes them: no plus, no leading zeros, no spaces. Larger ones than anybody counts are none.
-fn integer(value: &str) -> Option<i128> {
-    let digits = value.strip_prefix('-').unwrap_or(value);
-    let is_plain = !digits.is_empty()
-        && digits.len() <= 36
-        && digits.bytes().all(|byte| byte.is_ascii_digit())
-        && (digits.len() == 1 || !digits.starts_with('0'));
-    value.parse().ok().filter(|_| is_plain)
+impl Place {
+    /// `None`: no UTF-8. A `+` is a space in forms, and itself in paths.
+    fn read(self, text: &str) -> Option<Cow<'_, str>> {
+        let text = match self {
+            Self::Headers => return Some(Cow::Borrowed(text)),
+            Self::Query if text.contains('+') => Cow::Owned(text.replace('+', " ")),
+            Self::Path | Self::Query => Cow::Borrowed(text),
+        };
+        match text {
+            Cow::Borrowed(text) => percent_encoding::percent_decode_str(text).decode_utf8().ok(),
+            Cow::Owned(text) => {
+                let decoded = percent_encoding::percent_decode_str(&text).decode_utf8().ok()?;
+                Some(Cow::Owned(decoded.into_owned()))
+            }
+        }
+    }
 }
 
-fn number(value: &str) -> Option<f64> {
-    if value.len() > 64 {
-        return None;
-    }
-    serde_json::from_str::<serde_json::Number>(value).ok()?.as_f64().filter(|number| number.is_finite())
+/// A name of the query, as it is compared.
+pub fn name_in_query(name: &str) -> Option<Cow<'_, str>> {
+    Place::Query.read(name)
 }

@@ -151,6 +151,101 @@ fn every_word_of_a_schema_is_checked() {
 }
 
 #[test]
+fn numbers_are_bounded_exactly() {
+    let of = |schema: Value, value: &str| {
+        let spec = json!({"queryParams": [{"name": "n", "schema": schema}]});
+        violations(spec, &format!("/?n={value}"), &[]).first().map(|one| one.replace("/query/n ", ""))
+    };
+    for (schema, good, bad, message) in [
+        (json!({"type": "number", "minimum": 0.5}), "0.5", "0.4999999999999999999999", "is less than 0.5"),
+        (
+            json!({"type": "number", "maximum": 0.1}),
+            "1e-1",
+            "0.1000000000000000000001",
+            "is greater than 0.1",
+        ),
+        (json!({"type": "number", "exclusiveMinimum": 0}), "1e-300", "-0.0", "is not greater than 0"),
+        (json!({"type": "integer", "exclusiveMaximum": 10}), "9", "10", "is not less than 10"),
+        (json!({"type": "number", "multipleOf": 0.01}), "19.99", "19.999", "is not a multiple of 0.01"),
+        (json!({"type": "integer", "multipleOf": 5}), "-15", "16", "is not a multiple of 5"),
+        (json!({"type": "integer", "minimum": 1.5}), "2", "1", "is less than 1.5"),
+        (
+            json!({"type": "integer", "maximum": 9_007_199_254_740_992_i64}),
+            "9007199254740992",
+            "9007199254740993",
+            "is greater than 9007199254740992",
+        ),
+    ] {
+        assert_eq!(of(schema.clone(), good), None, "{schema} {good}");
+        assert_eq!(of(schema.clone(), bad).as_deref(), Some(message), "{schema} {bad}");
+    }
+}
+
+#[test]
+fn each_occurrence_is_an_item_unless_commas_are_to_part_them() {
+    let schema = json!({"type": "array", "items": {"type": "integer", "minimum": 1}, "minItems": 2, "maxItems": 3, "uniqueItems": true});
+    let of = |explode: Value, query: &str| {
+        let spec = json!({"queryParams": [{"name": "id", "explode": explode, "schema": schema}]});
+        violations(spec, &format!("/?{query}"), &[])
+    };
+    for (query, expected) in [
+        ("", None),
+        ("id=1&id=2", None),
+        ("id=1&other=x&%69d=2&id=3", None),
+        ("id=1", Some("/query/id has fewer than 2 items")),
+        ("id=1&id=2&id=3&id=4", Some("/query/id has more than 3 items")),
+        ("id=1&id=0", Some("/query/id/1 is less than 1")),
+        ("id=1&id=2&id=1", Some("/query/id/2 stands there twice")),
+        ("id=1,2", Some("/query/id/0 is not an integer")),
+        ("id=1&id=%FF", Some("/query/id/1 is not UTF-8")),
+    ] {
+        for explode in [json!(null), json!(true)] {
+            assert_eq!(of(explode, query).first().map(String::as_str), expected, "{query}");
+        }
+    }
+    for (query, expected) in [
+        ("id=1,2", None),
+        ("id=1&id=2,3", None),
+        ("id=1", Some("/query/id has fewer than 2 items")),
+        ("id=1,2,3,4", Some("/query/id has more than 3 items")),
+        ("id=1,,2", Some("/query/id/1 is not an integer")),
+        ("id=1,2,", Some("/query/id/2 is not an integer")),
+        ("id=1&id=2,1", Some("/query/id/2 stands there twice")),
+        ("id=1%2C2", Some("/query/id/0 holds an encoded comma")),
+        ("id=1,%FF", Some("/query/id/1 is not UTF-8")),
+    ] {
+        assert_eq!(of(json!(false), query).first().map(String::as_str), expected, "{query}");
+    }
+}
+
+#[test]
+fn lists_in_headers_and_paths_stand_between_commas() {
+    let numbers = json!({"type": "array", "uniqueItems": true, "items": {"type": "number"}});
+    let header = |lines: &[&str]| {
+        let fields: Vec<_> = lines.iter().map(|line| ("x-n", *line)).collect();
+        violations(json!({"headers": [{"name": "X-N", "schema": numbers}]}), "/", &fields)
+    };
+    assert_eq!(header(&["1, 2.5", "3e0 ,\t4"]), [""; 0]);
+    assert_eq!(
+        header(&["1, 2.50", "2.5"]),
+        ["/headers/X-N/2 stands there twice"],
+        "however they are written"
+    );
+    assert_eq!(header(&["1", "a"]), ["/headers/X-N/1 is not a number"]);
+
+    let words = json!({"pathParams": [{"name": "tags", "schema": {"type": "array", "items": {"enum": ["a b", "c+"]}}}]});
+    let path = |captured: &str| {
+        let plan = compile(words.clone()).expect("valid");
+        let mut exchange = asked("/", &[], Body::Empty);
+        exchange.captures = crate::message::Captures(vec![("tags".into(), captured.into())]);
+        judged(&plan, &mut exchange).err().map(|error| error.violations[0].pointer.clone())
+    };
+    assert_eq!(path("a%20b,c+,c%2B"), None);
+    assert_eq!(path("a%20b,b").as_deref(), Some("/path/tags/1"));
+    assert_eq!(path("a%20b%2Cc+").as_deref(), Some("/path/tags/0"));
+}
+
+#[test]
 fn what_is_required_must_be_there_and_at_most_twenty_violations_are_told() {
     let required = |count: usize| -> Vec<Value> {
         (0..count).map(|i| json!({"name": format!("a/{i}"), "required": true})).collect()
@@ -190,6 +285,38 @@ fn what_means_nothing_is_refused() {
             "pathParams",
             json!({"name": "a", "schema": {"minLength": 2, "maxLength": 1}}),
             "pathParams[0].schema.minLength",
+        ),
+        (
+            "pathParams",
+            json!({"name": "a", "schema": {"type": "number", "minimum": 0.1, "exclusiveMaximum": 0.1}}),
+            "pathParams[0].schema.minimum",
+        ),
+        (
+            "headers",
+            json!({"name": "a", "schema": {"type": "number", "multipleOf": -0.5}}),
+            "headers[0].schema.multipleOf",
+        ),
+        ("queryParams", json!({"name": "a", "explode": false}), "queryParams[0].explode"),
+        ("queryParams", json!({"name": "a", "schema": {"minItems": 1}}), "queryParams[0].schema"),
+        (
+            "queryParams",
+            json!({"name": "a", "schema": {"type": "array", "enum": ["a"]}}),
+            "queryParams[0].schema.enum",
+        ),
+        (
+            "queryParams",
+            json!({"name": "a", "schema": {"type": "array", "maximum": 7}}),
+            "queryParams[0].schema",
+        ),
+        (
+            "queryParams",
+            json!({"name": "a", "schema": {"type": "array", "minItems": 2, "maxItems": 1}}),
+            "queryParams[0].schema.minItems",
+        ),
+        (
+            "queryParams",
+            json!({"name": "a", "schema": {"type": "array", "items": {"type": "boolean", "pattern": "a"}}}),
+            "queryParams[0].schema.items",
         ),
     ] {
         let problems = compile(json!({field: [value]})).expect_err("refused");
