@@ -56,6 +56,8 @@ pub(super) struct Wire {
     state: Arc<State>,
     head: Vec<u8>,
     insert: Option<Insert>,
+    /// It takes nothing any more; what it said before may still be read.
+    deaf: bool,
 }
 
 /// Lines on their way.
@@ -102,7 +104,7 @@ impl Exchanged {
 
 impl Wire {
     pub fn new(stream: Socket, exchanged: &Exchanged) -> Self {
-        Self { stream, state: exchanged.0.clone(), head: Vec::new(), insert: None }
+        Self { stream, state: exchanged.0.clone(), head: Vec::new(), insert: None, deaf: false }
     }
 
     /// hyper hands over a head as a whole, at the beginning of a write.
@@ -225,8 +227,16 @@ impl AsyncWrite for Wire {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        let begins = self.state.begins.load(Ordering::Relaxed);
         if let Some(first) = slices.first() {
             self.note(first);
+        }
+        if self.deaf {
+            if begins {
+                self.failed();
+                return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+            }
+            return Poll::Ready(Ok(length(slices)));
         }
         let outcome = match (self.insert.take(), slices) {
             (Some(mut insert), _) => {
@@ -238,10 +248,19 @@ impl AsyncWrite for Wire {
             (None, [one]) => Pin::new(&mut self.stream).poll_write(context, one),
             (None, _) => Pin::new(&mut self.stream).poll_write_vectored(context, slices),
         };
-        if let Poll::Ready(Err(_)) = &outcome {
-            self.failed();
+        match outcome {
+            // Who answers before it has read all and closes lets its answer be followed by a reset (RFC 9112 section
+            // 9.6). hyper would give up at the write: it is to read on, which brings the answer, or the end.
+            Poll::Ready(Err(error)) if !begins && is_gone(&error) => {
+                self.deaf = true;
+                Poll::Ready(Ok(length(slices)))
+            }
+            Poll::Ready(Err(error)) => {
+                self.failed();
+                Poll::Ready(Err(error))
+            }
+            written => written,
         }
-        outcome
     }
 
     fn is_write_vectored(&self) -> bool {
@@ -249,10 +268,71 @@ impl AsyncWrite for Wire {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.deaf {
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
+    }
+}
+
+fn length(slices: &[IoSlice<'_>]) -> usize {
+    slices.iter().map(|slice| slice.len()).sum()
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset)
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    const ANSWER: &[u8] = b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 0\r\n\r\n";
+
+    /// To one that has read some of a request, has answered, and is gone: a reset has come by now.
+    async fn answered() -> TcpStream {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
+        let (mut ours, (mut theirs, _)) = (ours.unwrap(), theirs.unwrap());
+        ours.write_all(b"POST / HTTP/1.1\r\n\r\nmuch of a body").await.unwrap();
+        theirs.readable().await.unwrap();
+        theirs.write_all(ANSWER).await.unwrap();
+        theirs.set_zero_linger().unwrap();
+        drop(theirs);
+        ours.ready(tokio::io::Interest::ERROR).await.unwrap();
+        ours
+    }
+
+    #[tokio::test]
+    async fn an_answer_before_the_end_of_a_body_is_read_though_nothing_can_be_written() {
+        let mut plain = answered().await;
+        plain.write_all(b"more").await.expect_err("the control: it is gone");
+        let exchanged = Exchanged::default();
+        let mut wire = Wire::new(Socket::Plain(answered().await), &exchanged);
+        wire.write_all(b"more").await.expect("hyper goes on");
+        wire.flush().await.expect("and reads");
+        let mut read = Vec::new();
+        let _ = wire.read_to_end(&mut read).await;
+        assert_eq!(read, ANSWER);
+    }
+
+    #[tokio::test]
+    async fn the_next_request_is_told_that_nobody_is_there() {
+        let exchanged = Exchanged::default();
+        let mut wire = Wire::new(Socket::Plain(answered().await), &exchanged);
+        wire.write_all(b"the end of a body").await.expect("hyper goes on");
+        exchanged.begins(true, None, None);
+        let head = b"GET /next HTTP/1.1\r\n\r\n";
+        wire.write_all(head).await.expect_err("nobody is there");
+        assert_eq!(exchanged.sent(), Some(&head[..]), "what is sent again is the next one");
     }
 }
