@@ -29,8 +29,8 @@ check: ## the quick inner loop: format, compile, unit tests
 test: ## everything that this machine can carry; ends with a table
 	@tests/run
 
-test-long: ## what takes long: h2spec, gRPC's, Autobahn's and JSON Schema's own cases, every pair of protocols, caches, mixed load, broken inputs, restarts of the API server, ten rollouts
-	@tests/run h2spec grpc autobahn protocols json-schema http-cache soak mutations faults rollouts
+test-long: ## what takes long: h2spec, gRPC's, Autobahn's and JSON Schema's own cases, every pair of protocols, caches, mixed load, failing backends, broken inputs, restarts of the API server, ten rollouts
+	@tests/run h2spec grpc autobahn protocols json-schema http-cache soak backends mutations faults rollouts
 
 conformance-json-schema: ## the JSON-Schema-Test-Suite's required cases, asked of the running gateway
 	@tests/run json-schema
@@ -59,7 +59,7 @@ bench: ## CPU for each request, beside nginx in the same run
 	@benches/http/run --binary $(abspath $(BUILT)/dist/portcullis)
 
 # Target and the longest input that it is given.
-FUZZED = manifests:8192 path:1024 token:9000 proxy_header:6000 merge:4096 expression:2048 template:2048
+FUZZED = manifests:8192 path:1024 token:9000 proxy_header:6000 merge:4096 expression:2048 template:2048 head:4096 cache:4096
 
 fuzz: ## FUZZ_SECONDS (60) of broken bytes for each target of fuzz/; installs nightly Rust and cargo-fuzz where they are missing
 	@cargo +nightly --version > /dev/null 2>&1 || rustup toolchain install nightly --profile minimal

@@ -14,7 +14,7 @@ def die_with_parent():
 
 class Process:
     def __init__(self, name, argv, log, env=None):
-        self.name, self.argv, self.log = name, [str(a) for a in argv], log
+        self.name, self.argv, self.log = name, [str(a) for a in argv or ()], log
         self.env = {**os.environ, **(env or {})}
         self.child = None
 

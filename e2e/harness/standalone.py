@@ -10,11 +10,12 @@ from .wait import until
 class Standalone(Process):
     """Serves the objects of a folder; `write` replaces one of its files at once."""
 
-    def __init__(self, name, *flags):
+    def __init__(self, name, *flags, http=0):
         self.folder = world.data / name / "manifests"
         self.folder.mkdir(parents=True)
-        argv = [world.binary, "run", "--manifests", self.folder, "--http", "127.0.0.1:0", "--https", "127.0.0.1:0",
-                "--admin", "127.0.0.1:0", "--workers", "1", *flags]
+        workers = () if "--workers" in flags else ("--workers", "1")
+        argv = [world.binary, "run", "--manifests", self.folder, "--http", f"127.0.0.1:{http}", "--https", "127.0.0.1:0",
+                "--admin", "127.0.0.1:0", *workers, *flags]
         super().__init__(name, argv, world.data / "log" / f"{name}.log", {"PORTCULLIS_LOG": "info"})
 
     def write(self, name, *objects):
@@ -43,10 +44,14 @@ class Standalone(Process):
 
 
 class Echo(Process):
+    port = 0  # of the first start on always the same
+
     def __init__(self, name):
-        super().__init__(name, [world.binary, "echo", "--listen", "127.0.0.1:0", "--name", name], world.data / "log" / f"{name}.log")
+        super().__init__(name, None, world.data / "log" / f"{name}.log")
 
     def start(self):
+        self.argv = [str(world.binary), "echo", "--listen", f"127.0.0.1:{self.port}", "--name", self.name]
+        self.log.unlink(missing_ok=True)
         super().start()
         found = until("the backend listens", lambda: self.check() or re.search(r"127\.0\.0\.1:(\d+)", self.log.read_text()))
         self.port = int(found[1])

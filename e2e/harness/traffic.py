@@ -41,9 +41,10 @@ def get(address, host, path="/", ca=None, port=None, method="GET", headers=None,
 class Load:
     """`portcullis load`, from start to stop; the report says what was lost and why."""
 
-    def __init__(self, binary, log, url, connect, rate=200, connections=16, ca=None, fresh=False, http2=False):
+    def __init__(self, binary, log, url, connect, rate=200, connections=16, ca=None, fresh=False, http2=False,
+                 status=200):
         argv = [binary, "load", "--url", url, "--connect", connect, "--rate", rate, "--connections", connections,
-                "--until-signal"]
+                "--status", status, "--until-signal"]
         argv += ["--ca", ca] if ca else []
         argv += ["--fresh"] * fresh + ["--http2"] * http2
         self.name = f"{'h2' if http2 else 'h1'} {'fresh' if fresh else 'kept'}"
