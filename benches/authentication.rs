@@ -228,6 +228,7 @@ fn options() -> Options {
         namespace: "platform".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        egress: Default::default(),
         served: None,
         has_store: false,
     }

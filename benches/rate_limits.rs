@@ -242,6 +242,7 @@ fn filter(limits: Value, keep: &Kept) -> Arc<dyn Filter> {
         namespace: "platform".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        egress: Default::default(),
         served: None,
         has_store: true,
     };

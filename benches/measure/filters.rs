@@ -31,6 +31,7 @@ pub fn filters(policy: &Value) -> Vec<Arc<dyn Filter>> {
         namespace: "platform".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        egress: Default::default(),
         served: None,
         has_store: false,
     };

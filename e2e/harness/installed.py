@@ -1,4 +1,5 @@
 """The chart installed by helm in a namespace of Pod security `restricted`, with echo backends, on a real node."""
+import ipaddress
 import json
 import time
 
@@ -38,12 +39,18 @@ def install():
     if not world.installed:
         world.kube.namespace(NAMESPACE, **RESTRICTED)
         world.kube.namespace(SHOP, **RESTRICTED)
-        upgrade("--install")
+        upgrade("--install", "--set", f"egress.allow={{{services()}}}")
         until("the API knows GatewayRoutes", lambda: "gwr" in world.kube.kubectl("api-resources"))
         echo("echo")
         ingress = world.kube.get("service", NAME, NAMESPACE)["status"]["loadBalancer"]["ingress"][0]
         world.installed = Installed(ingress.get("ip") or ingress["hostname"])
     return world.installed
+
+
+def services():
+    """A network that holds the Services: hosts there are refused unless it is allowed."""
+    address = ipaddress.ip_address(world.kube.get("service", "kubernetes", "default")["spec"]["clusterIP"])
+    return ipaddress.ip_network(f"{address}/{12 if address.version == 4 else 64}", strict=False)
 
 
 def upgrade(*more):

@@ -19,6 +19,7 @@ fuzz_target!(|text: &str| {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        egress: Default::default(),
         has_store: false,
         namespace: "default".into(),
         served: None,

@@ -115,8 +115,9 @@ mod tests {
         world.apply(slice("kubernetes", "10.1.0.1"));
         world.apply(slice("somebody-s", "10.1.0.2"));
         egress.tell(&world);
-        let permits =
-            |address: &str| guard.permits(SocketAddr::new(address.parse().expect("an address"), 6443));
+        let permits = |address: &str| {
+            guard.to_services().permits(SocketAddr::new(address.parse().expect("an address"), 6443))
+        };
         assert!(!permits("10.1.0.1"), "the API server");
         assert!(permits("10.1.0.2"), "a backend that somebody calls the API server");
     }
@@ -149,7 +150,7 @@ mod tests {
             world.apply(slice_of(ObjectName::new(namespace, name), name, leads_to));
         }
         egress.tell(&world);
-        let permits = |address: &str| guard.permits(address.parse().expect("an address"));
+        let permits = |address: &str| guard.to_services().permits(address.parse().expect("an address"));
         for address in ["10.9.0.0:443", "198.51.100.0:443", "[fd00::9]:443", "10.1.0.1:80"] {
             assert!(!permits(address), "{address}");
         }

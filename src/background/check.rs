@@ -222,7 +222,7 @@ mod tests {
         for backend in &backends {
             sender.send(Arc::downgrade(backend)).expect("it listens");
         }
-        let guard = Guard::denying(Loopback::Allowed, Vec::new());
+        let guard = Guard::new(Loopback::Allowed);
         let checks = tokio::spawn(check_all(receiver, Asking { guard, places: Semaphore::new(places) }));
         let mut open: Vec<TcpStream> = Vec::new();
         let mut most = 0;
@@ -256,7 +256,7 @@ mod tests {
         let backend = backend("one", Question::Connect, port, 1);
         let (sender, receiver) = mpsc::unbounded_channel();
         sender.send(Arc::downgrade(&backend)).expect("it listens");
-        let guard = Guard::denying(Loopback::Allowed, Vec::new());
+        let guard = Guard::new(Loopback::Allowed);
         let checks = tokio::spawn(check_all(receiver, Asking { guard, places: Semaphore::new(9) }));
         for _ in 0..3 {
             drop(listener.accept().await.expect("asked again and again"));

@@ -149,9 +149,9 @@ impl Client {
     async fn dial(&self, url: &Url) -> Result<TcpStream, String> {
         let found = self.ways.resolver.addresses(&url.host, url.port).await;
         let addresses = found.map_err(|error| format!("no address: {error}"))?;
-        let mut why = "no address".to_owned();
+        let (gate, mut why) = (self.ways.guard.to_hosts(), "no address".to_owned());
         for address in addresses {
-            if !self.ways.guard.permits(address) {
+            if !gate.permits(address) {
                 why = format!("the egress guard refuses {address}");
                 continue;
             }

@@ -9,6 +9,7 @@ use anyhow::Context as _;
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
+use super::egress::EgressArgs;
 use super::findings;
 use super::run::Hostnames;
 use crate::compile::{LoopbackHosts, Memo, Options, compile};
@@ -34,12 +35,14 @@ pub struct Check {
     /// Namespace of the installation: policies there may apply to everything
     #[arg(long, value_name = "NAME", default_value = "default")]
     namespace: String,
-    /// Judge as in a cluster: backends on loopback are refused, and there is no Redis unless --redis says so
+    /// Judge as in a cluster: hosts on loopback and in private networks are refused, and there is no Redis unless --redis says so
     #[arg(long)]
     cluster: bool,
     /// With --cluster: the installation has a Redis
     #[arg(long, requires = "cluster")]
     redis: bool,
+    #[command(flatten)]
+    egress: EgressArgs,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -58,10 +61,12 @@ pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
         }
     }
     let world = standalone::read(args.manifests.clone());
+    let loopback = if args.cluster { LoopbackHosts::Refused } else { LoopbackHosts::Allowed };
     let options = Options {
         class_name: args.class_name.as_str().into(),
         hostnames: args.hostnames.into(),
-        loopback: if args.cluster { LoopbackHosts::Refused } else { LoopbackHosts::Allowed },
+        loopback,
+        egress: args.egress.beside(loopback),
         has_store: !args.cluster || args.redis,
         namespace: args.namespace.as_str().into(),
         served: args.namespace_selector.clone(),

@@ -4,6 +4,7 @@ mod certificate;
 mod check;
 mod crds;
 mod echo;
+mod egress;
 mod explain;
 mod findings;
 mod load;

@@ -10,6 +10,7 @@ use anyhow::anyhow;
 use clap::{Args, ValueEnum};
 use ipnet::IpNet;
 
+use super::egress::{EgressArgs, network};
 use super::logging;
 use crate::app::{self, Ended, Settings, Source};
 use crate::background::{ResolverSettings, StoreUrl};
@@ -89,15 +90,8 @@ pub struct Run {
         requires = "proxy_protocol"
     )]
     trusted_proxies: Vec<IpNet>,
-    /// Networks in which no backend, key set or authorizer that a route names may be
-    #[arg(
-        long,
-        value_name = "NETWORK",
-        env = "PORTCULLIS_EGRESS_DENY",
-        value_delimiter = ',',
-        value_parser = network
-    )]
-    egress_deny: Vec<IpNet>,
+    #[command(flatten)]
+    egress: EgressArgs,
     /// DNS servers to look names of backends up at [default: those of --resolv-conf]
     #[arg(long, value_name = "ADDR:PORT", env = "PORTCULLIS_RESOLVER", value_delimiter = ',')]
     resolver: Vec<SocketAddr>,
@@ -224,19 +218,6 @@ impl From<Listener> for Scheme {
     }
 }
 
-/// An address is the network of itself; one with bits behind the network's could mean either.
-fn network(text: &str) -> Result<IpNet, String> {
-    if let Ok(address) = text.parse::<IpAddr>() {
-        return Ok(address.into());
-    }
-    let network: IpNet =
-        text.parse().map_err(|_| "expected an address or a network like 10.0.0.0/8".to_owned())?;
-    match network.trunc() == network {
-        true => Ok(network),
-        false => Err(format!("a network is written with its first address, {}", network.trunc())),
-    }
-}
-
 impl From<Hostnames> for HostnameClaims {
     fn from(claims: Hostnames) -> Self {
         match claims {
@@ -276,6 +257,8 @@ fn settings(args: Run) -> anyhow::Result<Settings> {
     let served = args.cluster.namespace_selector.clone();
     let own_pods = args.cluster.own_pods();
     let admin_token = args.admin_token_file.or_else(|| args.cluster.peer_token_file.clone());
+    let loopback = if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused };
+    let egress = args.egress.beside(loopback);
     let store = store(args.redis.as_ref(), args.redis_timeout)?;
     Ok(Settings {
         source: if files { Source::Files(args.manifests) } else { args.cluster.source(&args.class_name) },
@@ -289,7 +272,7 @@ fn settings(args: Run) -> anyhow::Result<Settings> {
                 trusted: args.trusted_proxies,
             },
             loopback_backends: files,
-            egress_deny: args.egress_deny,
+            egress: egress.clone(),
             own_ports: files,
             public_https_port: args.public_https_port,
             installation: Arc::from(args.class_name.as_str()),
@@ -306,7 +289,8 @@ fn settings(args: Run) -> anyhow::Result<Settings> {
             class_name: args.class_name.into(),
             hostnames: args.hostnames.into(),
             has_store: store.is_some(),
-            loopback: if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused },
+            loopback,
+            egress,
             namespace,
             served,
         },

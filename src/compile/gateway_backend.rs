@@ -10,7 +10,7 @@ use crate::api::{self, BackendHost, GatewayBackendSpec, Protocol, ProxyProtocol}
 use crate::message::ErrorKind;
 use crate::route_map::{Address, BackendPlan, BackendProtocol, BackendTarget, HostHeader, ProxyHeader};
 use crate::snapshot::Manifest;
-use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem, Reason, Severity};
+use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem, Reason, Severity, is_metadata};
 
 /// A backend alone: its plan, or what a rule that names it answers; and all that is wrong.
 #[derive(Clone, Debug)]
@@ -188,24 +188,36 @@ fn address(host: &BackendHost, options: &Options) -> Result<Address, (Reason, St
 
 /// What can be said of an address before anybody connects; the egress guard asks again at connect.
 fn permitted(ip: IpAddr, options: &Options) -> Result<(), (Reason, String)> {
-    let ip = ip.to_canonical();
+    let (ip, egress) = (ip.to_canonical(), &options.egress);
     let refused =
         |what: &str| Err((Reason::UnsupportedValue, format!("{ip} is {what}; backends may not be there")));
     let link_local = match ip {
         IpAddr::V4(ip) => ip.is_link_local() || ip.is_broadcast(),
         IpAddr::V6(ip) => ip.segments()[0] & 0xffc0 == 0xfe80,
     };
-    if ip.is_loopback() && options.loopback == LoopbackHosts::Refused {
-        return refused("a loopback address");
-    }
     if ip.is_unspecified() {
         return refused("the unspecified address");
     }
     if ip.is_multicast() {
         return refused("a multicast address");
     }
+    if egress.opens(ip) {
+        return Ok(());
+    }
+    if ip.is_loopback() && options.loopback == LoopbackHosts::Refused {
+        return refused("a loopback address");
+    }
     if link_local {
         return refused("a link-local address");
+    }
+    if is_metadata(ip) {
+        return refused("the metadata service of a cloud");
+    }
+    if egress.keeps_hosts_out(ip) {
+        let message = format!(
+            "{ip} is in a private network or in one of the cluster, where hosts may not be; name a service in place of hosts, or have the installation allow it (--egress-allow, in the chart egress.allow)"
+        );
+        return Err((Reason::UnsupportedValue, message));
     }
     Ok(())
 }

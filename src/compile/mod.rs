@@ -53,7 +53,7 @@ use crate::route_map::{
     BackendPlan, CertificatePlan, ClientValidationPlan, Credential, EndpointSet, RouteMap, TokenPlan,
 };
 use crate::snapshot::{Kind, Manifest, SecretData, Snapshot};
-use crate::values::{BackendId, FieldPath, Hostname, LabelSelector, ObjectName, Problem};
+use crate::values::{BackendId, Egress, FieldPath, Hostname, LabelSelector, ObjectName, Problem};
 
 /// What the installation decides about compiling; the same on all replicas.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,8 @@ pub struct Options {
     pub class_name: Arc<str>,
     pub hostnames: HostnameClaims,
     pub loopback: LoopbackHosts,
+    /// Where hosts may be.
+    pub egress: Egress,
     /// There is a store in which replicas count together.
     pub has_store: bool,
     /// The installation's own: only policies there may apply to everything, or to namespaces by label.

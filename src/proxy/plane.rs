@@ -80,7 +80,7 @@ impl DataPlane {
         let memory = keep.shared_memory();
         telemetry.measures_cache(move || [memory.kept(), memory.coming()]);
         let shared = Arc::new(Shared {
-            guard: Guard::denying(loopback, settings.egress_deny.clone()),
+            guard: Guard::of(loopback, settings.egress.clone()),
             crowd: settings.limits.connections_per_client.map(|most| Arc::new(Crowd::new(most))),
             pace: settings.limits.accepts_per_second.map(Pace::new),
             settings: Arc::new(settings),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use ipnet::IpNet;
 
 use crate::message::Scheme;
+use crate::values::Egress;
 
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -20,8 +21,8 @@ pub struct Settings {
     pub proxy_protocol: ProxyProtocol,
     /// Egress guard: loopback addresses may be backends (file mode).
     pub loopback_backends: bool,
-    /// Egress guard: no backend is in these networks.
-    pub egress_deny: Vec<IpNet>,
+    /// Egress guard: which networks are closed to backends, or open to hosts.
+    pub egress: Egress,
     /// Clients reach the listeners under their own ports (file mode). Otherwise a Service stands before them, and HTTPS
     /// is on 443.
     pub own_ports: bool,

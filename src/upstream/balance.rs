@@ -16,7 +16,7 @@ use super::eyeballs::{Begin, MAX_RIVALS};
 use super::health::Standing;
 use crate::message::{ErrorKind, ProxyError};
 use crate::route_map::{BackendTarget, Balance, HostHeader};
-use crate::upstream::{Backend, Guard};
+use crate::upstream::{Backend, Gate, Guard};
 
 /// One worker's connections to one backend.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct BackendPool {
     /// Weak: the backend, and its series with it, must be able to go while connections are still open.
     backend: Weak<Backend>,
     worker: usize,
-    guard: Guard,
+    pub(super) gate: Gate,
     /// Replaces `Host`; see also [`EndpointPool::host`].
     pub host: Option<HeaderValue>,
     set: RefCell<Arc<Endpoints>>,
@@ -101,7 +101,7 @@ impl Fitness {
 }
 
 impl BackendPool {
-    pub fn new(backend: &Arc<Backend>, worker: usize, seed: u64, guard: Guard) -> Rc<Self> {
+    pub fn new(backend: &Arc<Backend>, worker: usize, seed: u64, guard: &Guard) -> Rc<Self> {
         let host = match &backend.plan.host_header {
             HostHeader::Preserve | HostHeader::Own => None,
             // The compiler has proven it to be a host; what is none would be left to the client's.
@@ -110,7 +110,7 @@ impl BackendPool {
         let pool = Rc::new(Self {
             backend: Arc::downgrade(backend),
             worker,
-            guard,
+            gate: guard.towards(&backend.plan.target),
             host,
             set: RefCell::default(),
             judged: Cell::default(),
@@ -140,7 +140,7 @@ impl BackendPool {
 
     /// Follows the backend's endpoints; connections to those that stay are kept.
     pub fn refresh(&self, backend: &Backend) {
-        let known = self.guard.version();
+        let known = self.gate.version();
         if self.judged.get() == known && backend.has_endpoints(&self.set.borrow()) {
             return;
         }
@@ -155,7 +155,7 @@ impl BackendPool {
         places.clear();
         let mut tiers = (Vec::new(), Vec::new());
         for (endpoint, health) in set.set.endpoints.iter().zip(&set.healths) {
-            let is_permitted = self.guard.permits(endpoint.address);
+            let is_permitted = self.gate.permits(endpoint.address);
             if set.table.is_some() {
                 places.push(is_permitted.then_some(endpoints.len()));
             }

@@ -20,7 +20,7 @@ use super::proxy_header::ClientConnection;
 use super::socket::Socket;
 use super::tls::{Failed, Offer, TlsClient};
 use super::wire::{Exchanged, Wire};
-use super::{Guard, HeadLines};
+use super::{Gate, HeadLines};
 use crate::message::{Body, ErrorKind, Hinted, ProxyError, Request};
 use crate::route_map::BackendProtocol;
 use crate::telemetry::Connect;
@@ -86,13 +86,13 @@ impl Connection {
     /// With `tls`, what the endpoint has to prove is proven before this returns.
     pub async fn open(
         address: SocketAddr,
-        guard: &Guard,
+        gate: &Gate,
         tls: Option<(&TlsClient, ServerName<'static>)>,
         begin: Begin,
         header: Option<&[u8]>,
         until: Instant,
     ) -> Result<Self, ConnectError> {
-        Self::over(reach(address, guard, tls, Offer::Http1, (begin, header), until).await?, address).await
+        Self::over(reach(address, gate, tls, Offer::Http1, (begin, header), until).await?, address).await
     }
 
     /// Reserves it for one client's connection.
@@ -227,18 +227,18 @@ impl From<ConnectError> for ProxyError {
 /// The bytes to an endpoint: the guard asked, a socket, `header` on it before anything else, TLS where it is due.
 pub(super) async fn reach(
     address: SocketAddr,
-    guard: &Guard,
+    gate: &Gate,
     tls: Option<(&TlsClient, ServerName<'static>)>,
     offer: Offer,
     (begin, header): (Begin, Option<&[u8]>),
     until: Instant,
 ) -> Result<Socket, ConnectError> {
-    if !guard.permits(address) {
+    if !gate.permits(address) {
         return Err(ConnectError::Refused(address));
     }
     let started = Instant::now();
     let late = || ConnectError::TimedOut(address, started.elapsed());
-    let dialled = tokio::time::timeout_at(until, eyeballs::begin(address, begin, guard));
+    let dialled = tokio::time::timeout_at(until, eyeballs::begin(address, begin, gate));
     let mut stream = dialled.await.map_err(|_| late())??;
     if let Some(header) = header {
         let written = tokio::time::timeout_at(until, stream.write_all(header)).await.map_err(|_| late())?;

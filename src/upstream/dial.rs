@@ -37,7 +37,8 @@ impl Backend {
         };
         let header = self.plan.proxy_header.map(|version| proxy_header::header(version, None));
         let begin = (Begin::Alone, header.as_deref());
-        let socket = connect::reach(endpoint.address, guard, tls, Offer::Planned, begin, until)
+        let gate = guard.towards(&self.plan.target);
+        let socket = connect::reach(endpoint.address, &gate, tls, Offer::Planned, begin, until)
             .await
             .map_err(sentence)?;
         let scheme = if socket.is_tls() { "https" } else { "http" };

@@ -26,7 +26,7 @@ use super::repeatable::Upload;
 use super::tls::{Failed, Offer, Security, TlsClient};
 use crate::route_map::{BackendProtocol, Endpoint};
 use crate::telemetry::{BackendStats, Connect};
-use crate::upstream::{Backend, Guard};
+use crate::upstream::{Backend, Gate};
 
 const MAX_IDLE: usize = 1024;
 const MAX_IDLE_TIME: Duration = Duration::from_secs(55);
@@ -215,7 +215,7 @@ impl EndpointPool {
     /// for one that they may share.
     pub async fn open(
         &self,
-        guard: &Guard,
+        gate: &Gate,
         tls: Option<(&TlsClient, ServerName<'static>)>,
         (wish, refused): (Wish, Option<&Rc<Multiplexed>>),
         begin: Begin,
@@ -223,7 +223,7 @@ impl EndpointPool {
     ) -> Result<Carrier, ConnectError> {
         let is_alone = || self.spoken.get() == Some(Spoken::Http1) || self.offer(wish) == Offer::Http1;
         if is_alone() {
-            return self.connect(guard, tls, wish, begin, until).await;
+            return self.connect(gate, tls, wish, begin, until).await;
         }
         let (failures, started) = (self.failures.get(), Instant::now());
         let late = |_| ConnectError::TimedOut(self.address, started.elapsed());
@@ -240,13 +240,13 @@ impl EndpointPool {
         }
         if is_alone() {
             drop(opening);
-            return self.connect(guard, tls, wish, begin, until).await;
+            return self.connect(gate, tls, wish, begin, until).await;
         }
-        match self.connect(guard, tls.clone(), wish, begin, until).await {
+        match self.connect(gate, tls.clone(), wish, begin, until).await {
             // Now it is known that a connection of HTTP/1.1 is what is needed.
             Err(ConnectError::NoWebSockets(_)) if self.offer(wish) == Offer::Http1 => {
                 drop(opening);
-                self.connect(guard, tls, wish, Begin::Alone, until).await
+                self.connect(gate, tls, wish, Begin::Alone, until).await
             }
             connected => connected,
         }
@@ -254,14 +254,14 @@ impl EndpointPool {
 
     async fn connect(
         &self,
-        guard: &Guard,
+        gate: &Gate,
         tls: Option<(&TlsClient, ServerName<'static>)>,
         wish: Wish,
         begin: Begin,
         until: Instant,
     ) -> Result<Carrier, ConnectError> {
         let offer = self.offer(wish);
-        let socket = match reach(self.address, guard, tls, offer, (begin, None), until).await {
+        let socket = match reach(self.address, gate, tls, offer, (begin, None), until).await {
             // It speaks HTTP/2 alone, and has said that it takes no WebSocket there.
             Err(ConnectError::Tls(_, Failed::NothingInCommon, _))
                 if wish == Wish::WebSocket && offer == Offer::Http1 =>

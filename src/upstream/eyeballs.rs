@@ -10,7 +10,7 @@ use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use tokio::net::TcpStream;
 
-use super::Guard;
+use super::Gate;
 use super::connect::{ConnectError, dial};
 
 /// So long one is waited for alone (RFC 8305 section 5).
@@ -30,11 +30,7 @@ pub(super) enum Begin {
 
 /// # Errors
 /// `Outrun` by one of the others, too.
-pub(super) async fn begin(
-    address: SocketAddr,
-    begin: Begin,
-    guard: &Guard,
-) -> Result<TcpStream, ConnectError> {
+pub(super) async fn begin(address: SocketAddr, begin: Begin, gate: &Gate) -> Result<TcpStream, ConnectError> {
     let rivals = match begin {
         Begin::Alone => return dial(address).await,
         Begin::With(stream) => return Ok(stream),
@@ -45,7 +41,7 @@ pub(super) async fn begin(
         let mut own = pin!(dial(address));
         match tokio::time::timeout(ALONE, own.as_mut()).await {
             Ok(dialled) => dialled,
-            Err(_) => race(own, rivals, guard).await,
+            Err(_) => race(own, rivals, gate).await,
         }
     })
     .await
@@ -54,9 +50,9 @@ pub(super) async fn begin(
 async fn race(
     mut own: Pin<&mut impl Future<Output = Result<TcpStream, ConnectError>>>,
     rivals: Vec<SocketAddr>,
-    guard: &Guard,
+    gate: &Gate,
 ) -> Result<TcpStream, ConnectError> {
-    let permitted = rivals.into_iter().filter(|rival| guard.permits(*rival)).zip(0..);
+    let permitted = rivals.into_iter().filter(|rival| gate.permits(*rival)).zip(0..);
     let mut others: FuturesUnordered<_> = permitted
         .map(|(rival, place)| async move {
             tokio::time::sleep(ALONE * place).await;

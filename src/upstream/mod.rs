@@ -42,7 +42,7 @@ pub use checked::{Checked, Term};
 pub use credentials::Tokens;
 pub use dial::Spoken;
 pub use endpoint::Place;
-pub use guard::{Guard, Loopback, Own};
+pub use guard::{Gate, Guard, Loopback, Own};
 pub use head_lines::{HeadLines, SharedLines};
 pub use limits::{Call, Pace, SendLimits, Uploading};
 pub use maglev::Stable;

@@ -85,7 +85,7 @@ impl Pools {
             };
             endpoint.probes(until);
             let begin = (begin, header.as_deref());
-            let error = match reach(endpoint.address, self.guard(), None, Offer::Http1, begin, until).await {
+            let error = match reach(endpoint.address, &pool.gate, None, Offer::Http1, begin, until).await {
                 Ok(Socket::Plain(stream)) => {
                     endpoint.connected();
                     return Ok(Passage { stream, endpoint: endpoint.address, _place: lease.release() });

@@ -397,7 +397,7 @@ impl Pools {
                     let header =
                         backend.plan.proxy_header.map(|version| proxy_header(version, limits.client));
                     let header = header.as_deref();
-                    Connection::open(endpoint.address, &self.guard, tls, begin, header, until).await.map(
+                    Connection::open(endpoint.address, &pool.gate, tls, begin, header, until).await.map(
                         |connection| {
                             endpoint.connected();
                             Carrier::Own(connection.reserved(limits.client))
@@ -407,7 +407,7 @@ impl Pools {
                 // Boxed: it is large, and requests over HTTP/1.1 would carry the room for it.
                 BackendProtocol::Http2 | BackendProtocol::Negotiated => {
                     let besides = (wish, refused.connection.as_ref());
-                    Box::pin(endpoint.open(&self.guard, tls, besides, begin, until)).await
+                    Box::pin(endpoint.open(&pool.gate, tls, besides, begin, until)).await
                 }
             };
             let error = match opened {
@@ -453,19 +453,15 @@ impl Pools {
             }
             if pool.is_newer_than(backend) {
                 // A request of an older map: what it opens is its own.
-                return BackendPool::new(backend, self.worker, self.seed, self.guard.clone());
+                return BackendPool::new(backend, self.worker, self.seed, &self.guard);
             }
         }
         if table.len() <= backend.slot {
             table.resize(backend.slot + 1, None);
         }
-        let pool = BackendPool::new(backend, self.worker, self.seed, self.guard.clone());
+        let pool = BackendPool::new(backend, self.worker, self.seed, &self.guard);
         table[backend.slot] = Some(pool.clone());
         pool
-    }
-
-    pub(super) fn guard(&self) -> &Guard {
-        &self.guard
     }
 
     pub(super) fn worker(&self) -> usize {

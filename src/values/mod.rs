@@ -4,6 +4,7 @@ mod asked_backend;
 mod byte_size;
 mod client_validation;
 mod duration;
+mod egress;
 mod grpc_code;
 mod hostname;
 mod names;
@@ -21,6 +22,7 @@ pub use asked_backend::{AskedBackendRef, BackendKind, Origin, OriginScheme};
 pub use byte_size::{ByteSize, InvalidByteSize};
 pub use client_validation::{ForwardedCertificate, ValidationMode};
 pub use duration::{Duration, InvalidDuration};
+pub use egress::{Egress, PrivateHosts, is_metadata};
 pub use grpc_code::GrpcCode;
 pub use hostname::{Hostname, InvalidHostname};
 pub use names::{

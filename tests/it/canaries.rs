@@ -458,6 +458,7 @@ fn compiled(manifests: &str) -> String {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Allowed,
+        egress: Default::default(),
         has_store: true,
         served: None,
         namespace: "default".into(),

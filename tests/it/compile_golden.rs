@@ -144,6 +144,7 @@ fn options(text: &str) -> Options {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        egress: Default::default(),
         served: None,
         has_store: false,
         namespace: "platform".into(),
@@ -152,6 +153,10 @@ fn options(text: &str) -> Options {
     for word in first.strip_prefix("# options:").unwrap_or_default().split_whitespace() {
         match word.split_once('=') {
             Some(("hostnames", "Listed")) => options.hostnames = HostnameClaims::Listed,
+            Some(("egress-allow", network)) => options.egress.allow.push(network.parse().expect("a network")),
+            Some(("egress-cluster", network)) => {
+                options.egress.cluster.push(network.parse().expect("a network"))
+            }
             Some(("loopback", "Allowed")) => options.loopback = LoopbackHosts::Allowed,
             Some(("served", labels)) => options.served = Some(labels.parse().expect("key=value")),
             Some(("class", class)) => options.class_name = class.into(),

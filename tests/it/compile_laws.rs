@@ -19,6 +19,7 @@ fn options() -> Options {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        egress: Default::default(),
         served: None,
         has_store: false,
         namespace: "red".into(),

@@ -158,6 +158,7 @@ fn reasons(manifests: &str) -> BTreeMap<String, String> {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        egress: Default::default(),
         served: None,
         has_store: false,
         namespace: "platform".into(),

@@ -132,6 +132,7 @@ fn broken_manifests_cost_nobody_else_anything_and_mean_the_same_with_a_memo() {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        egress: Default::default(),
         served: None,
         has_store: false,
         namespace: "default".into(),

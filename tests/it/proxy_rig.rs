@@ -49,7 +49,7 @@ impl Gateway {
             trusted_hops: 0,
             proxy_protocol: Default::default(),
             loopback_backends: true,
-            egress_deny: Vec::new(),
+            egress: Default::default(),
             own_ports: false,
             public_https_port: None,
             installation: "test".into(),

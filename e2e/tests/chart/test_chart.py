@@ -287,7 +287,7 @@ class Chart(unittest.TestCase):
                     "trustedHops=-1", "accessLog=stderr", "watchNamespaces={Shop}", "image.digest=sha256:12",
                     "rbac.secrets=some", "maxConnections=0", "maxConnectionsPerClient=0", "maxAcceptsPerSecond=0", "workers=257", "maxBodySize=big", "service.publicHttpsPort=0", "rbac.secretNames.shop={A}", "rbac.secretNamespaces={shop}", "namespaceSelector.a=b c",
                     "rbac.secrets=names,rbac.secretNamespaces={shop}",
-                    "egress.deny={everything}", "egress.allow={10.0.0.0/8}",
+                    "egress.deny={everything}", "egress.allow={private}", "egress.cluster={10.0.0.0/8/8}", "egress.permit={10.0.0.0/8}",
                     "proxyProtocol.listeners={admin}", "proxyProtocol.trustedProxies={everybody}"):
             with self.subTest(bad), self.assertRaises(CommandFailed):
                 render(bad)
@@ -358,9 +358,11 @@ class Chart(unittest.TestCase):
         given = env(render("maxConnectionsPerClient=100", "maxAcceptsPerSecond=1000000"))
         self.assertEqual([given[n] for n in names], ["100", "1000000"])
 
-    def test_denied_networks_arrive(self):
-        self.assertNotIn("PORTCULLIS_EGRESS_DENY", env(render()))
-        self.assertEqual(env(render("egress.deny={10.0.0.0/24,fd00::/8}"))["PORTCULLIS_EGRESS_DENY"], "10.0.0.0/24,fd00::/8")
+    def test_networks_of_the_egress_guard_arrive(self):
+        for list in "deny", "allow", "cluster":
+            name = f"PORTCULLIS_EGRESS_{list.upper()}"
+            self.assertNotIn(name, env(render()))
+            self.assertEqual(env(render(f"egress.{list}={{10.0.0.0/24,fd00::/8}}"))[name], "10.0.0.0/24,fd00::/8")
 
     def test_no_image_of_a_registry(self):
         for name, values in VARIANTS.items():

@@ -1,10 +1,11 @@
 """The files of examples/ as a user applies them, and backends by name."""
+import ipaddress
 import json
 import unittest
 
 from harness import ROOT, world
 from harness.gateways import route
-from harness.installed import EXAMPLES, RESTRICTED, SHOP, echo, install
+from harness.installed import EXAMPLES, RESTRICTED, SHOP, echo, install, services
 from harness.traffic import eventually, get
 from harness.wait import until
 
@@ -42,7 +43,7 @@ class Examples(unittest.TestCase):
         return {word: row[a:b].strip() for word, a, b in zip(head.split(), starts, starts[1:])}
 
     def test_kubernetes(self):
-        """Deployment, Service, GatewayRoute, TLS Secret, and a backend that DNS knows."""
+        """Deployment, Service, GatewayRoute, TLS Secret, and a backend that is asked under a name of its own."""
         self.own_namespace(EXAMPLES[0])
         for file in sorted((FILES / "kubernetes/manifests").iterdir()):
             self.kube.apply(file.read_text().replace("portcullis:dev", world.image))
@@ -100,6 +101,17 @@ class Examples(unittest.TestCase):
             said = [self.get("both.test").json() for _ in range(8)]
             return {(s["name"].split("-")[0], s["headers"]["host"]) for s in said} == set(zip(("first", "second"), names))
         until("both answer, each under its own name", each_was_asked, 20)
+
+    def test_a_private_address_is_refused(self):
+        """Hosts are for what is outside: only the Services' network is allowed here."""
+        private = next(a for a in ("192.168.255.1", "172.31.255.1") if ipaddress.ip_address(a) not in services())
+        self.kube.apply(backend("private", hosts=[{"address": private, "port": 80}]), SHOP)
+        refused = until("it is refused", lambda: (
+            c := self.columns("gwb", "private", SHOP))["ACCEPTED"] == "False" and c)
+        self.assertEqual((refused["REASON"], refused["PROGRAMMED"]), ("UnsupportedValue", "False"))
+        message = next(c["message"] for i in self.kube.get("gwb", "private", SHOP)["status"]["installations"]
+                       for c in i["conditions"] if c["type"] == "Accepted")
+        self.assertIn("egress.allow", message)
 
     def test_a_backend_that_nobody_knows(self):
         """The control: it is served as 502, and does not keep others from being programmed."""

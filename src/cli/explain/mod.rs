@@ -1,18 +1,21 @@
 //! `portcullis explain`: what would happen to a request, and why; for near misses why not.
 
+mod candidate;
 mod question;
 mod somebody;
 mod written;
 
-use std::fmt::{self, Display, Formatter};
+use std::fmt::Display;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
 use clap::Args;
 
+use self::candidate::DisplayCandidate;
 pub use self::question::Question;
 use self::somebody::Somebody;
+use super::egress::EgressArgs;
 use super::run::Hostnames;
 use crate::compile::{LoopbackHosts, Memo, Options, compile, endpoints};
 use crate::controller;
@@ -21,7 +24,7 @@ use crate::proxy::respond::row_of;
 use crate::route_map::path::normal_form;
 use crate::route_map::{
     Action, AggregatePlan, BackendTarget, Candidate, ClientValidation, EndpointSet, ForwardPlan, Host,
-    HostTls, RequestView, RouteMap, Rule, Trace, Verdict, WeightedTarget, trace,
+    HostTls, RequestView, RouteMap, Rule, Trace, WeightedTarget, trace,
 };
 use crate::snapshot::Snapshot;
 use crate::standalone;
@@ -76,6 +79,8 @@ pub struct Explain {
     /// The port of HTTPS under which clients reach the gateway, as `run` has it [default: 443, with --manifests 8443]
     #[arg(long, env = "PORTCULLIS_PUBLIC_HTTPS_PORT", value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     public_https_port: Option<u16>,
+    #[command(flatten)]
+    egress: EgressArgs,
 }
 
 /// Where `run --manifests` serves HTTPS unless it is told.
@@ -90,11 +95,13 @@ pub fn run(args: &Explain) -> anyhow::Result<ExitCode> {
         ..Question::new(&args.method, &args.url, &args.headers)?
     };
     let world = if files { of_files(&args.manifests)? } else { of_cluster(args)? };
+    let loopback = if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused };
     let options = Options {
         class_name: args.class_name.as_str().into(),
         hostnames: args.hostnames.into(),
         has_store: true,
-        loopback: if files { LoopbackHosts::Allowed } else { LoopbackHosts::Refused },
+        loopback,
+        egress: args.egress.beside(loopback),
         namespace: args.namespace.as_str().into(),
         served: args.namespace_selector.clone(),
     };
@@ -427,20 +434,6 @@ fn has_certificate(host: Option<&Host>, tls: &HostTls, name: &str) -> bool {
         let own = certificate.names.iter().filter_map(|own| own.parse::<Hostname>().ok());
         any_name || own.into_iter().any(|own| own.covers(name))
     })
-}
-
-struct DisplayCandidate<'c>(&'c Candidate<'c>);
-
-impl Display for DisplayCandidate<'_> {
-    fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {
-        let entry = self.0.entry;
-        match &self.0.verdict {
-            Verdict::Wins => write!(f, "yes {entry}"),
-            Verdict::Outranked => write!(f, "-   {entry} (matches too, comes later)"),
-            Verdict::Misses(miss) => write!(f, "no  {entry} (asks for {miss})"),
-            Verdict::PathDiffers => write!(f, "no  {entry} (the path differs)"),
-        }
-    }
 }
 
 #[cfg(test)]

@@ -26,6 +26,7 @@ fn options() -> Options {
         class_name: "portcullis".into(),
         hostnames: HostnameClaims::FirstCome,
         loopback: LoopbackHosts::Refused,
+        egress: Default::default(),
         served: None,
         has_store: false,
         namespace: "a".into(),

@@ -404,7 +404,7 @@ fn only_who_would_be_asked_is_tried_beside_another_the_other_family_first() {
             known: true,
             ..EndpointSet::default()
         });
-        let pool = BackendPool::new(&backend, 0, 7, Guard::new(Loopback::Allowed));
+        let pool = BackendPool::new(&backend, 0, 7, &Guard::new(Loopback::Allowed));
         let [one, two, three, other_family] = addresses;
         let endpoint = |wanted: SocketAddr| {
             let others: Vec<_> = addresses.into_iter().filter(|address| *address != wanted).collect();
