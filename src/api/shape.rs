@@ -332,6 +332,9 @@ fn check_text(
 
 /// What is said about a field that nobody knows.
 pub(super) fn unknown_field<'a>(name: &str, known: impl Iterator<Item = &'a String> + Clone) -> String {
+    if name == "true" && known.clone().any(|field| field == "on") {
+        return "there is no field \"true\": YAML 1.1, which kubectl and helm read, takes on without quotes for true; write \"on\"".to_owned();
+    }
     let hint = did_you_mean(name, known.clone());
     if hint.is_empty() {
         let known: Vec<_> = known.map(String::as_str).collect();
@@ -449,6 +452,20 @@ mod tests {
         ] {
             assert_eq!(check(schema, value.clone()).1, [expected], "{value}");
         }
+    }
+
+    #[test]
+    fn on_without_quotes_is_told_to_be_what_yaml_1_1_made_of_it() {
+        let unknown = |field: &str| {
+            let schema = json!({"type": "object", "properties": {field: {"type": "boolean"}}});
+            check(schema, json!({"true": []})).2.concat()
+        };
+        assert!(
+            unknown("on").ends_with("takes on without quotes for true; write \"on\""),
+            "{}",
+            unknown("on")
+        );
+        assert!(!unknown("of").contains("YAML"), "{}", unknown("of"));
     }
 
     #[test]
