@@ -60,8 +60,10 @@ pub struct Quotas {
     pub told: bool,
     /// The one that refused works before authentication.
     pub refused_early: bool,
-    /// Of each of the rule's filters that count: the limits that it charged.
-    pub charged: Vec<ChargedLimits>,
+    /// Of the first of the rule's filters that count: the limits that it charged. Most rules have one such filter.
+    charged_first: Option<ChargedLimits>,
+    /// Of each of the others.
+    charged_more: Vec<ChargedLimits>,
     /// The limits that the store could not be asked about.
     pub fallbacks: Vec<Arc<str>>,
 }
@@ -93,6 +95,19 @@ pub struct ChargedLimits {
 }
 
 impl Quotas {
+    /// A filter has charged these; those further in are still to come.
+    pub fn note_charged(&mut self, limits: ChargedLimits) {
+        match self.charged_first {
+            None => self.charged_first = Some(limits),
+            Some(_) => self.charged_more.push(limits),
+        }
+    }
+
+    /// What the innermost filter charged that was not asked yet.
+    pub fn take_charged(&mut self) -> ChargedLimits {
+        self.charged_more.pop().or_else(|| self.charged_first.take()).unwrap_or_default()
+    }
+
     pub fn merge(&mut self, quota: Option<Quota>) {
         if let Some(quota) = quota
             && self.least.as_ref().is_none_or(|least| quota.left < least.left)

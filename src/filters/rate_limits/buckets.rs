@@ -5,7 +5,8 @@
 //! last is full as well, the bucket that would be empty first gives way, so that a fresh bucket for a key costs
 //! about as many others as the table holds.
 
-use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::hash::{BuildHasher as _, Hash, Hasher as _, RandomState};
+use std::net::IpAddr;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -44,6 +45,10 @@ struct Place {
     until: AtomicU64,
 }
 
+/// How the names of a limit's buckets begin.
+#[derive(Clone, Copy)]
+pub struct Named(u64);
+
 /// The name of a bucket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Who(u64);
@@ -72,8 +77,32 @@ impl Default for Buckets {
 }
 
 impl Buckets {
-    pub fn who(&self, name: impl Hash) -> Who {
-        Who(self.random.hash_one(name).max(1))
+    /// Of a limit, once: what all names of its buckets have in common is not hashed with each request.
+    pub fn named(&self, limit: impl Hash) -> Named {
+        Named(self.random.hash_one(limit))
+    }
+
+    /// Of whom a key tells.
+    pub fn who(&self, Named(named): Named, key: impl Hash) -> Who {
+        Who(self.random.hash_one((named, key)).max(1))
+    }
+
+    /// Of those in a network who say nothing of themselves. In one piece, which takes a third of the time. A known client's
+    /// name ends with 0xff, as texts do, and none of these does.
+    pub fn of_network(&self, Named(named): Named, network: IpAddr) -> Who {
+        let mut name = [0; 25];
+        let (begin, address) = name.split_at_mut(8);
+        begin.copy_from_slice(&named.to_ne_bytes());
+        match network {
+            IpAddr::V4(ip) => address[..4].copy_from_slice(&ip.octets()),
+            IpAddr::V6(ip) => {
+                address[..16].copy_from_slice(&ip.octets());
+                address[16] = 6;
+            }
+        }
+        let mut hasher = self.random.build_hasher();
+        hasher.write(&name);
+        Who(hasher.finish().max(1))
     }
 
     /// The table's clock.
@@ -236,7 +265,8 @@ mod tests {
     #[test]
     fn of_many_at_once_exactly_the_burst_passes() {
         let (buckets, passed, rate) = (Buckets::default(), AtomicU64::new(0), rate(1_000));
-        let keys: Vec<_> = (0..7).map(|key| buckets.who(key)).collect();
+        let limit = buckets.named("limit");
+        let keys: Vec<_> = (0..7).map(|key| buckets.who(limit, key)).collect();
         std::thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
@@ -254,11 +284,12 @@ mod tests {
     #[test]
     fn a_million_keys_are_told_apart_in_less_than_100_mib() {
         let (buckets, rate) = (Buckets::default(), rate(1));
+        let limit = buckets.named("limit");
         for key in 0..1_000_000 {
-            assert!(buckets.charge(buckets.who(key), &rate, 1, 5).is_ok(), "{key} is new");
+            assert!(buckets.charge(buckets.who(limit, key), &rate, 1, 5).is_ok(), "{key} is new");
         }
         let forgotten =
-            (0..1_000_000).filter(|key| buckets.ask(buckets.who(key), &rate, 1, 5).is_ok()).count();
+            (0..1_000_000).filter(|key| buckets.ask(buckets.who(limit, key), &rate, 1, 5).is_ok()).count();
         assert_eq!(forgotten, 0);
         assert!(buckets.size() < 100 << 20, "{}", buckets.size());
     }
@@ -266,10 +297,11 @@ mod tests {
     #[test]
     fn places_are_taken_again_when_their_buckets_are_empty() {
         let (buckets, rate) = (Buckets::default(), rate(1));
+        let limit = buckets.named("limit");
         for round in 0..50_u64 {
             let now = round * 3_600 * 1_000_000_000;
             for key in 0..2_000 {
-                assert!(buckets.charge(buckets.who((round, key)), &rate, 1, now).is_ok());
+                assert!(buckets.charge(buckets.who(limit, (round, key)), &rate, 1, now).is_ok());
             }
         }
         let small = size_of::<Piece>() * 5;
@@ -277,14 +309,32 @@ mod tests {
     }
 
     #[test]
+    fn networks_limits_and_keys_are_told_apart() {
+        let buckets = Buckets::default();
+        let (one, two) = (buckets.named(("shop", "a")), buckets.named(("shop", "b")));
+        let networks =
+            ["192.0.2.1", "192.0.2.2", "0.0.0.0", "::", "c000:201::", "2001:db8::", "2001:db8:0:1::"];
+        let networks = networks.map(|text| text.parse::<IpAddr>().expect("an address"));
+        let mut names: Vec<_> =
+            networks.iter().flat_map(|ip| [one, two].map(|limit| buckets.of_network(limit, *ip).0)).collect();
+        names.extend(networks.iter().map(|ip| buckets.who(one, ip).0));
+        assert_eq!(buckets.of_network(one, networks[0]), buckets.of_network(one, networks[0]));
+        let count = names.len();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+
+    #[test]
     fn what_is_refunded_was_never_charged() {
         let (buckets, rate) = (Buckets::default(), rate(3));
-        let who = buckets.who("a");
+        let limit = buckets.named("limit");
+        let who = buckets.who(limit, "a");
         let before = buckets.charge(who, &rate, 1, 5);
         buckets.charge(who, &rate, 2, 5).expect("room");
         assert!(buckets.ask(who, &rate, 1, 5).is_err());
         buckets.refund(who, &rate, 2);
-        buckets.refund(buckets.who("unknown"), &rate, 2);
+        buckets.refund(buckets.who(limit, "unknown"), &rate, 2);
         buckets.refund(who, &rate, 1);
         assert_eq!(buckets.charge(who, &rate, 1, 5), before);
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use http::header::RETRY_AFTER;
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-use super::buckets::{Buckets, Who};
+use super::buckets::{Buckets, Named, Who};
 use super::hashing::{Hashed, shared_key};
 use super::store::{Charged, Count, Store};
 use super::{Limit, MAX_LIMITS, OnStoreFailure};
@@ -16,7 +16,10 @@ use crate::telemetry::Limited;
 use crate::values::Full;
 
 pub(super) struct Linked {
-    limits: Vec<Limit>,
+    /// With the beginnings of their buckets' names.
+    limits: Vec<(Limit, Named)>,
+    /// Some of them are counted in the store.
+    shared: bool,
     buckets: Arc<Buckets>,
     store: Arc<Store>,
     /// Of those that are in force.
@@ -42,7 +45,11 @@ enum Counted {
     Nowhere,
 }
 
-type Charges<'l> = [Option<Charge<'l>>; MAX_LIMITS];
+/// Those that apply, from the first place on; most rules have one.
+struct Charges<'l> {
+    list: [Option<Charge<'l>>; MAX_LIMITS],
+    count: usize,
+}
 
 /// Why a request is refused.
 struct Refused<'l> {
@@ -70,19 +77,19 @@ const BELIEVED: u64 = 10 * SECOND;
 impl Filter for Linked {
     fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
         let now = self.buckets.nanos_at(exchange.started);
-        let charges = self.charges(exchange);
-        if !charges.iter().flatten().any(|charge| charge.counted == Counted::Shared) {
-            return self.settle(exchange, charges, now);
+        let mut charges = self.charges(exchange);
+        if !self.shared || !charges.iter().any(|charge| charge.counted == Counted::Shared) {
+            return self.settle(exchange, &mut charges, now);
         }
         if let Some(refused) = self.refused(&charges, now, &[Counted::Here, Counted::Shared]) {
             return self.refuse(exchange, &refused);
         }
         match self.store.charge(self.counts(&charges, exchange)) {
-            None => self.without_store(exchange, charges, now),
+            None => self.without_store(exchange, &mut charges, now),
             Some(answer) => Decision::Wait(Box::pin(async move {
                 match answer.await {
-                    None => self.without_store(exchange, charges, now),
-                    Some(answer) => self.with_store(exchange, charges, now, answer),
+                    None => self.without_store(exchange, &mut charges, now),
+                    Some(answer) => self.with_store(exchange, &mut charges, now, answer),
                 }
             })),
         }
@@ -90,11 +97,11 @@ impl Filter for Linked {
 
     fn response<'a>(&'a self, exchange: &'a mut Exchange, mut response: Response) -> Outcome<'a> {
         let refused = response.extensions().get() == Some(&ErrorKind::RateLimited);
-        let charged = exchange.quotas.charged.pop().unwrap_or_default();
+        let charged = exchange.quotas.take_charged();
         if refused && exchange.quotas.refused_early == self.is_early() {
             // By limits further in of the same ring, which were imposed or inherited: these were charged for nothing.
             let mut charges = self.charges(exchange);
-            for (place, charge) in charges.iter_mut().flatten().enumerate() {
+            for (place, charge) in charges.iter_mut().enumerate() {
                 charge.counted = match (charged.here >> place & 1, charged.shared >> place & 1) {
                     (1, _) => Counted::Done,
                     (_, 1) => Counted::Shared,
@@ -115,47 +122,54 @@ impl Linked {
         let policies: Vec<_> = limits.iter().filter(|limit| !limit.dry_run).map(Limit::policy).collect();
         let policy = (!policies.is_empty())
             .then(|| HeaderValue::try_from(policies.join(", ")).expect("names of limits are plain"));
-        Self { limits, buckets, store, policy }
+        let shared = limits.iter().any(|limit| limit.shared.is_some());
+        let named = |limit: Limit| {
+            let named = buckets.named((&*limit.whose, &*limit.name));
+            (limit, named)
+        };
+        let limits = limits.into_iter().map(named).collect();
+        Self { limits, shared, buckets, store, policy }
     }
 
     /// All limits of a filter are of one ring.
     fn is_early(&self) -> bool {
-        self.limits.iter().any(|limit| limit.before.is_some())
+        self.limits.iter().any(|(limit, _)| limit.before.is_some())
     }
 
     /// The limits that apply, from the first place on.
     fn charges(&self, exchange: &Exchange) -> Charges<'_> {
-        let mut charges = [const { None }; MAX_LIMITS];
+        let mut charges = Charges { list: [const { None }; MAX_LIMITS], count: 0 };
         let subject = Subject { exchange };
         // What cannot be decided is counted.
         let applies =
-            |limit: &&Limit| !matches!(limit.when.as_ref().map(|when| when.holds(&subject)), Some(Ok(false)));
-        for (place, limit) in charges.iter_mut().zip(self.limits.iter().filter(applies)) {
+            |limit: &Limit| !matches!(limit.when.as_ref().map(|when| when.holds(&subject)), Some(Ok(false)));
+        let those = self.limits.iter().filter(|(limit, _)| applies(limit));
+        for (place, (limit, named)) in charges.list.iter_mut().zip(those) {
             let cost = match limit.cost.as_ref().map(|cost| cost.evaluate(&subject)) {
                 Some(Ok(Value::Int(cost))) => u64::try_from(cost).unwrap_or(1),
                 _ => 1,
             };
             let counted = if limit.shared.is_some() { Counted::Shared } else { Counted::Here };
-            *place = Some(Charge { limit, who: self.who(limit, exchange), cost, counted });
+            *place = Some(Charge { limit, who: self.who(limit, *named, exchange), cost, counted });
+            charges.count += 1;
         }
         charges
     }
 
-    fn who(&self, limit: &Limit, exchange: &Exchange) -> Who {
-        let (whose, name) = (&*limit.whose, &*limit.name);
+    fn who(&self, limit: &Limit, named: Named, exchange: &Exchange) -> Who {
         match (&limit.key, exchange.identity.known()) {
             (Some(key), _) => {
                 let value = key.evaluate(&Subject { exchange }).ok();
-                self.buckets.who((whose, name, value.as_ref().and_then(Hashed::new)))
+                self.buckets.who(named, value.as_ref().and_then(Hashed::new))
             }
-            (None, Some(known)) => self.buckets.who((whose, name, known.kind, &*known.issuer, &*known.id)),
-            (None, None) => self.buckets.who((whose, name, exchange.client.network())),
+            (None, Some(known)) => self.buckets.who(named, (known.kind, &*known.issuer, &*known.id)),
+            (None, None) => self.buckets.of_network(named, exchange.client.network()),
         }
     }
 
     /// Of those that count in these ways, the one that refuses longest; in the store, as far as it is known here.
     fn refused<'l>(&self, charges: &Charges<'l>, now: u64, ways: &[Counted]) -> Option<Refused<'l>> {
-        let enforced = charges.iter().flatten().filter(|charge| !charge.limit.dry_run);
+        let enforced = charges.iter().filter(|charge| !charge.limit.dry_run);
         let enforced = enforced.filter(|charge| ways.contains(&charge.counted));
         let refused = enforced.filter_map(|Charge { limit, who, cost, counted }| {
             let left = match counted {
@@ -177,15 +191,15 @@ impl Linked {
     }
 
     /// Charges what counts here, and lets the request go on.
-    fn settle(&self, exchange: &mut Exchange, mut charges: Charges<'_>, now: u64) -> Decision<'static> {
-        if charges[1].is_some()
-            && let Some(refused) = self.refused(&charges, now, &[Counted::Here])
+    fn settle(&self, exchange: &mut Exchange, charges: &mut Charges<'_>, now: u64) -> Decision<'static> {
+        if charges.count > 1
+            && let Some(refused) = self.refused(charges, now, &[Counted::Here])
         {
-            self.refund(&charges, exchange);
+            self.refund(charges, exchange);
             return self.refuse(exchange, &refused);
         }
         let (mut allowed, mut refused) = (Allowed::default(), None);
-        for charge in charges.iter_mut().flatten().filter(|charge| charge.counted == Counted::Here) {
+        for charge in charges.iter_mut().filter(|charge| charge.counted == Counted::Here) {
             match self.buckets.charge(charge.who, &charge.limit.rate, charge.cost, now) {
                 Ok(until) => {
                     charge.counted = Counted::Done;
@@ -208,20 +222,20 @@ impl Linked {
         }
         if let Some(refused) = refused {
             // Another request was faster after the question.
-            self.refund(&charges, exchange);
+            self.refund(charges, exchange);
             return self.refuse(exchange, &refused);
         }
-        allow(exchange, allowed, &charges)
+        allow(exchange, allowed, charges)
     }
 
     /// As each limit says for this case.
     fn without_store(
         &self,
         exchange: &mut Exchange,
-        mut charges: Charges<'_>,
+        charges: &mut Charges<'_>,
         now: u64,
     ) -> Decision<'static> {
-        for charge in charges.iter_mut().flatten().filter(|charge| charge.counted == Counted::Shared) {
+        for charge in charges.iter_mut().filter(|charge| charge.counted == Counted::Shared) {
             exchange.quotas.fallbacks.push(charge.limit.name.clone());
             charge.counted = match charge.limit.shared.as_ref().map(|shared| shared.on_failure) {
                 Some(OnStoreFailure::Allow) => Counted::Nowhere,
@@ -237,12 +251,12 @@ impl Linked {
     fn with_store(
         &self,
         exchange: &mut Exchange,
-        mut charges: Charges<'_>,
+        charges: &mut Charges<'_>,
         now: u64,
         answer: Charged,
     ) -> Decision<'static> {
         let mut shared: Vec<_> =
-            charges.iter_mut().flatten().filter(|charge| charge.counted == Counted::Shared).collect();
+            charges.iter_mut().filter(|charge| charge.counted == Counted::Shared).collect();
         match answer {
             Charged::Full { place, wait } => {
                 let Some(charge) = shared.get(place) else { return ErrorKind::Internal.into() };
@@ -280,7 +294,7 @@ impl Linked {
 
     /// The buckets in the store.
     fn counts(&self, charges: &Charges<'_>, exchange: &Exchange) -> Vec<Count> {
-        let shared = charges.iter().flatten().filter(|charge| charge.counted == Counted::Shared);
+        let shared = charges.iter().filter(|charge| charge.counted == Counted::Shared);
         let count = |charge: &Charge<'_>| {
             let limit = charge.limit;
             let key = limit.key.as_ref().map(|key| key.evaluate(&Subject { exchange }).ok());
@@ -298,7 +312,7 @@ impl Linked {
     }
 
     fn refund(&self, charges: &Charges<'_>, exchange: &Exchange) {
-        for charge in charges.iter().flatten().filter(|charge| charge.counted == Counted::Done) {
+        for charge in charges.iter().filter(|charge| charge.counted == Counted::Done) {
             self.buckets.refund(charge.who, &charge.limit.rate, charge.cost);
         }
         let counts = self.counts(charges, exchange);
@@ -326,6 +340,16 @@ impl Linked {
     }
 }
 
+impl<'l> Charges<'l> {
+    fn iter(&self) -> impl Iterator<Item = &Charge<'l>> {
+        self.list[..self.count].iter().flatten()
+    }
+
+    fn iter_mut(&mut self) -> impl Iterator<Item = &mut Charge<'l>> {
+        self.list[..self.count].iter_mut().flatten()
+    }
+}
+
 impl Allowed {
     fn note(&mut self, limit: &Limit, until: u64, now: u64) {
         let (left, more) = limit.rate.left(until, now);
@@ -341,28 +365,91 @@ fn allow(exchange: &mut Exchange, allowed: Allowed, charges: &Charges<'_>) -> De
         exchange.limited = Some(Limited { limit, dry_run: true });
     }
     let mut charged = ChargedLimits::default();
-    for (place, charge) in charges.iter().flatten().enumerate() {
+    for (place, charge) in charges.iter().enumerate() {
         charged.here |= u16::from(charge.counted == Counted::Done) << place;
         charged.shared |= u16::from(charge.counted == Counted::Shared) << place;
     }
-    exchange.quotas.charged.push(charged);
+    exchange.quotas.note_charged(charged);
     Decision::Continue
 }
 
 /// Tells the limits, and what is left of the tightest. What a backend says of its own limits would be taken for ours.
 fn tell(policy: &HeaderValue, quotas: &mut Quotas, headers: &mut HeaderMap, refused: bool) {
-    if !std::mem::replace(&mut quotas.told, true) {
-        headers.remove(RATE_LIMIT_POLICY);
-        headers.remove(RATE_LIMIT);
+    let least = quotas.least.as_ref().filter(|_| !refused);
+    let told = least.map(|Quota { limit, left, more }| state(limit, *left, (*more > 0).then_some(*more)));
+    if std::mem::replace(&mut quotas.told, true) {
+        headers.append(RATE_LIMIT_POLICY, policy.clone());
+    } else {
+        headers.insert(RATE_LIMIT_POLICY, policy.clone());
+        if told.is_none() {
+            headers.remove(RATE_LIMIT);
+        }
     }
-    headers.append(RATE_LIMIT_POLICY, policy.clone());
-    if let Some(Quota { limit, left, more }) = quotas.least.as_ref().filter(|_| !refused) {
-        headers.insert(RATE_LIMIT, state(limit, *left, (*more > 0).then_some(*more)));
+    if let Some(told) = told {
+        headers.insert(RATE_LIMIT, told);
     }
 }
 
-/// `r`: requests left; `t`: seconds until there is more.
+/// `r`: requests left; `t`: seconds until there is more. Written by hand: `format!` takes longer than the limit itself.
 fn state(limit: &str, left: u64, more: Option<u64>) -> HeaderValue {
-    let more = more.map(|more| format!(";t={more}")).unwrap_or_default();
-    HeaderValue::try_from(format!("\"{limit}\";r={left}{more}")).expect("names of limits are plain")
+    let mut text = StateText { bytes: [0; MAX_STATE], length: 0 };
+    text.push(b"\"");
+    text.push(limit.as_bytes());
+    text.push(b"\";r=");
+    text.number(left);
+    if let Some(more) = more {
+        text.push(b";t=");
+        text.number(more);
+    }
+    HeaderValue::from_bytes(&text.bytes[..text.length]).expect("names of limits are plain")
+}
+
+/// Longer than what is told of any limit: its name, two numbers, and twelve bytes around them.
+const MAX_STATE: usize = 128;
+
+/// What is told of a limit, as it is written. What has no room is left out.
+struct StateText {
+    bytes: [u8; MAX_STATE],
+    length: usize,
+}
+
+impl StateText {
+    fn push(&mut self, more: &[u8]) {
+        if let Some(room) = self.bytes.get_mut(self.length..self.length + more.len()) {
+            room.copy_from_slice(more);
+            self.length += more.len();
+        }
+    }
+
+    fn number(&mut self, mut number: u64) {
+        let mut digits = [0; 20];
+        let mut first = digits.len();
+        loop {
+            first -= 1;
+            digits[first] = b'0' + (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        self.push(&digits[first..]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_a_limit_is_what_formatting_gives() {
+        let long = "n".repeat(63);
+        for name in ["a", "fair-share", &long] {
+            for number in [0, 1, 9, 10, 99, 100, 12_345, u64::MAX / 10, u64::MAX] {
+                assert_eq!(state(name, number, None), format!("\"{name}\";r={number}"));
+                assert_eq!(state(name, 7, Some(number)), format!("\"{name}\";r=7;t={number}"));
+                let whole = format!("\"{name}\";r={number};t={number}");
+                assert_eq!(state(name, number, Some(number)), whole);
+            }
+        }
+    }
 }
