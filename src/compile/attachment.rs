@@ -237,7 +237,7 @@ impl Index {
                 let message = format!("there is no GatewayRoute {name}; create it or correct the name");
                 problems.push(Problem::error(path.field("name"), Reason::TargetNotFound, message));
             } else if let (Some(rule), Some(route)) = (rule, route(&name))
-                && !route.rules.iter().any(|known| known.name == *rule)
+                && !route.rules.iter().any(|known| known.name() == rule)
             {
                 let message = format!("GatewayRoute {name} has no rule {rule}; correct the name");
                 problems.push(Problem::error(path.field("sectionName"), Reason::TargetNotFound, message));

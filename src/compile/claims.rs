@@ -38,6 +38,16 @@ pub(super) struct Claims {
     pub refused: BTreeMap<usize, Vec<Problem>>,
 }
 
+/// Whether a route in the place of another one, as old and of the same name, leaves every claim as it is: `settle` reads
+/// nothing else of it.
+pub(super) fn alike(a: &LoweredRoute, b: &LoweredRoute) -> bool {
+    a.hostnames == b.hostnames
+        && a.allowed == b.allowed
+        && a.is_installed() == b.is_installed()
+        && a.tls.is_some() == b.tls.is_some()
+        && a.passes_through() == b.passes_through()
+}
+
 #[derive(Default)]
 struct Owner {
     namespace: Arc<str>,

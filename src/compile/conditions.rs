@@ -1,5 +1,6 @@
 //! What was found out → conditions, rules with something to say, and the fingerprint that replicas compare.
 
+use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
@@ -49,8 +50,10 @@ pub(super) fn route(manifest: &Manifest, facts: &RouteFacts) -> Report {
             .iter()
             .any(|rule| !rule.matches.is_empty() && !matches!(rule.rule.action, Action::Unserved(_)));
     let mut conditions = accepted(&problems, is_served);
-    conditions.push(resolved_refs(&problems));
     let shadowed: Vec<_> = problems.iter().filter(|problem| problem.reason == Reason::Shadowed).collect();
+    // As many reports as there are routes: none has room that it does not need.
+    conditions.reserve_exact(1 + usize::from(!shadowed.is_empty()));
+    conditions.push(resolved_refs(&problems));
     if !shadowed.is_empty() {
         conditions.push(condition(
             ConditionType::Shadowed,
@@ -68,7 +71,7 @@ pub(super) fn route(manifest: &Manifest, facts: &RouteFacts) -> Report {
         print.bytes(&tls.to_le_bytes());
     }
     print.bytes(&lowered.policies.to_le_bytes());
-    for plan in lowered.backends.values() {
+    for plan in &lowered.backends {
         print.text(&format!("{plan:?}"));
     }
     Report {
@@ -149,9 +152,9 @@ fn accepted(problems: &[Problem], is_served: bool) -> Vec<Condition> {
     let warnings: Vec<_> = problems.iter().filter(own(Severity::Warning)).collect();
     let Some(first) = errors.first() else {
         let message = if warnings.is_empty() {
-            "the spec compiles".into()
+            Cow::Borrowed("the spec compiles")
         } else {
-            format!("the spec compiles; {}", told(&warnings))
+            format!("the spec compiles; {}", told(&warnings)).into()
         };
         return vec![condition(ConditionType::Accepted, ConditionStatus::True, "Accepted", message)];
     };
@@ -199,7 +202,7 @@ fn resolved_refs(problems: &[Problem]) -> Condition {
             ConditionType::ResolvedRefs,
             ConditionStatus::True,
             "ResolvedRefs",
-            "everything that it refers to is there and may be used".into(),
+            "everything that it refers to is there and may be used",
         ),
         Some(first) => condition(
             ConditionType::ResolvedRefs,
@@ -214,9 +217,9 @@ fn condition(
     kind: ConditionType,
     status: ConditionStatus,
     reason: &'static str,
-    message: String,
+    message: impl Into<Cow<'static, str>>,
 ) -> Condition {
-    Condition { kind, status, reason, message }
+    Condition { kind, status, reason, message: message.into() }
 }
 
 fn told(problems: &[&Problem]) -> String {
@@ -243,11 +246,11 @@ fn rules(lowered: &LoweredRoute, problems: &[Problem]) -> Vec<RuleReport> {
         problems.iter().filter(below).cloned().collect()
     };
     let report = |rule: &super::gateway_route::LoweredRule| {
-        let mut problems = of_rule(rule.path.as_str());
+        let mut problems = of_rule(rule.path().as_str());
         problems.sort_by_key(|problem| problem.severity);
         let worst = worst(&problems)?;
         let message = told(&problems.iter().collect::<Vec<_>>());
-        Some(RuleReport { name: rule.name.clone(), reason: worst.reason.as_str(), message })
+        Some(RuleReport { name: rule.name().clone(), reason: worst.reason.as_str(), message })
     };
     if problems.is_empty() { Vec::new() } else { lowered.rules.iter().filter_map(report).collect() }
 }

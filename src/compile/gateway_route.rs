@@ -39,11 +39,11 @@ const REGEX_BUDGET: usize = 32 << 10;
 #[derive(Debug)]
 pub(super) struct LoweredRoute {
     pub hostnames: Option<Vec<(FieldPath, Hostname)>>,
-    pub tls: Option<LoweredTls>,
-    pub allowed: Option<AllowedNamespaces>,
+    pub tls: Option<Box<LoweredTls>>,
+    pub allowed: Option<Box<AllowedNamespaces>>,
     pub rules: Vec<LoweredRule>,
-    /// Every backend that its rules resolve to.
-    pub backends: BTreeMap<BackendId, Arc<BackendPlan>>,
+    /// Every backend that its rules resolve to, in the order of their ids.
+    pub backends: Box<[Arc<BackendPlan>]>,
     /// Fingerprint of the GatewayPolicies that apply to it.
     pub policies: u64,
     /// Fields that its policies reserve for the gateway, also those of rules that are not served.
@@ -89,11 +89,19 @@ impl LoweredTls {
 #[derive(Debug)]
 pub(super) struct LoweredRule {
     pub index: usize,
-    pub name: Arc<str>,
-    pub path: FieldPath,
     pub rule: Arc<Rule>,
     /// Empty: not installed.
     pub matches: Vec<Arc<MatchPlan>>,
+}
+
+impl LoweredRule {
+    pub fn name(&self) -> &Arc<str> {
+        &self.rule.labels.rule
+    }
+
+    pub fn path(&self) -> FieldPath {
+        FieldPath::new("spec.rules").index(self.index)
+    }
 }
 
 /// A route with what it asked.
@@ -167,10 +175,17 @@ impl Lowering<'_, '_> {
         self.passes_through = parsed.passes_through();
         let ParsedRoute { hostnames, tls, allowed_routes, policy_refs, policy, rules, problems, .. } = parsed;
         self.problems = problems;
-        let tls = tls.map(|tls| self.tls(&tls, hostnames.as_deref()));
+        let hostnames = hostnames.map(|mut names| {
+            // What is read from JSON has room for more.
+            names.shrink_to_fit();
+            names
+        });
+        let tls = tls.map(|tls| Box::new(self.tls(&tls, hostnames.as_deref())));
         let route = RoutePolicy { layer: self.layer(&policy, None), refs: self.named(policy_refs) };
         let mut named: Vec<Arc<LoweredPolicy>> = Vec::new();
-        let rules = rules.into_iter().map(|rule| self.rule(rule, &route, &mut named)).collect();
+        // Not `collect`, which would keep the room that rules took as they were read.
+        let mut lowered = Vec::with_capacity(rules.len());
+        lowered.extend(rules.into_iter().map(|rule| self.rule(rule, &route, &mut named)));
         named.extend(route.refs.into_iter().filter_map(|(_, policy)| policy));
         let policies = match named.is_empty() && self.applied.is_empty() {
             true => 0,
@@ -184,9 +199,9 @@ impl Lowering<'_, '_> {
         LoweredRoute {
             hostnames,
             tls,
-            allowed: allowed_routes,
-            rules,
-            backends: self.backends,
+            allowed: allowed_routes.map(Box::new),
+            rules: lowered,
+            backends: self.backends.into_values().collect(),
             policies,
             own_headers: self.own_headers.into(),
             problems: self.problems,
@@ -335,11 +350,10 @@ impl Lowering<'_, '_> {
         let action = match parsed.action {
             Some(RuleAction::BackendRefs(refs)) => {
                 let path = parsed.path.field("backendRefs");
-                let backends = refs
-                    .iter()
-                    .enumerate()
-                    .filter_map(|(i, backend)| self.weighted(backend, path.index(i)))
-                    .collect();
+                let mut backends = Vec::with_capacity(refs.len());
+                let those = refs.iter().enumerate();
+                backends.extend(those.filter_map(|(i, backend)| self.weighted(backend, path.index(i))));
+                let (retry, mirror) = (retry.map(Box::new), mirror.map(Box::new));
                 Some(Action::Forward(ForwardPlan { backends, timeouts, retry, mirror, sessions }))
             }
             Some(RuleAction::Aggregate(spec)) => self
@@ -363,13 +377,7 @@ impl Lowering<'_, '_> {
         for plan in asked {
             self.install(plan);
         }
-        LoweredRule {
-            index: parsed.index,
-            name: labels.rule.clone(),
-            path: parsed.path,
-            rule: Arc::new(Rule { labels, filters, action, policy }),
-            matches,
-        }
+        LoweredRule { index: parsed.index, rule: Arc::new(Rule { labels, filters, action, policy }), matches }
     }
 
     fn match_plan(&mut self, spec: &RouteMatch, base: &FieldPath) -> Result<MatchPlan, Problem> {
@@ -483,6 +491,7 @@ impl Lowering<'_, '_> {
 
     /// From now on the backend is part of what is served.
     fn install(&mut self, plan: Arc<BackendPlan>) -> BackendId {
+        let plan = self.certificates.one_of(plan);
         let id = plan.id.clone();
         self.backends.entry(id.clone()).or_insert(plan);
         id

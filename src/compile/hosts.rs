@@ -1,6 +1,6 @@
 //! One hostname: its TLS, its match table, and who is told what about it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use http::HeaderName;
@@ -17,7 +17,8 @@ use crate::values::{FieldPath, Hostname, Problem, Reason};
 /// A compiled host with what it was made from.
 pub(super) struct HostUnit {
     routes: Vec<Arc<LoweredRoute>>,
-    owner: Option<Arc<str>>,
+    /// By the places of the newest claimants.
+    pub claim: Claim,
     tls: Option<Arc<LoweredRoute>>,
     /// Places of those that ask for TLS under a name that its owner serves without.
     left_out: Vec<usize>,
@@ -29,12 +30,13 @@ pub(super) struct HostUnit {
 }
 
 impl HostUnit {
-    pub fn new(hostname: Option<Hostname>, claim: &Claim, claimants: &[Claimant]) -> Self {
+    pub fn new(hostname: Option<Hostname>, mut claim: Claim, claimants: &[Claimant]) -> Self {
+        claim.routes.shrink_to_fit();
         let routes: Vec<_> = claim.routes.iter().map(|place| &claimants[*place]).collect();
         let mut notes = Vec::new();
         let set_by = claim.tls.map(|place| claimants[place].lowered.clone());
-        let set = set_by.as_ref().and_then(|route| route.tls.as_ref());
-        let other_way = mixed(&routes, claim, hostname.as_ref(), &mut notes);
+        let set = set_by.as_ref().and_then(|route| route.tls.as_deref());
+        let other_way = mixed(&routes, &claim, hostname.as_ref(), &mut notes);
         let (mut left_out, denied) = tls_notes(&routes, &other_way, set, hostname.as_ref(), &mut notes);
         left_out.extend(other_way);
         let passage = claim.passage.and_then(|place| claimants[place].lowered.rules.first());
@@ -73,7 +75,19 @@ impl HostUnit {
         let passage = passage.map(|rule| rule.rule.clone());
         let host = Arc::new(Host { hostname, tls, table, passage, own_headers });
         let tls_print = set.map_or(0, |set| set.print);
-        Self { routes: lowered, owner: claim.owner.clone(), tls: set_by, left_out, host, tls_print, notes }
+        Self { routes: lowered, claim, tls: set_by, left_out, host, tls_print, notes }
+    }
+
+    /// The same, as it is claimed now.
+    pub fn with(self, mut claim: Claim) -> Self {
+        claim.routes.shrink_to_fit();
+        Self { claim, ..self }
+    }
+
+    /// Made again of the newest claimants, by the same claim.
+    pub fn renew(&mut self, hostname: Option<Hostname>, claimants: &[Claimant]) {
+        let claim = std::mem::take(&mut self.claim);
+        *self = Self::new(hostname, claim, claimants);
     }
 
     /// Whether compiling again would give the same.
@@ -84,7 +98,7 @@ impl HostUnit {
             _ => false,
         };
         same_tls
-            && self.owner == claim.owner
+            && self.claim.owner == claim.owner
             && self.routes.len() == claim.routes.len()
             && self
                 .routes
@@ -93,15 +107,20 @@ impl HostUnit {
                 .all(|(known, place)| Arc::ptr_eq(known, &claimants[*place].lowered))
     }
 
+    /// Whether one of these claimants has a part in it.
+    pub fn concerns(&self, places: &BTreeSet<usize>) -> bool {
+        self.claim.routes.iter().chain(&self.claim.tls).any(|place| places.contains(place))
+    }
+
     /// The claimants that answer under the name.
-    pub fn served<'a>(&'a self, claim: &'a Claim) -> impl Iterator<Item = usize> {
-        let places = claim.routes.iter().enumerate().filter(|(place, _)| !self.left_out.contains(place));
+    pub fn served(&self) -> impl Iterator<Item = usize> {
+        let places = self.claim.routes.iter().enumerate().filter(|(place, _)| !self.left_out.contains(place));
         places.map(|(_, claimant)| *claimant)
     }
 
     /// What is to be said to each claimant, by its place among them.
-    pub fn notes<'a>(&'a self, claim: &'a Claim) -> impl Iterator<Item = (usize, &'a Problem)> {
-        self.notes.iter().filter_map(|(route, problem)| Some((*claim.routes.get(*route)?, problem)))
+    pub fn notes(&self) -> impl Iterator<Item = (usize, &Problem)> {
+        self.notes.iter().filter_map(|(route, problem)| Some((*self.claim.routes.get(*route)?, problem)))
     }
 }
 
@@ -153,7 +172,7 @@ fn tls_notes(
     let host = || named(hostname);
     let (mut left_out, mut denied) = (Vec::new(), Vec::new());
     for (place, route) in routes.iter().enumerate() {
-        let Some(own) = route.lowered.tls.as_ref().filter(|_| !left_out_already.contains(&place)) else {
+        let Some(own) = route.lowered.tls.as_deref().filter(|_| !left_out_already.contains(&place)) else {
             continue;
         };
         let message = match set {
@@ -201,7 +220,7 @@ fn unasked(routes: &[&Claimant], hostname: Option<&Hostname>, notes: &mut Vec<(u
                 "clients of {} are asked for no certificate, so nobody has one; give its tls clientValidation",
                 named(hostname)
             );
-            let at = rule.path.field("policy").field("authentication");
+            let at = rule.path().field("policy").field("authentication");
             notes.push((place, Problem::warning(at, Reason::PolicyInvalid, message)));
         }
     }

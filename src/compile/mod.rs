@@ -6,6 +6,7 @@
 //!
 //! Law: `compile(world, memo)` gives what `compile(world, Memo::default())` gives.
 
+mod again;
 mod aggregate;
 mod asking;
 mod attachment;
@@ -40,8 +41,10 @@ use std::sync::{Arc, Weak};
 pub use published::Published;
 pub use report::{Condition, ConditionStatus, ConditionType, ObjectRef, Report, RuleReport};
 
+use self::again::Renewal;
 use self::attachment::Index;
 use self::claims::Claimant;
+use self::conditions::RouteFacts;
 use self::gateway_backend::LoweredBackend;
 use self::gateway_policy::LoweredPolicy;
 use self::gateway_route::RouteUnit;
@@ -52,7 +55,7 @@ use crate::filters::{AnyPlan, OwnHost, REGISTRY, Unmatched};
 use crate::route_map::{
     BackendPlan, CertificatePlan, ClientValidationPlan, Credential, EndpointSet, RouteMap, TokenPlan,
 };
-use crate::snapshot::{Kind, Manifest, SecretData, Snapshot};
+use crate::snapshot::{Kind, Manifest, NamespaceData, SecretData, Snapshot};
 use crate::values::{BackendId, Egress, FieldPath, Hostname, LabelSelector, ObjectName, Problem};
 
 /// What the installation decides about compiling; the same on all replicas.
@@ -114,16 +117,29 @@ pub struct Memo {
     backends: BTreeMap<ObjectName, BackendUnit>,
     policies: BTreeMap<ObjectName, PolicyUnit>,
     index: Index,
+    /// In the order of age.
+    claimants: Vec<Claimant>,
     hosts: BTreeMap<Option<Hostname>, HostUnit>,
-    plans: BTreeMap<BackendId, Arc<BackendPlan>>,
-    reports: BTreeMap<ObjectName, (conditions::RouteFacts, Arc<Report>)>,
+    /// What a claimant did not get, by its place.
+    refused: BTreeMap<usize, Vec<Problem>>,
+    /// Those that claims were settled by.
+    namespaces: Namespaces,
+    map: Arc<RouteMap>,
+    reports: BTreeMap<ObjectName, Told>,
 }
 
-/// Proven certificates by Secret, and proven validations of clients by their print: thousands of routes may name one.
+type Namespaces = BTreeMap<Arc<str>, Arc<NamespaceData>>;
+
+/// What was told of a route, and why.
+type Told = (RouteFacts, Arc<Report>);
+
+/// Proven certificates by Secret, proven validations of clients by their print, and plans of backends: thousands of routes
+/// may name one.
 #[derive(Default)]
 struct Certificates {
     proven: HashMap<ObjectName, (Arc<SecretData>, Proven)>,
     validations: HashMap<[u8; 32], Weak<ClientValidationPlan>>,
+    plans: HashMap<BackendId, Weak<BackendPlan>>,
 }
 
 /// How the spec of a backend says that another one may be asked for its tokens.
@@ -182,30 +198,49 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
     let lowered: Vec<_> = policies.values().cloned().collect();
     let index = Index::new(&lowered, world, &memo.index);
     let known = Known { policies: &policies, index: &index, ..known };
-    let routes = route_units(known, options, &mut memo);
+    let (routes, renewals) = route_units(known, options, &mut memo);
     memo.gathered = gathered;
     policy_reports(&index, world, &routes, &mut memo);
-    let mut claimants: Vec<Claimant> = routes
-        .values()
+    memo.routes = routes;
+    let unmatched = unmatched(&index);
+    memo.index = index;
+    let as_before = renewals.filter(|_| same_namespaces(&memo.namespaces, &world.namespaces));
+    let map = match as_before.and_then(|renewals| again::places(renewals, &memo.claimants)) {
+        Some(renewals) => again::map(renewals, unmatched, &mut memo),
+        None => whole_map(world, options, unmatched, &mut memo),
+    };
+    memo.map = Arc::new(map);
+    memo.certificates.forget_plans(memo.map.backends.len());
+    let reports = reports(&memo);
+    (Compiled { map: memo.map.clone(), reports }, memo)
+}
+
+/// Settles all claims, and reuses every host and report that stands.
+fn whole_map(
+    world: &Snapshot,
+    options: &Options,
+    unmatched: Vec<(usize, AnyPlan)>,
+    memo: &mut Memo,
+) -> RouteMap {
+    let units = memo.routes.values();
+    let mut claimants: Vec<Claimant> = units
         .filter_map(|unit| Some(Claimant { manifest: unit.manifest.clone(), lowered: unit.lowered.clone()? }))
         .collect();
     claimants.sort_by(|a, b| age(&a.manifest).cmp(&age(&b.manifest)));
-    memo.routes = routes;
-
-    let mut claims = claims::settle(&claimants, world, options);
+    let claims = claims::settle(&claimants, world, options);
     let mut known = Walk::over(std::mem::take(&mut memo.hosts));
     let (mut map, mut hosts, mut units) = (RouteMap::default(), Vec::new(), Vec::new());
-    let mut facts: Vec<conditions::RouteFacts> =
-        claimants.iter().map(|claimant| conditions::RouteFacts::new(claimant.lowered.clone())).collect();
-    for (hostname, claim) in std::mem::take(&mut claims.by_host) {
+    let mut facts: Vec<RouteFacts> =
+        claimants.iter().map(|claimant| RouteFacts::new(claimant.lowered.clone())).collect();
+    for (hostname, claim) in claims.by_host {
         let unit = match known.take(&hostname) {
-            Some(unit) if unit.stands(&claim, &claimants) => unit,
-            _ => HostUnit::new(hostname.clone(), &claim, &claimants),
+            Some(unit) if unit.stands(&claim, &claimants) => unit.with(claim),
+            _ => HostUnit::new(hostname.clone(), claim, &claimants),
         };
-        for place in unit.served(&claim) {
+        for place in unit.served() {
             facts[place].served.push((hostname.clone(), unit.tls_print));
         }
-        for (place, problem) in unit.notes(&claim) {
+        for (place, problem) in unit.notes() {
             facts[place].problems.push(problem.clone());
         }
         match &hostname {
@@ -215,32 +250,45 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
         units.push((hostname, unit));
     }
     map.hosts = hosts.into_iter().collect();
-    map.unmatched = unmatched(&index);
-    memo.index = index;
+    map.unmatched = unmatched;
     memo.hosts = units.into_iter().collect();
-    for (place, problems) in claims.refused {
-        facts[place].problems.extend(problems);
+    for (place, problems) in &claims.refused {
+        facts[*place].problems.extend(problems.iter().cloned());
     }
-    for (claimant, facts) in claimants.iter().zip(&facts) {
-        if facts.served.is_empty() {
-            continue;
-        }
-        for (id, plan) in &claimant.lowered.backends {
-            map.backends.entry(id.clone()).or_insert_with(|| match memo.plans.get(id) {
-                Some(known) if known == plan => known.clone(),
-                _ => plan.clone(),
-            });
-            if let Some(Credential::Token(TokenPlan { from: Some(asked), .. })) = plan.credential.as_deref() {
-                map.backends.entry(asked.id.clone()).or_insert_with(|| match memo.plans.get(&asked.id) {
-                    Some(known) if known == asked => known.clone(),
-                    _ => asked.clone(),
-                });
-            }
+    let served = claimants.iter().zip(&facts).filter(|(_, facts)| !facts.served.is_empty());
+    map.backends = served_backends(served.map(|(claimant, _)| claimant), &memo.map.backends);
+    tell_all(&claimants, facts, memo);
+    (memo.claimants, memo.refused) = (claimants, claims.refused);
+    if !same_namespaces(&memo.namespaces, &world.namespaces) {
+        memo.namespaces = world.namespaces.clone();
+    }
+    map
+}
+
+/// All that those lead to whose routes answer anywhere; the same `Arc` as before where nothing changed. The oldest
+/// decides.
+fn served_backends<'c>(
+    claimants: impl Iterator<Item = &'c Claimant>,
+    known: &BTreeMap<BackendId, Arc<BackendPlan>>,
+) -> BTreeMap<BackendId, Arc<BackendPlan>> {
+    let mut backends = BTreeMap::new();
+    let mut add = |plan: &Arc<BackendPlan>| {
+        backends.entry(plan.id.clone()).or_insert_with(|| match known.get(&plan.id) {
+            Some(known) if known == plan => known.clone(),
+            _ => plan.clone(),
+        });
+    };
+    for plan in claimants.flat_map(|claimant| &claimant.lowered.backends) {
+        add(plan);
+        if let Some(Credential::Token(TokenPlan { from: Some(asked), .. })) = plan.credential.as_deref() {
+            add(asked);
         }
     }
-    memo.plans = map.backends.clone();
-    let reports = reports(&claimants, facts, &mut memo);
-    (Compiled { map: Arc::new(map), reports }, memo)
+    backends
+}
+
+fn same_namespaces(a: &Namespaces, b: &Namespaces) -> bool {
+    a.len() == b.len() && a.values().zip(b.values()).all(|(a, b)| Arc::ptr_eq(a, b) || a == b)
 }
 
 /// The addresses that take new requests for a Service's port.
@@ -253,39 +301,82 @@ fn age(manifest: &Manifest) -> (i64, &ObjectName) {
     (manifest.created.unwrap_or(i64::MAX), &manifest.name)
 }
 
-fn route_units(world: Known<'_>, options: &Options, memo: &mut Memo) -> BTreeMap<ObjectName, RouteUnit> {
-    let mut known = Walk::over(std::mem::take(&mut memo.routes));
+/// The units; and if all that changed claims what it claimed before, what changed.
+fn route_units(
+    known: Known<'_>,
+    options: &Options,
+    memo: &mut Memo,
+) -> (BTreeMap<ObjectName, RouteUnit>, Option<Vec<Renewal>>) {
+    let Known { world, .. } = known;
+    let all = || world.routes.iter().filter(|(name, _)| options.serve(world, &name.namespace));
+    let mut units = std::mem::take(&mut memo.routes);
+    let mut make =
+        |manifest: &Arc<Manifest>| RouteUnit::new(manifest, known, options, &mut memo.certificates);
+    let same_names = units.keys().zip(all()).all(|(one, (other, _))| is_named(one, other));
+    if same_names && units.len() == all().count() {
+        let mut renewals = Some(Vec::new());
+        for (unit, (_, manifest)) in units.values_mut().zip(all()) {
+            let stands = unit.stands(manifest, known);
+            if stands && Arc::ptr_eq(&unit.manifest, manifest) {
+                continue;
+            }
+            let before = (unit.manifest.created, unit.lowered.clone());
+            match stands {
+                true => unit.manifest = Arc::clone(manifest),
+                false => *unit = make(manifest),
+            }
+            again::note(&mut renewals, before, unit);
+        }
+        return (units, renewals);
+    }
+    let mut before = Walk::over(units);
     let unit = |(name, manifest): (&ObjectName, &Arc<Manifest>)| {
-        let unit = match known.take(name) {
-            Some(unit) if unit.stands(manifest, world) => {
+        let unit = match before.take(name) {
+            Some(unit) if unit.stands(manifest, known) => {
                 RouteUnit { manifest: Arc::clone(manifest), ..unit }
             }
-            _ => RouteUnit::new(manifest, world, options, &mut memo.certificates),
+            _ => make(manifest),
         };
         (name.clone(), unit)
     };
-    let routes = world.world.routes.iter();
-    routes.filter(|(name, _)| options.serve(world.world, &name.namespace)).map(unit).collect()
+    (all().map(unit).collect(), None)
 }
 
-fn reports(claimants: &[Claimant], facts: Vec<conditions::RouteFacts>, memo: &mut Memo) -> Vec<Arc<Report>> {
+/// Mostly the very same name.
+fn is_named(a: &ObjectName, b: &ObjectName) -> bool {
+    Arc::ptr_eq(&a.name, &b.name) && Arc::ptr_eq(&a.namespace, &b.namespace) || a == b
+}
+
+fn tell_all(claimants: &[Claimant], facts: Vec<RouteFacts>, memo: &mut Memo) {
     let mut known = Walk::over(std::mem::take(&mut memo.reports));
     let mut by_age: Vec<_> = claimants.iter().zip(facts).collect();
     by_age.sort_by(|(a, _), (b, _)| a.manifest.name.cmp(&b.manifest.name));
     let mut by_name = Vec::with_capacity(by_age.len());
-    for (claimant, mut facts) in by_age {
-        facts.problems.sort();
+    for (claimant, facts) in by_age {
         let name = &claimant.manifest.name;
-        let report = match known.take(name) {
-            Some((before, report)) if before.same(&facts) && is_about(&report, &claimant.manifest) => report,
-            _ => Arc::new(conditions::route(&claimant.manifest, &facts)),
-        };
-        by_name.push((name.clone(), (facts, report)));
+        by_name.push((name.clone(), tell(known.take(name), claimant, facts)));
     }
-    let mut reports: Vec<_> = by_name.iter().map(|(_, (_, report))| report.clone()).collect();
     memo.reports = by_name.into_iter().collect();
-    reports.extend(memo.backends.values().map(|unit| unit.report.clone()));
-    reports.extend(memo.policies.values().filter_map(|unit| Some(unit.told.as_ref()?.1.clone())));
+}
+
+/// The same report as before where nothing of it changed.
+fn tell(known: Option<Told>, claimant: &Claimant, mut facts: RouteFacts) -> Told {
+    facts.problems.sort();
+    match known {
+        Some(known) if known.0.same(&facts) && is_about(&known.1, &claimant.manifest) => known,
+        _ => {
+            facts.served.shrink_to_fit();
+            let report = Arc::new(conditions::route(&claimant.manifest, &facts));
+            (facts, report)
+        }
+    }
+}
+
+fn reports(memo: &Memo) -> Vec<Arc<Report>> {
+    let backends = memo.backends.values().map(|unit| &unit.report);
+    let policies = memo.policies.values().filter_map(|unit| Some(&unit.told.as_ref()?.1));
+    let mut reports = Vec::with_capacity(memo.reports.len() + memo.backends.len() + memo.policies.len());
+    reports.extend(memo.reports.values().map(|(_, report)| report).chain(backends).chain(policies).cloned());
     reports
 }
 
@@ -455,6 +546,23 @@ impl Certificates {
     fn forget_all_but(&mut self, world: &Snapshot) {
         self.proven.retain(|name, _| world.secrets.contains_key(name));
         self.validations.retain(|_, plan| plan.strong_count() > 0);
+    }
+
+    /// As often as there are twice as many as are served: looking at each costs time.
+    fn forget_plans(&mut self, served: usize) {
+        if self.plans.len() > 2 * served + 64 {
+            self.plans.retain(|_, plan| plan.strong_count() > 0);
+        }
+    }
+
+    /// The one that was made before, if it is the same.
+    fn one_of(&mut self, plan: Arc<BackendPlan>) -> Arc<BackendPlan> {
+        let known = self.plans.get(&plan.id).and_then(Weak::upgrade);
+        if let Some(known) = known.filter(|known| Arc::ptr_eq(known, &plan) || *known == plan) {
+            return known;
+        }
+        self.plans.insert(plan.id.clone(), Arc::downgrade(&plan));
+        plan
     }
 
     fn validation(&self, print: &[u8; 32]) -> Option<Arc<ClientValidationPlan>> {

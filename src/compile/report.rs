@@ -1,5 +1,6 @@
 //! All there is to say about one object of ours. Status, Events, log lines and `check` are made from it alone.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use crate::snapshot::{Kind, Origin};
@@ -59,5 +60,5 @@ pub struct Condition {
     pub kind: ConditionType,
     pub status: ConditionStatus,
     pub reason: &'static str,
-    pub message: String,
+    pub message: Cow<'static, str>,
 }

@@ -135,7 +135,7 @@ fn programmed(before: &[Value], report: &Report, verdict: &Verdict) -> Condition
             )
         }
     };
-    Condition { kind: ConditionType::Programmed, status, reason, message }
+    Condition { kind: ConditionType::Programmed, status, reason, message: message.into() }
 }
 
 fn merged(before: &[Value], report: &Report, programmed: &Condition, now: &str) -> Vec<Value> {
@@ -246,7 +246,7 @@ mod tests {
     const NOW: &str = "2026-06-01T00:00:00Z";
 
     fn condition(kind: ConditionType, status: ConditionStatus, reason: &'static str) -> Condition {
-        Condition { kind, status, reason, message: reason.to_lowercase() }
+        Condition { kind, status, reason, message: reason.to_lowercase().into() }
     }
 
     fn report(kind: Kind, generation: i64) -> Report {
@@ -341,7 +341,7 @@ mod tests {
     #[test]
     fn everything_fits_the_schema() {
         let mut long = report(Kind::GatewayRoute, 1);
-        long.conditions[0].message = "ä".repeat(10_000);
+        long.conditions[0].message = "ä".repeat(10_000).into();
         long.rules = (0..100)
             .map(|rule| RuleReport {
                 name: format!("{rule}").into(),

@@ -25,9 +25,9 @@ pub struct ForwardPlan {
     pub backends: Vec<WeightedBackend>,
     pub timeouts: TimeoutsPlan,
     /// `None`: only what surely was not processed goes out again.
-    pub retry: Option<RetryPlan>,
+    pub retry: Option<Box<RetryPlan>>,
     /// Where copies of requests go.
-    pub mirror: Option<MirrorPlan>,
+    pub mirror: Option<Box<MirrorPlan>>,
     /// `None`: each request is balanced for itself.
     pub sessions: Option<Box<SessionPlan>>,
 }

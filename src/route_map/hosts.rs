@@ -169,6 +169,21 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::route_map::{MatchEntry, MatchPlan, WeightedBackend};
+
+    /// There are tens of thousands of each: whoever makes one larger should know.
+    #[test]
+    fn what_there_are_many_of_stays_small() {
+        let sizes = [
+            size_of::<Rule>(),
+            size_of::<MatchPlan>(),
+            size_of::<MatchEntry>(),
+            size_of::<WeightedBackend>(),
+            size_of::<Host>(),
+        ];
+        let most = [184, 176, 64, 48, 256];
+        assert!(sizes.iter().zip(most).all(|(size, most)| *size <= most), "{sizes:?}, at most {most:?}");
+    }
 
     proptest! {
         #[test]

@@ -1,8 +1,12 @@
 //! What neither a law nor a golden case of tests/it can tell, since it is not to be seen from outside.
 
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use super::{Compiled, HostnameClaims, LoopbackHosts, Memo, Options, compile};
-use crate::snapshot::{Change, Kind, Object, Origin, Snapshot, Unreadable, documents, read};
-use crate::values::{LabelSelector, ObjectName};
+use crate::route_map::Host;
+use crate::snapshot::{Change, Kind, Manifest, Object, Origin, Snapshot, Unreadable, documents, read};
+use crate::values::{Hostname, LabelSelector, ObjectName};
 
 /// The objects of a text of manifests.
 fn objects(text: &str) -> Vec<Object> {
@@ -262,4 +266,93 @@ fn endpoints_are_near_by_their_hints_or_where_the_service_says_so_by_their_zone(
         assert_eq!(near(&(wished + &slice(for_b, for_a)), Some("b")), ["10.0.0.1"], "hints go before");
     }
     assert!(near(&(service("") + &slice("", "")), Some("b")).is_empty());
+}
+
+/// Routes on one name, on a wildcard above it that lends its TLS, and on names of their own.
+const SHARED: &str = r#"
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: a}
+spec: {ports: [{port: 80}, {port: 81}]}
+---
+apiVersion: portcullis.dev/v1alpha1
+kind: GatewayRoute
+metadata: {name: star, namespace: a}
+spec:
+  hostnames: ['*.example.com']
+  tls: {certificateRefs: [{name: cert}], redirect: false}
+  rules: [{name: all, respond: {status: 200}}]
+---
+apiVersion: portcullis.dev/v1alpha1
+kind: GatewayRoute
+metadata: {name: one, namespace: a}
+spec:
+  hostnames: [x.example.com]
+  rules: [{name: all, backendRefs: [{name: web, port: 80}]}]
+---
+apiVersion: portcullis.dev/v1alpha1
+kind: GatewayRoute
+metadata: {name: two, namespace: a}
+spec:
+  hostnames: [x.example.com, y.example.com]
+  rules: [{name: all, respond: {status: 204}}]
+---
+apiVersion: portcullis.dev/v1alpha1
+kind: GatewayRoute
+metadata: {name: other, namespace: a}
+spec:
+  hostnames: [z.example.com]
+  rules: [{name: all, backendRefs: [{name: web, port: 80}]}]
+"#;
+
+#[test]
+fn routes_that_claim_what_they_claimed_go_the_short_way_to_the_same_result() {
+    let mut world = world(objects(SHARED));
+    let (first, mut memo) = compile(&world, &options(), Memo::default());
+    let settled = memo.claimants.as_ptr();
+    let mut before = first;
+    for (name, from, to, hosts) in [
+        // What it answers; what its TLS is, which others inherit; its backend, and the last that names one.
+        ("two", "204", "205", &["x.example.com", "y.example.com"][..]),
+        (
+            "star",
+            "redirect: false",
+            "redirect: true",
+            &["*.example.com", "x.example.com", "y.example.com", "z.example.com"],
+        ),
+        ("one", "port: 80", "port: 81", &["x.example.com"]),
+        ("other", "port: 80", "port: 99", &["z.example.com"]),
+        ("one", "port: 81", "port: 80", &["x.example.com"]),
+    ] {
+        let name = ObjectName::new("a", name);
+        let manifest = world.routes[&name].clone();
+        let (from, to) = (json(from), json(to));
+        assert!(manifest.spec.contains(&from), "{}", manifest.spec);
+        let spec = manifest.spec.replace(&from, &to).into();
+        world.apply(Change::Put(Object::GatewayRoute(Manifest { spec, ..(*manifest).clone() })));
+        let (after, next) = compile(&world, &options(), memo);
+        memo = next;
+        assert_eq!(after, fresh(&world));
+        assert_eq!(memo.claimants.as_ptr(), settled, "claims were not settled again");
+        let is_new = |(hostname, host): (&Hostname, &Arc<Host>)| {
+            (!Arc::ptr_eq(host, &before.map.hosts[hostname])).then(|| hostname.to_string())
+        };
+        let new: BTreeSet<_> = after.map.hosts.iter().filter_map(is_new).collect();
+        assert_eq!(new, hosts.iter().map(ToString::to_string).collect(), "{name}");
+        before = after;
+    }
+    // Another name: claims are settled.
+    let name = ObjectName::new("a", "other");
+    let manifest = world.routes[&name].clone();
+    let spec = manifest.spec.replace("z.example.com", "x.example.com").into();
+    world.apply(Change::Put(Object::GatewayRoute(Manifest { spec, ..(*manifest).clone() })));
+    let (after, memo) = compile(&world, &options(), memo);
+    assert_eq!(after, fresh(&world));
+    assert_ne!(memo.claimants.as_ptr(), settled);
+}
+
+/// As it stands in compact JSON.
+fn json(yaml: &str) -> String {
+    let (name, value) = yaml.split_once(": ").map_or((None, yaml), |(name, value)| (Some(name), value));
+    name.map_or_else(|| value.to_owned(), |name| format!("\"{name}\":{value}"))
 }
