@@ -141,6 +141,8 @@ pub struct Linker {
     slot_count: usize,
     free: Arc<Mutex<Vec<usize>>>,
     random: RandomState,
+    /// Of all rules that have nothing to choose among.
+    no_turns: Arc<AtomicU64>,
     meanings: Meanings,
 }
 
@@ -263,6 +265,7 @@ impl Linker {
             slot_count: 0,
             free: Arc::default(),
             random: RandomState::default(),
+            no_turns: Arc::default(),
             meanings: Meanings::default(),
         }
     }
@@ -366,7 +369,8 @@ impl Linker {
         telemetry: &Telemetry,
         keep: &Kept,
     ) -> LiveHost {
-        let (mut rules, mut known, mut rule_of_entry) = (Vec::new(), HashMap::new(), Vec::new());
+        let (mut rules, mut known) = (Vec::new(), HashMap::new());
+        let mut rule_of_entry = Vec::with_capacity(host.table.entries().len());
         for rule in host.table.entries().iter().map(|entry| &entry.rule) {
             let index = *known.entry(Arc::as_ptr(rule)).or_insert_with(|| {
                 rules.push(self.link_rule(rule, host, telemetry, keep));
@@ -374,6 +378,7 @@ impl Linker {
             });
             rule_of_entry.push(index);
         }
+        rules.shrink_to_fit();
         let mut certificates = Vec::new();
         if let Some(tls) = &host.tls {
             for plan in &tls.certificates {
@@ -441,8 +446,11 @@ impl Linker {
             Box::new(LiveMirror::new(backend, plan.percent, turns))
         });
         // Whatever else changes: weights hold over all that goes on.
-        let turns =
-            if targets.len() > 1 { self.turns("backends", host, labels, keep) } else { Arc::default() };
+        let turns = if targets.len() > 1 {
+            self.turns("backends", host, labels, keep)
+        } else {
+            self.no_turns.clone()
+        };
         let sessions = forward.and_then(|plan| plan.sessions.as_ref());
         let sessions = sessions.map(|plan| Box::new(LiveSessions::new(plan, labels)));
         let (outer, cache, inner) = self.around_cache(rule, host, keep);

@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 #[derive(Debug)]
 pub struct Spread<T> {
     /// Ends of the targets' room on the line.
-    shares: Vec<(u64, T)>,
+    shares: Box<[(u64, T)]>,
     total: u64,
     stride: u64,
     next: Arc<AtomicU64>,
@@ -23,7 +23,8 @@ impl<T> Spread<T> {
         // 95 to 5 is 19 to 1: it holds in each twenty requests.
         let common = weighted.iter().fold(0, |common, (weight, _)| divisor(common, u64::from(*weight)));
         let mut total = 0;
-        let shares: Vec<_> = weighted
+        // Most rules have one: a vector would keep room for four.
+        let shares = weighted
             .into_iter()
             .map(|(weight, target)| {
                 total += u64::from(weight) / common;
