@@ -259,10 +259,39 @@ pub struct PassiveCheck {
 /// Bounds for each replica of the gateway, over all its workers.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[x_kube(
+    validation = ("has(self.connections) || has(self.requests)", LIMIT_OF_NOTHING),
+    validation = ("!has(self.pendingRequests) || has(self.connections)", PENDING)
+)]
 pub struct BackendLimits {
-    /// Requests under way at once; others get 503 Overloaded.
+    /// Open at once, idle ones among them; one for each worker in any case.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000000))]
-    pub requests: i32,
+    pub connections: Option<i32>,
+    /// Requests that wait for one; 1024 by default. Others get 503 Overloaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1000000))]
+    pub pending_requests: Option<i32>,
+    /// Requests under way at once; others get 503 Overloaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 1000000))]
+    pub requests: Option<i32>,
+}
+
+const LIMIT_OF_NOTHING: &str = "limits are of connections, requests or both";
+const PENDING: &str = "pendingRequests wait for connections; set connections";
+
+impl BackendLimits {
+    /// What its rules say of it: the field below it, and why.
+    pub(super) fn problem(&self) -> Option<(Option<&'static str>, &'static str)> {
+        match self {
+            Self { connections: None, requests: None, .. } => Some((None, LIMIT_OF_NOTHING)),
+            Self { connections: None, pending_requests: Some(_), .. } => {
+                Some((Some("pendingRequests"), PENDING))
+            }
+            _ => None,
+        }
+    }
 }
 
 /// Path and query.

@@ -14,9 +14,9 @@ use super::layers_policy::{self, PolicyLayer};
 use super::layers_rule;
 use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
 use super::{
-    AggregateSpec, AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendCredentials, BackendRateLimit,
-    BackendRef, GatewayBackendSpec, HealthCheck, LoadBalancer, PolicyRef, Protocol, RedirectSpec,
-    RespondSpec, RouteMatch, RouteTls, TlsMode, crd,
+    AggregateSpec, AllowedFrom, AllowedNamespaces, AllowedRoutes, BackendCredentials, BackendLimits,
+    BackendRateLimit, BackendRef, GatewayBackendSpec, HealthCheck, LoadBalancer, PolicyRef, Protocol,
+    RedirectSpec, RespondSpec, RouteMatch, RouteTls, TlsMode, crd,
 };
 use crate::values::{
     Duration, FieldPath, Hostname, NamespaceSelector, Problem, Reason, SecretRef, TlsVersion,
@@ -194,6 +194,10 @@ pub fn parse_backend(spec: &str) -> ParsedBackend {
     }
     if let Some((field, message)) = spec.rate_limit.as_ref().and_then(BackendRateLimit::problem) {
         refuse(at.field("rateLimit").field(field), message.into());
+    }
+    if let Some((field, message)) = spec.limits.as_ref().and_then(BackendLimits::problem) {
+        let at = at.field("limits");
+        refuse(field.map_or_else(|| at.clone(), |field| at.field(field)), message.into());
     }
     if let Some((field, message)) = spec.credentials.as_ref().and_then(BackendCredentials::problem) {
         let at = at.field("credentials");

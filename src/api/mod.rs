@@ -33,8 +33,8 @@ pub use backend_credentials::{BackendCredentials, BasicCredentials, Oauth2Client
 pub use backend_rate_limit::BackendRateLimit;
 pub use crd::{ON_CONNECTIONS, crds};
 pub use gateway_backend::{
-    ActiveCheck, BackendHost, BackendService, BackendTls, BalancePolicy, GatewayBackend, GatewayBackendSpec,
-    HealthCheck, LoadBalancer, PassiveCheck, Protocol, ProxyProtocol, SubjectAltName,
+    ActiveCheck, BackendHost, BackendLimits, BackendService, BackendTls, BalancePolicy, GatewayBackend,
+    GatewayBackendSpec, HealthCheck, LoadBalancer, PassiveCheck, Protocol, ProxyProtocol, SubjectAltName,
 };
 pub use gateway_policy::{GatewayPolicy, GatewayPolicySpec, PolicyTarget, Precedence, TargetKind};
 pub use gateway_route::{

@@ -5,10 +5,14 @@ use std::time::Duration;
 
 use super::asking::{Asking, Budget, Holder};
 use super::question::Asker;
-use crate::api::{ActiveCheck, BackendRateLimit, BalancePolicy, GatewayBackendSpec, PassiveCheck};
+use crate::api::{
+    ActiveCheck, BackendLimits, BackendRateLimit, BalancePolicy, GatewayBackendSpec, PassiveCheck,
+};
 use crate::expression::{Kind, REQUEST};
 use crate::filters::{RateLimitScope, Scope as _};
-use crate::route_map::{BackendProtocol, Balance, CheckPlan, EjectionPlan, Question, RatePlan, TrafficPlan};
+use crate::route_map::{
+    BackendProtocol, Balance, CheckPlan, ConnectionBounds, EjectionPlan, Question, RatePlan, TrafficPlan,
+};
 use crate::values::{Duration as Length, FieldPath, ObjectName, Problem, Rate, Reason};
 
 /// `None`: something is wrong, and told.
@@ -46,7 +50,8 @@ pub(super) fn plan(
         ejection: health.and_then(|check| check.passive.as_ref()).map(ejection),
         check: health.and_then(|check| check.active.as_ref()).map(check),
         panic_percent: health.and_then(|check| check.panic_percent).unwrap_or(0).clamp(0, 100) as u8,
-        max_requests: spec.limits.as_ref().map(|limits| limits.requests.unsigned_abs()),
+        connections: spec.limits.as_ref().and_then(connections),
+        max_requests: spec.limits.as_ref().and_then(|limits| limits.requests).map(i32::unsigned_abs),
         rate: spec.rate_limit.as_ref().and_then(|limit| rate(limit, asker.has_store(), problems)),
     })
 }
@@ -77,6 +82,13 @@ fn rate(limit: &BackendRateLimit, has_store: bool, problems: &mut Vec<Problem>) 
         problems.push(Problem::warning(at.field("scope"), Reason::UnsupportedValue, message));
     }
     Some(RatePlan { rate, requests, per, burst, shared })
+}
+
+fn connections(limits: &BackendLimits) -> Option<ConnectionBounds> {
+    Some(ConnectionBounds {
+        connections: limits.connections?.unsigned_abs(),
+        pending: limits.pending_requests.map_or(1024, i32::unsigned_abs),
+    })
 }
 
 fn check(check: &ActiveCheck) -> CheckPlan {

@@ -36,6 +36,6 @@ pub use predicates::{
 pub use template::{InvalidTemplate, Template};
 pub use tls::{CertificatePlan, ClientValidation, ClientValidationPlan, HostTls, PrivateKey};
 pub use trace::{Candidate, Trace, Verdict, trace};
-pub use traffic::{Balance, CheckPlan, EjectionPlan, Question, RatePlan, TrafficPlan};
+pub use traffic::{Balance, CheckPlan, ConnectionBounds, EjectionPlan, Question, RatePlan, TrafficPlan};
 
 pub use crate::filters::{PathChange, RetryPlan};

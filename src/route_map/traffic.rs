@@ -20,10 +20,21 @@ pub struct TrafficPlan {
     pub slow_start: Option<Duration>,
     /// With fewer fit endpoints in a hundred than this all are asked.
     pub panic_percent: u8,
+    /// `None`: as many connections as it takes.
+    pub connections: Option<ConnectionBounds>,
     /// Requests under way at once, over all workers of a replica. `None`: no bound.
     pub max_requests: Option<u32>,
     /// `None`: it may be asked as often as anybody likes.
     pub rate: Option<RatePlan>,
+}
+
+/// Over all workers of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionBounds {
+    /// Open at once; each worker may have one in any case.
+    pub connections: u32,
+    /// Requests that wait for one.
+    pub pending: u32,
 }
 
 /// How often a backend may be asked.
@@ -128,6 +139,9 @@ impl Display for TrafficPlan {
         }
         if self.panic_percent > 0 {
             write!(f, ", all are asked below {}%", self.panic_percent)?;
+        }
+        if let Some(ConnectionBounds { connections, pending }) = self.connections {
+            write!(f, ", at most {connections} connections, for which {pending} requests wait")?;
         }
         self.max_requests.iter().try_for_each(|most| write!(f, ", at most {most} requests at once"))?;
         self.rate.iter().try_for_each(|rate| {

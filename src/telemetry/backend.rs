@@ -54,6 +54,7 @@ struct BackendCells {
     active: Count,
     idle: Count,
     shared: Count,
+    pending: Count,
     connects: [Count; 5],
     retries: [Count; 2],
     sessions: [Count; 3],
@@ -78,6 +79,7 @@ pub(crate) struct BackendTotals {
     pub active: u64,
     pub idle: u64,
     pub shared: u64,
+    pub pending: u64,
     pub connects: [u64; 5],
     pub retries: [u64; 2],
     pub sessions: [u64; 3],
@@ -185,6 +187,16 @@ impl BackendStats {
         self.cells(worker).shared.add(by as u64);
     }
 
+    /// A request began to wait for a connection (1), or ended doing so (-1).
+    pub fn pending(&self, worker: usize, by: i64) {
+        self.cells(worker).pending.add(by as u64);
+    }
+
+    /// How many workers there are.
+    pub fn workers(&self) -> usize {
+        self.cells.workers()
+    }
+
     pub(crate) fn totals(&self) -> Option<BackendTotals> {
         let mut totals = None::<BackendTotals>;
         for cells in self.cells.iter() {
@@ -193,6 +205,7 @@ impl BackendStats {
             totals.active = totals.active.wrapping_add(cells.active.value());
             totals.idle = totals.idle.wrapping_add(cells.idle.value());
             totals.shared = totals.shared.wrapping_add(cells.shared.value());
+            totals.pending = totals.pending.wrapping_add(cells.pending.value());
             for (sum, cell) in totals.connects.iter_mut().zip(&cells.connects) {
                 *sum += cell.value();
             }

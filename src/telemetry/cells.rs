@@ -89,6 +89,10 @@ impl<T> PerWorker<T> {
         table[worker % table.len()].get_or_init(make)
     }
 
+    pub fn workers(&self) -> usize {
+        self.workers
+    }
+
     pub fn iter(&self) -> impl Iterator<Item = &T> {
         self.table.get().into_iter().flatten().filter_map(std::sync::OnceLock::get)
     }

@@ -11,6 +11,7 @@ use http::{HeaderMap, HeaderValue, StatusCode};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::bounds::Bounds;
 use super::budget::RetryBudget;
 use super::checked::Term;
 use super::health::{Health, Standing};
@@ -39,6 +40,8 @@ pub struct Backend {
     pub stats: Arc<BackendStats>,
     pub(super) security: Security,
     budget: RetryBudget,
+    /// None: as many connections as it takes.
+    pub(super) bounds: Option<Arc<Bounds>>,
     /// Who gets what it is to be shown, where that is not in its plan.
     tokens: Option<Arc<dyn Tokens>>,
     /// How often it was asked.
@@ -137,6 +140,7 @@ impl Backend {
         let mut mark = maglev::Stable::default();
         plan.id.hash(&mut mark);
         let mark = mark.finish();
+        let bounds = plan.traffic.connections.map(|plan| Bounds::new(plan, stats.workers()));
         stats.set_ejected(0);
         Self {
             plan,
@@ -144,6 +148,7 @@ impl Backend {
             stats,
             security,
             budget,
+            bounds,
             tokens: None,
             asked: Arc::default(),
             together: None,
@@ -160,7 +165,12 @@ impl Backend {
     pub fn after(before: &Self, plan: Arc<BackendPlan>) -> Self {
         // First: what the plan before finds out must not be said of endpoints that are this one's.
         before.supersede();
-        let backend = Self::new(plan, before.slot, before.stats.clone());
+        let mut backend = Self::new(plan, before.slot, before.stats.clone());
+        if let (Some(plan), Some(bounds)) = (backend.plan.traffic.connections, &before.bounds) {
+            // What is open counts on.
+            bounds.change(plan);
+            backend.bounds = Some(Arc::clone(bounds));
+        }
         let known = before.endpoints.load();
         let (healths, departed, table) = (known.healths.clone(), known.departed.clone(), known.table.clone());
         backend.endpoints.store(Arc::new(Endpoints { healths, departed, table, ..Endpoints::default() }));

@@ -9,11 +9,16 @@ use std::sync::{Arc, Weak};
 use http::HeaderValue;
 use tokio::time::Instant;
 
+use super::admission::Choice;
 use super::aim::Aim;
 use super::backend::Endpoints;
-use super::endpoint::EndpointPool;
+use super::carrier::Carrier;
+use super::connect::Closing;
+use super::endpoint::{EndpointPool, Wish};
 use super::eyeballs::{Begin, MAX_RIVALS};
 use super::health::Standing;
+use super::line::Line;
+use super::proxy_header::ClientConnection;
 use crate::message::{ErrorKind, ProxyError};
 use crate::route_map::{BackendTarget, Balance, HostHeader};
 use crate::upstream::{Backend, Gate, Guard};
@@ -24,6 +29,8 @@ pub(super) struct BackendPool {
     /// Weak: the backend, and its series with it, must be able to go while connections are still open.
     backend: Weak<Backend>,
     worker: usize,
+    /// Where its connections are bounded.
+    pub line: Option<Rc<Line>>,
     pub(super) gate: Gate,
     /// Replaces `Host`; see also [`EndpointPool::host`].
     pub host: Option<HeaderValue>,
@@ -101,7 +108,12 @@ impl Fitness {
 }
 
 impl BackendPool {
-    pub fn new(backend: &Arc<Backend>, worker: usize, seed: u64, guard: &Guard) -> Rc<Self> {
+    pub fn new(
+        backend: &Arc<Backend>,
+        (worker, line): (usize, Option<Rc<Line>>),
+        seed: u64,
+        guard: &Guard,
+    ) -> Rc<Self> {
         let host = match &backend.plan.host_header {
             HostHeader::Preserve | HostHeader::Own => None,
             // The compiler has proven it to be a host; what is none would be left to the client's.
@@ -110,6 +122,7 @@ impl BackendPool {
         let pool = Rc::new(Self {
             backend: Arc::downgrade(backend),
             worker,
+            line,
             gate: guard.towards(&backend.plan.target),
             host,
             set: RefCell::default(),
@@ -166,7 +179,7 @@ impl BackendPool {
                 let is_near = set.set.near.binary_search(&endpoint.address).is_ok();
                 if is_near { &mut tiers.0 } else { &mut tiers.1 }.push(endpoints.len());
             }
-            let new = EndpointPool::new(endpoint, health, self.worker, backend);
+            let new = EndpointPool::new(endpoint, health, (self.worker, self.line.as_ref()), backend);
             let known = before.remove(&(new.address, new.host.clone()));
             endpoints.push(known.unwrap_or(new));
         }
@@ -304,6 +317,40 @@ impl BackendPool {
     pub fn rival(&self, endpoint: &EndpointPool, address: SocketAddr) -> Option<Rc<EndpointPool>> {
         let endpoints = self.endpoints.borrow();
         endpoints.iter().find(|rival| rival.address == address && rival.host == endpoint.host).cloned()
+    }
+
+    /// What is free at any endpoint of the first rank.
+    pub fn free(
+        &self,
+        choice: &Choice<'_>,
+        wish: Wish,
+        client: Option<&ClientConnection>,
+    ) -> Option<(Rc<EndpointPool>, Carrier)> {
+        let endpoints = self.endpoints.borrow();
+        let (count, start) = (endpoints.len(), self.random() as usize);
+        let at = |step: usize| &endpoints[start.wrapping_add(step) % count];
+        choice.asked(|asked| {
+            let is_fit = |endpoint: &&Rc<EndpointPool>| {
+                !choice.tried.contains(&endpoint.address)
+                    && !asked.contains(&endpoint.address)
+                    && self.fitness(endpoint, choice.aim) == Fitness::Fit
+            };
+            let mut fit = (0..count).map(at).filter(is_fit);
+            fit.find_map(|endpoint| endpoint.take(wish, client).map(|carrier| (Rc::clone(endpoint), carrier)))
+        })
+    }
+
+    /// Closes what nobody used for longest, for another connection.
+    pub fn spare(&self) -> Option<Closing> {
+        let endpoints = self.endpoints.borrow();
+        let idle =
+            endpoints.iter().filter_map(|endpoint| endpoint.idle_since().map(|since| (since, endpoint)));
+        idle.min_by_key(|(since, _)| *since)?.1.spare()
+    }
+
+    /// See [`EndpointPool::forget_leaving`].
+    pub fn forget_leaving(&self) -> usize {
+        self.endpoints.borrow().iter().map(|endpoint| endpoint.forget_leaving()).sum()
     }
 
     /// Two at random, each as likely as any other; none if neither is of the first rank.

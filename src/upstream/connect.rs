@@ -2,6 +2,7 @@
 //! connection is spawned here; it belongs to the [`Connection`], which ends it when it is dropped.
 
 use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use hyper::client::conn::http1;
@@ -13,8 +14,10 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
+use super::bounds::{Permit, Slot};
 use super::connect_http2::Lost;
 use super::eyeballs::{self, Begin};
+use super::line::Permits;
 use super::presence::Owner;
 use super::proxy_header::ClientConnection;
 use super::socket::Socket;
@@ -39,6 +42,8 @@ pub(super) struct Connection {
     sender: http1::SendRequest<Body>,
     exchanged: Exchanged,
     driver: Driver,
+    /// Of a bounded backend: its place among those that are open, for as long as it is.
+    slot: Weak<Slot>,
     /// Whose it is, where the backend was told so: nobody else's requests go over it.
     pub owner: Option<Owner>,
 }
@@ -46,6 +51,12 @@ pub(super) struct Connection {
 /// Ends the connection's task when dropped.
 #[derive(Debug)]
 pub(super) struct Driver(Option<AbortHandle>);
+
+/// A connection that is being closed.
+pub(super) struct Closing {
+    slot: Weak<Slot>,
+    task: Option<AbortHandle>,
+}
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -65,6 +76,8 @@ pub(super) enum ConnectError {
     Tls(SocketAddr, Failed, #[source] std::io::Error),
     #[error("{0} speaks HTTP/2 and takes no WebSocket there")]
     NoWebSockets(SocketAddr),
+    #[error("as many connections are open as may be")]
+    NonePermitted,
     #[error("no socket can be made")]
     OutOfSockets(#[source] std::io::Error),
 }
@@ -88,11 +101,13 @@ impl Connection {
         address: SocketAddr,
         gate: &Gate,
         tls: Option<(&TlsClient, ServerName<'static>)>,
-        begin: Begin,
-        header: Option<&[u8]>,
+        begin: (Begin, Option<&[u8]>),
         until: Instant,
+        permits: &mut Permits<'_>,
     ) -> Result<Self, ConnectError> {
-        Self::over(reach(address, gate, tls, Offer::Http1, (begin, header), until).await?, address).await
+        permits.have()?;
+        let socket = reach(address, gate, tls, Offer::Http1, begin, until).await?;
+        Self::over(socket, address, permits.take()).await
     }
 
     /// Reserves it for one client's connection.
@@ -109,11 +124,16 @@ impl Connection {
     }
 
     /// HTTP/1.1 over what is there.
-    pub async fn over(stream: Socket, address: SocketAddr) -> Result<Self, ConnectError> {
+    pub async fn over(
+        stream: Socket,
+        address: SocketAddr,
+        permit: Option<Permit>,
+    ) -> Result<Self, ConnectError> {
         let exchanged = Exchanged::default();
+        let slot = permit.as_ref().map(Arc::downgrade).unwrap_or_default();
         let (sender, connection) = http1::Builder::new()
             .max_header_size(MAX_HEAD)
-            .handshake(TokioIo::new(Wire::new(stream, &exchanged)))
+            .handshake(TokioIo::new(Wire::new(stream, &exchanged, permit)))
             .await
             .map_err(|error| ConnectError::Failed(address, std::io::Error::other(error)))?;
         let task = tokio::task::spawn_local(async move {
@@ -122,7 +142,7 @@ impl Connection {
                 tracing::debug!(%address, error = &error as &dyn std::error::Error, "idle connection ended");
             }
         });
-        Ok(Self { sender, exchanged, driver: Driver::of(task.abort_handle()), owner: None })
+        Ok(Self { sender, exchanged, driver: Driver::of(task.abort_handle()), slot, owner: None })
     }
 
     /// Whether a request can be sent now: the last one is over in both directions and nobody closed.
@@ -169,6 +189,11 @@ impl Connection {
         self.exchanged.sent()
     }
 
+    /// Closes it for another one.
+    pub fn give_up(self) -> Closing {
+        self.driver.closing(&self.slot)
+    }
+
     /// Lets the connection live on as the tunnel that it has become.
     pub fn release(mut self) {
         self.driver.0 = None;
@@ -178,6 +203,24 @@ impl Connection {
 impl Driver {
     pub fn of(task: AbortHandle) -> Self {
         Self(Some(task))
+    }
+
+    /// Ends the task, whoever else still holds the connection.
+    pub fn closing(&self, slot: &Weak<Slot>) -> Closing {
+        self.0.iter().for_each(AbortHandle::abort);
+        Closing { slot: Weak::clone(slot), task: self.0.clone() }
+    }
+}
+
+impl Closing {
+    /// Waits until its socket is closed. None: its place went to somebody else.
+    pub async fn done(self) -> Option<Permit> {
+        let permit = self.slot.upgrade()?;
+        // The task is dropped on this thread, when it is its turn.
+        while self.task.as_ref().is_some_and(|task| !task.is_finished()) {
+            tokio::task::yield_now().await;
+        }
+        Some(permit).filter(|permit| !permit.is_given_back())
     }
 }
 
@@ -195,16 +238,18 @@ impl ConnectError {
         match self {
             Self::Refused(_) => Connect::Refused,
             Self::TimedOut(..) | Self::Outrun(..) => Connect::TimedOut,
-            Self::Failed(..) | Self::JustFailed(_) | Self::NoWebSockets(_) | Self::OutOfSockets(_) => {
-                Connect::Failed
-            }
+            Self::Failed(..)
+            | Self::JustFailed(_)
+            | Self::NoWebSockets(_)
+            | Self::NonePermitted
+            | Self::OutOfSockets(_) => Connect::Failed,
             Self::Tls(..) => Connect::Tls,
         }
     }
 
     /// Whether another endpoint may do better.
     pub fn is_of_the_endpoint(&self) -> bool {
-        !matches!(self, Self::OutOfSockets(_))
+        !matches!(self, Self::OutOfSockets(_) | Self::NonePermitted)
     }
 }
 
@@ -219,6 +264,7 @@ impl From<ConnectError> for ProxyError {
             | ConnectError::OutOfSockets(_) => ErrorKind::ConnectFailure,
             ConnectError::Tls(..) => ErrorKind::TlsFailure,
             ConnectError::NoWebSockets(_) => ErrorKind::NoWebSockets,
+            ConnectError::NonePermitted => ErrorKind::Overloaded,
         };
         Self::caused(kind, error)
     }

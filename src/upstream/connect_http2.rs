@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use http::uri::{Authority, PathAndQuery, Scheme};
@@ -18,7 +18,9 @@ use tokio::time::Instant;
 
 use super::HeadLines;
 use super::balance::mix;
-use super::connect::{ConnectError, Driver, MAX_HEAD, Unanswered};
+use super::bounds::{Permit, Slot};
+use super::connect::{Closing, ConnectError, Driver, MAX_HEAD, Unanswered};
+use super::line::{Free, Line};
 use super::socket::Socket;
 use super::tls::Failed;
 use super::wire_http2::{Heard, Wire};
@@ -66,7 +68,11 @@ pub(super) struct Multiplexed {
     heard: Rc<Heard>,
     stats: Arc<BackendStats>,
     worker: usize,
-    _driver: Driver,
+    /// Of a bounded backend: who waits for it.
+    line: Option<Rc<Line>>,
+    address: SocketAddr,
+    slot: Weak<Slot>,
+    driver: Driver,
 }
 
 /// A request's place on a shared connection.
@@ -103,11 +109,12 @@ impl Multiplexed {
     pub async fn over(
         socket: Socket,
         address: SocketAddr,
-        stats: &Arc<BackendStats>,
-        worker: usize,
+        (stats, worker): (&Arc<BackendStats>, usize),
+        (line, permit): (Option<&Rc<Line>>, Option<Permit>),
         until: Instant,
     ) -> Result<Rc<Self>, ConnectError> {
         let started = Instant::now();
+        let slot = permit.as_ref().map(Arc::downgrade).unwrap_or_default();
         let is_tls = socket.is_tls();
         let heard = Heard::new();
         let permitted = Rc::new(Cell::new(MAX_STREAMS));
@@ -121,7 +128,7 @@ impl Multiplexed {
                 .max_header_list_size(MAX_HEAD as u32)
                 .keep_alive_interval(PING_AFTER)
                 .keep_alive_timeout(PING_WAIT)
-                .handshake(TokioIo::new(Wire::new(socket, &heard)))
+                .handshake(TokioIo::new(Wire::new(socket, &heard, permit)))
                 .await
                 .map_err(|error| ConnectError::Failed(address, std::io::Error::other(error)))?;
             let (told, looked) = (Rc::clone(&permitted), Rc::clone(&heard));
@@ -149,6 +156,7 @@ impl Multiplexed {
             .await
             .map_err(|_| ConnectError::TimedOut(address, started.elapsed()))??;
         stats.shared(worker, 1);
+        line.iter().for_each(|line| line.idles(1));
         let now = Instant::now();
         Ok(Rc::new(Self {
             sender,
@@ -164,14 +172,16 @@ impl Multiplexed {
             heard,
             stats: Arc::clone(stats),
             worker,
-            _driver: driver,
+            line: line.cloned(),
+            address,
+            slot,
+            driver,
         }))
     }
 
     /// A place, if there is one. None: it is leaving, or as many requests are under way as may be.
     pub fn stream(self: &Rc<Self>) -> Option<Stream> {
-        let most = self.permitted.get().clamp(1, MAX_STREAMS);
-        if self.is_leaving() || self.streams.get() >= most {
+        if self.is_leaving() || self.streams.get() >= self.most() {
             return None;
         }
         let left = self.left.get() - 1;
@@ -179,12 +189,31 @@ impl Multiplexed {
         if left == 0 || Instant::now() >= self.until {
             self.leaving.set(true);
         }
+        if self.streams.get() == 0 {
+            self.line.iter().for_each(|line| line.idles(-1));
+        }
         self.streams.set(self.streams.get() + 1);
         Some(Stream { connection: Rc::clone(self), waits: None })
     }
 
     pub fn takes_websockets(&self) -> bool {
         self.takes_websockets.get()
+    }
+
+    /// How many requests it carries at once.
+    pub fn most(&self) -> usize {
+        self.permitted.get().clamp(1, MAX_STREAMS)
+    }
+
+    /// It is left: another may be opened, also while requests on it go on.
+    pub fn gives_back(&self) {
+        self.slot.upgrade().iter().for_each(|slot| slot.give_back());
+    }
+
+    /// Closes it for another one; nothing may be under way.
+    pub fn give_up(&self) -> Closing {
+        self.leaving.set(true);
+        self.driver.closing(&self.slot)
     }
 
     /// Whether it takes no new requests.
@@ -201,6 +230,7 @@ impl Multiplexed {
 impl Drop for Multiplexed {
     fn drop(&mut self) {
         self.stats.shared(self.worker, -1);
+        self.line.iter().for_each(|line| line.idles(-1));
     }
 }
 
@@ -261,6 +291,12 @@ impl Drop for Stream {
         let connection = &self.connection;
         connection.streams.set(connection.streams.get() - 1);
         connection.idle_since.set(Instant::now());
+        if let Some(line) = &connection.line {
+            if connection.streams.get() == 0 {
+                line.idles(1);
+            }
+            line.is_free(Free::Stream(connection.address));
+        }
         // Given up before its answer.
         if let Some((since, reads)) = self.waits
             && since.elapsed() >= SILENCE

@@ -14,11 +14,13 @@ use http::HeaderValue;
 use rustls::pki_types::ServerName;
 use tokio::time::Instant;
 
+use super::bounds::Permit;
 use super::carrier::Carrier;
-use super::connect::{ConnectError, Connection, is_http2, reach};
+use super::connect::{Closing, ConnectError, Connection, is_http2, reach};
 use super::connect_http2::{Multiplexed, Stream};
 use super::eyeballs::Begin;
 use super::health::Health;
+use super::line::{Free, Line, Permits};
 use super::maglev;
 use super::presence::Owner;
 use super::proxy_header::ClientConnection;
@@ -56,6 +58,8 @@ pub(super) struct EndpointPool {
     /// Whether the requests under way here matter to other workers.
     counts: bool,
     stats: Arc<BackendStats>,
+    /// Of a bounded backend: who waits for a connection.
+    line: Option<Rc<Line>>,
     protocol: BackendProtocol,
     /// On the connection of HTTP/2 that was opened last. None: not known yet.
     takes_websockets: Cell<Option<bool>>,
@@ -83,6 +87,12 @@ pub(super) struct EndpointPool {
 struct Idle {
     connection: Connection,
     since: Instant,
+}
+
+/// Somebody opens a connection that others wait for.
+struct Opening<'a> {
+    _lock: tokio::sync::MutexGuard<'a, ()>,
+    endpoint: &'a EndpointPool,
 }
 
 /// What an endpoint speaks.
@@ -119,6 +129,8 @@ pub struct Place {
     _taken: Taken,
     /// Of a tunnel over a shared connection, which lives as long.
     _stream: Option<Stream>,
+    /// Of a bounded backend whose bytes are somebody else's.
+    _permit: Option<Permit>,
 }
 
 #[derive(Debug)]
@@ -130,7 +142,12 @@ struct Taken {
 }
 
 impl EndpointPool {
-    pub fn new(endpoint: &Endpoint, health: &Arc<Health>, worker: usize, backend: &Backend) -> Rc<Self> {
+    pub fn new(
+        endpoint: &Endpoint,
+        health: &Arc<Health>,
+        (worker, line): (usize, Option<&Rc<Line>>),
+        backend: &Backend,
+    ) -> Rc<Self> {
         let tls = match &backend.security {
             Security::Tls(client) => Some(client),
             Security::Plain | Security::Unusable => None,
@@ -144,6 +161,7 @@ impl EndpointPool {
             health: health.clone(),
             counts: backend.plan.traffic.counts_requests(),
             stats: backend.stats.clone(),
+            line: line.cloned(),
             protocol: backend.plan.protocol,
             takes_websockets: Cell::new(None),
             spoken: Cell::new(match backend.plan.protocol {
@@ -176,6 +194,13 @@ impl EndpointPool {
         Lease { endpoint: self.clone(), carrier: None, upload: None, moved: false }
     }
 
+    /// The same with what carries the request.
+    pub fn lease_of(self: &Rc<Self>, carrier: Carrier) -> Lease {
+        let mut lease = self.lease();
+        lease.carrier = Some(carrier);
+        lease
+    }
+
     /// The connection that was used last, so that those too many grow old.
     fn take_idle(&self, client: Option<&ClientConnection>) -> Option<Connection> {
         let mut idle = self.idle.borrow_mut();
@@ -184,7 +209,7 @@ impl EndpointPool {
                 connection.is_for(client) && (connection.is_ready() || connection.is_closed())
             })?;
             let taken = idle.remove(at);
-            self.stats.idle(self.worker, -1);
+            self.idles(-1);
             if taken.connection.is_ready() {
                 return Some(taken.connection);
             }
@@ -220,14 +245,15 @@ impl EndpointPool {
         (wish, refused): (Wish, Option<&Rc<Multiplexed>>),
         begin: Begin,
         until: Instant,
+        permits: &mut Permits<'_>,
     ) -> Result<Carrier, ConnectError> {
-        let is_alone = || self.spoken.get() == Some(Spoken::Http1) || self.offer(wish) == Offer::Http1;
-        if is_alone() {
-            return self.connect(gate, tls, wish, begin, until).await;
+        if self.is_alone(wish) {
+            return self.connect(gate, tls, wish, begin, until, permits).await;
         }
         let (failures, started) = (self.failures.get(), Instant::now());
         let late = |_| ConnectError::TimedOut(self.address, started.elapsed());
-        let opening = tokio::time::timeout_at(until, self.opening.lock()).await.map_err(late)?;
+        let lock = tokio::time::timeout_at(until, self.opening.lock()).await.map_err(late)?;
+        let opening = Opening { _lock: lock, endpoint: self };
         if let Some(stream) = self.take_stream_beside(refused, wish) {
             return Ok(Carrier::Shared(stream));
         }
@@ -238,18 +264,28 @@ impl EndpointPool {
         if self.failures.get() > failures {
             return Err(ConnectError::JustFailed(self.address));
         }
-        if is_alone() {
+        if self.is_alone(wish) {
             drop(opening);
-            return self.connect(gate, tls, wish, begin, until).await;
+            return self.connect(gate, tls, wish, begin, until, permits).await;
         }
-        match self.connect(gate, tls.clone(), wish, begin, until).await {
+        match self.connect(gate, tls.clone(), wish, begin, until, permits).await {
             // Now it is known that a connection of HTTP/1.1 is what is needed.
             Err(ConnectError::NoWebSockets(_)) if self.offer(wish) == Offer::Http1 => {
                 drop(opening);
-                self.connect(gate, tls, wish, Begin::Alone, until).await
+                self.connect(gate, tls, wish, Begin::Alone, until, permits).await
             }
             connected => connected,
         }
+    }
+
+    /// Whether it would not be shared with other requests.
+    fn is_alone(&self, wish: Wish) -> bool {
+        self.spoken.get() == Some(Spoken::Http1) || self.offer(wish) == Offer::Http1
+    }
+
+    /// Whether somebody opens a connection that may be shared.
+    pub fn is_being_opened(&self, wish: Wish) -> bool {
+        !self.is_alone(wish) && self.opening.try_lock().is_err()
     }
 
     async fn connect(
@@ -259,7 +295,9 @@ impl EndpointPool {
         wish: Wish,
         begin: Begin,
         until: Instant,
+        permits: &mut Permits<'_>,
     ) -> Result<Carrier, ConnectError> {
+        permits.have()?;
         let offer = self.offer(wish);
         let socket = match reach(self.address, gate, tls, offer, (begin, None), until).await {
             // It speaks HTTP/2 alone, and has said that it takes no WebSocket there.
@@ -275,16 +313,19 @@ impl EndpointPool {
             self.spoken.set(Some(if is_http2 { Spoken::Http2 } else { Spoken::Http1 }));
         }
         if !is_http2 {
-            let connection = Connection::over(socket, self.address).await?;
+            let connection = Connection::over(socket, self.address, permits.take()).await?;
             self.connected();
             return Ok(Carrier::Own(connection));
         }
-        let connection = Multiplexed::over(socket, self.address, &self.stats, self.worker, until).await?;
+        let (whose, bounded) = ((&self.stats, self.worker), (self.line.as_ref(), permits.take()));
+        let connection = Multiplexed::over(socket, self.address, whose, bounded, until).await?;
         self.takes_websockets.set(Some(connection.takes_websockets()));
         let is_of_use = wish != Wish::WebSocket || connection.takes_websockets();
         let stream = if is_of_use { connection.stream() } else { None };
         self.connected();
-        if !self.gone.get() {
+        if self.gone.get() {
+            connection.gives_back();
+        } else {
             self.shared.borrow_mut().push(connection);
         }
         match stream {
@@ -308,7 +349,7 @@ impl EndpointPool {
         }
     }
 
-    fn take_stream(&self, wish: Wish) -> Option<Stream> {
+    pub fn take_stream(&self, wish: Wish) -> Option<Stream> {
         let shared = self.shared.borrow();
         let fits = |one: &&Rc<Multiplexed>| wish != Wish::WebSocket || one.takes_websockets();
         shared.iter().filter(fits).find_map(Multiplexed::stream)
@@ -356,7 +397,7 @@ impl EndpointPool {
         self.gone.set(true);
         self.keep_last(0);
         // Each ends with its last request.
-        self.shared.borrow_mut().clear();
+        self.keep_shared(|_| false);
     }
 
     /// Once a second: keeps the law above.
@@ -370,7 +411,7 @@ impl EndpointPool {
         let is_wanted = |one: &Rc<Multiplexed>| {
             !one.is_leaving() && one.idle_since().is_none_or(|since| now - since < MAX_IDLE_TIME)
         };
-        self.shared.borrow_mut().retain(is_wanted);
+        self.keep_shared(is_wanted);
         self.keep_last(self.peak().min(MAX_IDLE));
         self.now.set((self.now.get() + 1) % LOOK_BACK);
         self.peaks[self.now.get()].set(self.in_use.get());
@@ -390,6 +431,48 @@ impl EndpointPool {
         self.discard(|idle| idle.connection.owner.as_ref().is_some_and(Owner::is_gone));
     }
 
+    /// Since when the connection that nobody used for longest is idle.
+    pub fn idle_since(&self) -> Option<Instant> {
+        let own = self.idle.borrow().first().map(|idle| idle.since);
+        let shared = self.shared.borrow().iter().filter_map(|one| one.idle_since()).min();
+        own.into_iter().chain(shared).min()
+    }
+
+    /// Closes that one for another.
+    pub fn spare(&self) -> Option<Closing> {
+        let since = self.idle_since()?;
+        let mut shared = self.shared.borrow_mut();
+        if let Some(at) = shared.iter().position(|one| one.idle_since() == Some(since)) {
+            return Some(shared.remove(at).give_up());
+        }
+        let longest = self.idle.borrow_mut().remove(0);
+        self.idles(-1);
+        Some(longest.connection.give_up())
+    }
+
+    /// Shared connections that take no new requests count no longer. How many there were.
+    pub fn forget_leaving(&self) -> usize {
+        self.keep_shared(|one| !one.is_leaving())
+    }
+
+    fn keep_shared(&self, is_wanted: impl Fn(&Rc<Multiplexed>) -> bool) -> usize {
+        let mut shared = self.shared.borrow_mut();
+        let before = shared.len();
+        shared.retain(|one| {
+            let stays = is_wanted(one);
+            if !stays {
+                one.gives_back();
+            }
+            stays
+        });
+        before - shared.len()
+    }
+
+    fn idles(&self, by: isize) {
+        self.stats.idle(self.worker, by as i64);
+        self.line.iter().for_each(|line| line.idles(by));
+    }
+
     fn peak(&self) -> usize {
         self.peaks.iter().map(Cell::get).max().unwrap_or(0)
     }
@@ -398,14 +481,14 @@ impl EndpointPool {
         let mut idle = self.idle.borrow_mut();
         let surplus = idle.len().saturating_sub(count);
         idle.drain(..surplus);
-        self.stats.idle(self.worker, -(surplus as i64));
+        self.idles(-(surplus as isize));
     }
 
     fn discard(&self, unwanted: impl Fn(&Idle) -> bool) {
         let mut idle = self.idle.borrow_mut();
         let before = idle.len();
         idle.retain(|idle| !unwanted(idle));
-        self.stats.idle(self.worker, idle.len() as i64 - before as i64);
+        self.idles(idle.len() as isize - before as isize);
     }
 
     fn keep(self: &Rc<Self>, connection: Connection) {
@@ -417,8 +500,16 @@ impl EndpointPool {
         if self.gone.get() || connection.is_closed() || idle.len() >= MAX_IDLE {
             return;
         }
+        if let Some(line) = &self.line
+            && !line.is_empty()
+            && !connection.is_ready()
+        {
+            // Nobody waits for the end of an upload that its answer did not wait for.
+            return;
+        }
         idle.push(Idle { connection, since: Instant::now() });
-        self.stats.idle(self.worker, 1);
+        self.idles(1);
+        self.line.iter().for_each(|line| line.is_free(Free::Connection(self.address)));
     }
 }
 
@@ -429,6 +520,16 @@ fn authority(endpoint: &Endpoint, tls: Option<&TlsClient>) -> Option<HeaderValue
     let host = if port == usual { name.to_owned() } else { format!("{name}:{port}") };
     // A name that was resolved is a valid value.
     HeaderValue::try_from(host).ok()
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        let EndpointPool { line, shared, address, .. } = self.endpoint;
+        if let Some(line) = line {
+            let newest = shared.borrow().last().map_or(usize::MAX, |one| one.most());
+            line.is_opened(*address, newest);
+        }
+    }
 }
 
 impl Drop for EndpointPool {
@@ -463,7 +564,12 @@ impl Lease {
         let endpoint = &self.endpoint;
         let health = endpoint.counts.then(|| endpoint.health.clone());
         let taken = Taken { stats: endpoint.stats.clone(), worker: endpoint.worker, health };
-        Place { _taken: taken, _stream: stream }
+        Place { _taken: taken, _stream: stream, _permit: None }
+    }
+
+    /// A connection of somebody else's bytes.
+    pub fn passes(self, permit: Option<Permit>) -> Place {
+        Place { _permit: permit, ..self.release() }
     }
 }
 

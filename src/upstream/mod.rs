@@ -1,9 +1,11 @@
 //! Backends at run time: endpoints, pools, connecting, balancing. Knows nothing of routes.
 
+mod admission;
 mod aim;
 mod answer;
 mod backend;
 mod balance;
+mod bounds;
 mod budget;
 mod carrier;
 mod checked;
@@ -18,6 +20,7 @@ mod head_lines;
 mod health;
 mod interim;
 mod limits;
+mod line;
 mod maglev;
 mod outgoing;
 mod passage;

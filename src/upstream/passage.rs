@@ -9,10 +9,12 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::admission::{Ask, Choice, Got, Manner};
 use super::aim::Aim;
 use super::connect::{ConnectError, reach};
-use super::endpoint::Place;
+use super::endpoint::{Place, Wish};
 use super::eyeballs::Begin;
+use super::line::Permits;
 use super::pool::{FAIR_CONNECT, FOREVER, MAX_ENDPOINTS, Pools};
 use super::proxy_header::{ClientConnection, header};
 use super::socket::Socket;
@@ -62,18 +64,29 @@ impl Pools {
         let end = Instant::now() + connect.unwrap_or(FOREVER);
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut quicker = None;
+        let mut permits = Permits::of(pool.line.as_ref());
         loop {
             let endpoint = match &quicker {
                 Some((endpoint, _)) => Some(Rc::clone(endpoint)),
                 None => pool.next(&tried, &[], Aim::Anywhere),
             };
-            let Some(endpoint) = endpoint else {
+            let Some(mut endpoint) = endpoint else {
                 if tried.is_empty() && backend.resolves(end).await {
                     pool.refresh(backend);
                     continue;
                 }
                 return Err(pool.nowhere(backend));
             };
+            if let Some(line) = permits.are_missing() {
+                let choice = Choice { tried: &tried, refused: &[], tries: None, aim: Aim::Anywhere };
+                let ask = Ask { manner: Manner::Alone, wish: Wish::Upgrade, client: None, choice };
+                let (other, got) = Box::pin(ask.admitted(backend, &pool, line, endpoint, end)).await?;
+                endpoint = other;
+                match got {
+                    Got::Permit(permit) => permits.ready = Some(permit),
+                    Got::Carrier(_) => return Err(ErrorKind::Internal.into()),
+                }
+            }
             let (lease, now) = (endpoint.lease(), Instant::now());
             tried.push(endpoint.address);
             // An endpoint that swallows packets must leave time for the others.
@@ -88,7 +101,11 @@ impl Pools {
             let error = match reach(endpoint.address, &pool.gate, None, Offer::Http1, begin, until).await {
                 Ok(Socket::Plain(stream)) => {
                     endpoint.connected();
-                    return Ok(Passage { stream, endpoint: endpoint.address, _place: lease.release() });
+                    return Ok(Passage {
+                        stream,
+                        endpoint: endpoint.address,
+                        _place: lease.passes(permits.take()),
+                    });
                 }
                 // Nobody asked for it.
                 Ok(Socket::Tls(_)) => return Err(ErrorKind::Internal.into()),

@@ -2,7 +2,8 @@
 //!
 //! The one task spawned here sweeps the pools once a second and ends with them; connections spawn theirs in `connect`.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::{Rc, Weak};
@@ -12,6 +13,7 @@ use std::time::Duration;
 use http::{HeaderValue, header};
 use tokio::time::Instant;
 
+use super::admission::{Ask, Choice, Got, Manner};
 use super::answer::{self, Judge};
 use super::backend::Verdict;
 use super::balance::{self, BackendPool};
@@ -23,6 +25,7 @@ use super::endpoint::{Lease, Place, SWEEP, Wish};
 use super::eyeballs::Begin;
 use super::health::Health;
 use super::limits::SendLimits;
+use super::line::{self, Line, Permits};
 use super::outgoing::{address_to, own_names, wish};
 use super::proxy_header::header as proxy_header;
 use super::repeatable::{self, Repeatable, Upload};
@@ -55,6 +58,8 @@ pub struct Pools {
     guard: Guard,
     /// By slot of the backend.
     table: RefCell<Vec<Option<Rc<BackendPool>>>>,
+    /// Of bounded backends, by slot.
+    lines: RefCell<HashMap<usize, Weak<Line>>>,
 }
 
 /// What is known of a request that may be tried more than once.
@@ -73,6 +78,10 @@ impl<'a> Tries<'a> {
 
     pub(super) fn is_asked(&self, endpoint: SocketAddr) {
         self.asked.borrow_mut().push(endpoint);
+    }
+
+    pub(super) fn asked(&self) -> Ref<'_, [SocketAddr]> {
+        Ref::map(self.asked.borrow(), Vec::as_slice)
     }
 }
 
@@ -135,7 +144,8 @@ enum From {
 impl Pools {
     /// Called on the worker's own runtime. `seed` decides where each round robin starts.
     pub fn new(worker: usize, seed: u64, guard: Guard) -> Rc<Self> {
-        let pools = Rc::new(Self { worker, seed, random: Cell::new(seed), guard, table: RefCell::default() });
+        let (random, table, lines) = (Cell::new(seed), RefCell::default(), RefCell::default());
+        let pools = Rc::new(Self { worker, seed, random, guard, table, lines });
         tokio::task::spawn_local(upkeep(Rc::downgrade(&pools)));
         pools
     }
@@ -346,14 +356,16 @@ impl Pools {
         budget: &mut Option<Instant>,
     ) -> Result<(Lease, From), ProxyError> {
         let mut tried: Vec<SocketAddr> = Vec::new();
-        let mut quicker = None;
+        let (mut quicker, mut patience) = (None, None);
+        let mut permits = Permits::of(pool.line.as_ref());
+        let (aim, tries) = (limits.aim, limits.tries);
         loop {
-            let endpoint = match (&quicker, limits.tries) {
-                (Some((endpoint, _)), _) => Some(Rc::clone(endpoint)),
-                (None, None) => pool.next(&tried, &refused.endpoints, limits.aim),
-                (None, Some(tries)) => pool.next(&tried, &tries.asked.borrow(), limits.aim),
+            let choice = Choice { tried: &tried, refused: &refused.endpoints, tries, aim };
+            let endpoint = match &quicker {
+                Some((endpoint, _)) => Some(Rc::clone(endpoint)),
+                None => choice.next(pool),
             };
-            let Some(endpoint) = endpoint else {
+            let Some(mut endpoint) = endpoint else {
                 let until = *budget.get_or_insert_with(|| Instant::now() + limits.connect.unwrap_or(FOREVER));
                 if tried.is_empty() && backend.resolves(until).await {
                     pool.refresh(backend);
@@ -361,6 +373,21 @@ impl Pools {
                 }
                 return Err(pool.nowhere(backend));
             };
+            if let Some(line) = permits.are_missing() {
+                let patience =
+                    *patience.get_or_insert_with(|| Instant::now() + limits.connect.unwrap_or(FOREVER));
+                let until = limits.deadline.map_or(patience, |deadline| deadline.min(patience));
+                let manner = if from == From::Kept { Manner::Any } else { Manner::New };
+                let ask = Ask { manner, wish, client: limits.client, choice };
+                // Boxed: few backends are bounded, and every request would carry the room for it.
+                let admitted = Box::pin(ask.admitted(backend, pool, line, endpoint, until)).await;
+                let (other, got) = admitted.inspect_err(|error| self.is_overloaded(backend, error))?;
+                endpoint = other;
+                match got {
+                    Got::Permit(permit) => permits.ready = Some(permit),
+                    Got::Carrier(carrier) => return Ok((endpoint.lease_of(carrier), From::Kept)),
+                }
+            }
             let mut lease = endpoint.lease();
             if from == From::Kept
                 && quicker.is_none()
@@ -385,10 +412,9 @@ impl Pools {
                 wish != Wish::Answer && backend.plan.protocol == BackendProtocol::Negotiated;
             let begin = match quicker.take() {
                 Some((_, stream)) => Begin::With(stream),
-                None => match limits.tries {
-                    None => pool.begin(&endpoint, &tried, &refused.endpoints, limits.aim),
-                    Some(tries) => pool.begin(&endpoint, &tried, &tries.asked.borrow(), limits.aim),
-                },
+                None => {
+                    Choice { tried: &tried, refused: &refused.endpoints, tries, aim }.begin(pool, &endpoint)
+                }
             };
             endpoint.probes(until);
             let tls = backend.security.towards(endpoint.server_name.as_ref())?;
@@ -397,7 +423,8 @@ impl Pools {
                     let header =
                         backend.plan.proxy_header.map(|version| proxy_header(version, limits.client));
                     let header = header.as_deref();
-                    Connection::open(endpoint.address, &pool.gate, tls, begin, header, until).await.map(
+                    let (address, begin) = (endpoint.address, (begin, header));
+                    Connection::open(address, &pool.gate, tls, begin, until, &mut permits).await.map(
                         |connection| {
                             endpoint.connected();
                             Carrier::Own(connection.reserved(limits.client))
@@ -407,7 +434,7 @@ impl Pools {
                 // Boxed: it is large, and requests over HTTP/1.1 would carry the room for it.
                 BackendProtocol::Http2 | BackendProtocol::Negotiated => {
                     let besides = (wish, refused.connection.as_ref());
-                    Box::pin(endpoint.open(&pool.gate, tls, besides, begin, until)).await
+                    Box::pin(endpoint.open(&pool.gate, tls, besides, begin, until, &mut permits)).await
                 }
             };
             let error = match opened {
@@ -419,6 +446,10 @@ impl Pools {
                     quicker = pool.rival(&endpoint, address).zip(Some(stream));
                     endpoint.not_connected(Connect::TimedOut);
                     backend.not_connected(&endpoint.health);
+                    continue;
+                }
+                Err(ConnectError::NonePermitted) => {
+                    tried.pop();
                     continue;
                 }
                 Err(error) => error,
@@ -453,15 +484,40 @@ impl Pools {
             }
             if pool.is_newer_than(backend) {
                 // A request of an older map: what it opens is its own.
-                return BackendPool::new(backend, self.worker, self.seed, &self.guard);
+                return self.new_pool(backend);
             }
         }
         if table.len() <= backend.slot {
             table.resize(backend.slot + 1, None);
         }
-        let pool = BackendPool::new(backend, self.worker, self.seed, &self.guard);
+        let pool = self.new_pool(backend);
+        pool.line.iter().for_each(|line| line.serves(&pool));
         table[backend.slot] = Some(pool.clone());
         pool
+    }
+
+    fn new_pool(&self, backend: &Arc<Backend>) -> Rc<BackendPool> {
+        BackendPool::new(backend, (self.worker, self.line(backend)), self.seed, &self.guard)
+    }
+
+    /// One for all pools of a bounded backend, also while one takes the place of another.
+    fn line(&self, backend: &Backend) -> Option<Rc<Line>> {
+        let bounds = backend.bounds.as_ref()?;
+        let mut lines = self.lines.borrow_mut();
+        let known = lines.get(&backend.slot).and_then(Weak::upgrade).filter(|line| line.is_of(bounds));
+        Some(known.unwrap_or_else(|| {
+            let line = Line::new(bounds, &backend.stats, self.worker);
+            tokio::task::spawn_local(line::attend(Rc::downgrade(&line)));
+            lines.insert(backend.slot, Rc::downgrade(&line));
+            line
+        }))
+    }
+
+    /// Counts it, if it was.
+    pub(super) fn is_overloaded(&self, backend: &Backend, error: &ProxyError) {
+        if error.kind == ErrorKind::Overloaded {
+            backend.stats.error(self.worker, error.kind.as_str());
+        }
     }
 
     pub(super) fn worker(&self) -> usize {
@@ -482,6 +538,7 @@ impl Pools {
     }
 
     fn sweep(&self, now: Instant) {
+        self.lines.borrow_mut().retain(|_, line| line.strong_count() > 0);
         for place in self.table.borrow_mut().iter_mut() {
             if place.as_ref().is_some_and(|pool| pool.sweep(now) == super::balance::Swept::Unused) {
                 *place = None;

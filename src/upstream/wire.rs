@@ -12,6 +12,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::HeadLines;
+use super::bounds::Permit;
 use super::interim::interim;
 use super::socket::Socket;
 use super::tls::Failed;
@@ -58,6 +59,8 @@ pub(super) struct Wire {
     insert: Option<Insert>,
     /// It takes nothing any more; what it said before may still be read.
     deaf: bool,
+    /// Goes after the socket.
+    _permit: Option<Permit>,
 }
 
 /// Lines on their way.
@@ -103,8 +106,9 @@ impl Exchanged {
 }
 
 impl Wire {
-    pub fn new(stream: Socket, exchanged: &Exchanged) -> Self {
-        Self { stream, state: exchanged.0.clone(), head: Vec::new(), insert: None, deaf: false }
+    pub fn new(stream: Socket, exchanged: &Exchanged, permit: Option<Permit>) -> Self {
+        let state = exchanged.0.clone();
+        Self { stream, state, head: Vec::new(), insert: None, deaf: false, _permit: permit }
     }
 
     /// hyper hands over a head as a whole, at the beginning of a write.
@@ -317,7 +321,7 @@ mod tests {
         let mut plain = answered().await;
         plain.write_all(b"more").await.expect_err("the control: it is gone");
         let exchanged = Exchanged::default();
-        let mut wire = Wire::new(Socket::Plain(answered().await), &exchanged);
+        let mut wire = Wire::new(Socket::Plain(answered().await), &exchanged, None);
         wire.write_all(b"more").await.expect("hyper goes on");
         wire.flush().await.expect("and reads");
         let mut read = Vec::new();
@@ -328,7 +332,7 @@ mod tests {
     #[tokio::test]
     async fn the_next_request_is_told_that_nobody_is_there() {
         let exchanged = Exchanged::default();
-        let mut wire = Wire::new(Socket::Plain(answered().await), &exchanged);
+        let mut wire = Wire::new(Socket::Plain(answered().await), &exchanged, None);
         wire.write_all(b"the end of a body").await.expect("hyper goes on");
         exchanged.begins(true, None, None);
         let head = b"GET /next HTTP/1.1\r\n\r\n";

@@ -9,6 +9,7 @@ use std::task::{Context, Poll, Waker};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::bounds::Permit;
 use super::socket::Socket;
 use crate::message::FrameBudget;
 
@@ -32,6 +33,8 @@ pub(super) struct Heard {
 pub(super) struct Wire {
     socket: Socket,
     heard: Rc<Heard>,
+    /// Goes after the socket.
+    _permit: Option<Permit>,
 }
 
 impl Heard {
@@ -114,8 +117,8 @@ fn wake(waker: &RefCell<Option<Waker>>) {
 }
 
 impl Wire {
-    pub fn new(socket: Socket, heard: &Rc<Heard>) -> Self {
-        Self { socket, heard: Rc::clone(heard) }
+    pub fn new(socket: Socket, heard: &Rc<Heard>, permit: Option<Permit>) -> Self {
+        Self { socket, heard: Rc::clone(heard), _permit: permit }
     }
 
     fn note_write(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {

@@ -1,8 +1,13 @@
-//! Which endpoint requests go to, in the whole program.
+//! Which endpoint requests go to, and how many connections there may be at once: in the whole program.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use crate::harness::{Backend, Gateway, route};
+use crate::harness::{Answer, Backend, Gateway, connect, exchange, route, until};
 
 /// A GatewayBackend of these servers, with more of its spec.
 fn backend(name: &str, ports: &[u16], more: &str) -> String {
@@ -74,4 +79,88 @@ fn requests_of_one_key_meet_at_one_endpoint() {
         let now = of(*tenant);
         assert!(now != "server-0" && (at == "server-0" || now == *at), "{tenant}: {at}, then {now}");
     }
+}
+
+/// A server that takes a while to answer; and how many connections it has had open at once.
+struct Slow {
+    port: u16,
+    most: Arc<AtomicUsize>,
+}
+
+impl Slow {
+    fn start(time: Duration) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = listener.local_addr().expect("an address").port();
+        let (open, most) = (Arc::<AtomicUsize>::default(), Arc::<AtomicUsize>::default());
+        let slow = Self { port, most: most.clone() };
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { return };
+                let (open, most) = (open.clone(), most.clone());
+                most.fetch_max(open.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                std::thread::spawn(move || {
+                    let (mut head, mut byte) = (Vec::new(), [0]);
+                    while stream.read_exact(&mut byte).is_ok() {
+                        head.push(byte[0]);
+                        if head.ends_with(b"\r\n\r\n") {
+                            head.clear();
+                            std::thread::park_timeout(time);
+                            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok");
+                        }
+                    }
+                    open.fetch_sub(1, Ordering::SeqCst);
+                });
+            }
+        });
+        slow
+    }
+
+    fn most(&self) -> usize {
+        self.most.load(Ordering::SeqCst)
+    }
+}
+
+#[test]
+fn a_backend_has_no_more_connections_than_it_may_and_the_rest_waits_or_is_told() {
+    let slow = Slow::start(Duration::from_millis(20));
+    let spec = "{hostnames: [shop.example], rules: [{name: all, policy: {timeouts: {connect: 20s}}, backendRefs: [{kind: GatewayBackend, name: slow}]}]}";
+    // One for each of the two workers, so that none is closed for another.
+    let gateway = Gateway::start(&[
+        ("backend.yaml", &backend("slow", &[slow.port], ", limits: {connections: 2, pendingRequests: 40}")),
+        ("route.yaml", &route("shop", spec)),
+    ]);
+    let all = |count: usize| -> Vec<Answer> {
+        std::thread::scope(|scope| {
+            let ask = || exchange(connect(gateway.http), "GET", "shop.example", "/", &[], "");
+            let clients: Vec<_> = (0..count).map(|_| scope.spawn(ask)).collect();
+            clients.into_iter().map(|client| client.join().expect("no panic")).collect()
+        })
+    };
+    let answers = all(30);
+    assert!(answers.iter().all(|answer| answer.status == 200), "they wait");
+    assert!(slow.most() <= 2, "{}", slow.most());
+
+    // Who waits is told when there is no room for it, and told no sooner.
+    gateway.write(
+        "backend.yaml",
+        &backend("slow", &[slow.port], ", limits: {connections: 2, pendingRequests: 0}"),
+    );
+    let answer = until("nobody to wait", || all(30).into_iter().find(|answer| answer.status == 503));
+    assert_eq!(answer.json()["reason"], "Overloaded");
+    assert_eq!(answer.field("retry-after"), Some("1"));
+    assert_eq!(all(1)[0].status, 200);
+    let metrics = gateway.ask_admin("/metrics").body;
+    assert!(
+        metrics.contains("portcullis_upstream_pending_requests{backend=\"GatewayBackend/test/slow\"} 0\n")
+    );
+    assert!(metrics.contains(
+        "portcullis_upstream_errors_total{backend=\"GatewayBackend/test/slow\",kind=\"Overloaded\"} "
+    ));
+
+    // The control.
+    gateway.write("backend.yaml", &backend("slow", &[slow.port], ""));
+    until("as many as are wanted", || {
+        all(30);
+        (slow.most() > 3).then_some(())
+    });
 }

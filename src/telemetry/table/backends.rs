@@ -127,6 +127,13 @@ pub(super) const METRICS: &[Metric] = &[
             }
         },
     },
+    Metric {
+        name: "portcullis_upstream_pending_requests",
+        kind: Kind::Gauge,
+        labels: &["backend"],
+        help: "Requests that wait for a connection, because as many are open as `limits.connections` allows",
+        read: |scrape, emit| of_backends(scrape, emit, |totals| totals.pending),
+    },
 ];
 
 fn of_backends(scrape: &Scrape, emit: &mut Emit, what: fn(&BackendTotals) -> u64) {

@@ -30,7 +30,7 @@ fn addresses(count: u8) -> Vec<SocketAddr> {
 }
 
 fn worker(backend: &Arc<Backend>, seed: u64) -> Rc<BackendPool> {
-    BackendPool::new(backend, 0, seed, &Guard::new(Loopback::Allowed))
+    BackendPool::new(backend, (0, None), seed, &Guard::new(Loopback::Allowed))
 }
 
 fn all_keys(pool: &BackendPool) -> BTreeMap<u64, SocketAddr> {

@@ -2,6 +2,8 @@
 
 mod answers;
 mod balancing;
+mod bounding;
+mod bounding_http2;
 mod calls;
 mod failing;
 mod hashing;

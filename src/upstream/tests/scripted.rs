@@ -129,6 +129,17 @@ pub(super) fn speaking(
     traffic: TrafficPlan,
     protocol: BackendProtocol,
 ) -> Arc<Backend> {
+    asked_by(1, addresses, host, traffic, protocol)
+}
+
+/// By so many workers.
+pub(super) fn asked_by(
+    workers: usize,
+    addresses: &[SocketAddr],
+    host: HostHeader,
+    traffic: TrafficPlan,
+    protocol: BackendProtocol,
+) -> Arc<Backend> {
     let service = ObjectName::new("shop", "orders");
     let plan = BackendPlan {
         id: BackendId::Service { service: service.clone(), port: 80 },
@@ -140,7 +151,7 @@ pub(super) fn speaking(
         protocol,
         proxy_header: None,
     };
-    let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend("orders"));
+    let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(workers).backend("orders"));
     backend.set_endpoints(set(addresses));
     Arc::new(backend)
 }

@@ -234,7 +234,7 @@ fn an_endpoint_that_swallows_packets_leaves_time_for_the_next() {
 }
 
 /// An address whose backlog of one is filled: the kernel drops further SYNs without an answer.
-async fn swallowing() -> (SocketAddr, (tokio::net::TcpListener, Vec<TcpStream>)) {
+pub(super) async fn swallowing() -> (SocketAddr, (tokio::net::TcpListener, Vec<TcpStream>)) {
     swallowing_at((Ipv4Addr::LOCALHOST, 0).into()).await
 }
 
@@ -404,7 +404,7 @@ fn only_who_would_be_asked_is_tried_beside_another_the_other_family_first() {
             known: true,
             ..EndpointSet::default()
         });
-        let pool = BackendPool::new(&backend, 0, 7, &Guard::new(Loopback::Allowed));
+        let pool = BackendPool::new(&backend, (0, None), 7, &Guard::new(Loopback::Allowed));
         let [one, two, three, other_family] = addresses;
         let endpoint = |wanted: SocketAddr| {
             let others: Vec<_> = addresses.into_iter().filter(|address| *address != wanted).collect();

@@ -25,7 +25,7 @@ fn plan(balance: Balance) -> TrafficPlan {
 }
 
 fn worker(backend: &Arc<Backend>) -> Rc<BackendPool> {
-    BackendPool::new(backend, 0, 7, &Guard::new(Loopback::Allowed))
+    BackendPool::new(backend, (0, None), 7, &Guard::new(Loopback::Allowed))
 }
 
 /// How many of a hundred each gets.

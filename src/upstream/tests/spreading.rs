@@ -55,7 +55,7 @@ fn backend(balance: Balance) -> Arc<Backend> {
 
 async fn simulate(balance: Balance, mean: f64) -> Outcome {
     let backend = backend(balance);
-    let pool = |seed| BackendPool::new(&backend, 0, seed, &Guard::new(Loopback::Allowed));
+    let pool = |seed| BackendPool::new(&backend, (0, None), seed, &Guard::new(Loopback::Allowed));
     let pools: Vec<Rc<BackendPool>> = (0..WORKERS).map(|worker| pool(1000 + worker)).collect();
     let mut chance = Chance(7);
     let mut open: BinaryHeap<Reverse<(u64, u64)>> = BinaryHeap::new();
@@ -118,7 +118,7 @@ fn sixteen_workers_spread_requests_within_five_percent_by_every_policy() {
 fn requests_under_way_are_counted_over_all_workers() {
     local_paused(async {
         let backend = backend(Balance::LeastRequest);
-        let pool = |seed| BackendPool::new(&backend, 0, seed, &Guard::new(Loopback::Allowed));
+        let pool = |seed| BackendPool::new(&backend, (0, None), seed, &Guard::new(Loopback::Allowed));
         let pools: Vec<Rc<BackendPool>> = (0..WORKERS).map(|worker| pool(1000 + worker)).collect();
         // One after the other, all stay open, each on another worker.
         let leases: Vec<_> = (0..800)
