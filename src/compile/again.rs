@@ -74,6 +74,9 @@ pub(super) fn map(
         unit.renew(hostname.clone(), &memo.claimants);
         told.extend(&unit.claim.routes);
         match hostname {
+            Some(hostname) if unit.is_nothing_but_refused_guests(&memo.claimants) => {
+                map.hosts.remove(hostname);
+            }
             Some(hostname) => drop(map.hosts.insert(hostname.clone(), Arc::clone(&unit.host))),
             None => map.catch_all = Some(Arc::clone(&unit.host)),
         }

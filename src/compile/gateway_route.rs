@@ -486,6 +486,9 @@ impl Lowering<'_, '_> {
             let problem = Problem::error(at.clone(), Reason::UnsupportedValue, message);
             return Err((ErrorKind::PolicyInvalid, problem));
         }
+        if let Some(message) = passthrough::ignored(&plan).filter(|_| self.passes_through) {
+            self.problems.push(Problem::warning(at.clone(), Reason::UnsupportedValue, message));
+        }
         Ok(self.install(plan))
     }
 

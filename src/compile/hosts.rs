@@ -112,6 +112,13 @@ impl HostUnit {
         self.claim.routes.iter().chain(&self.claim.tls).any(|place| places.contains(place))
     }
 
+    /// Whether only guests name it, under a wildcard of its owner's, and none of them answers.
+    pub fn is_nothing_but_refused_guests(&self, claimants: &[Claimant]) -> bool {
+        let is_guest =
+            |place: &usize| Some(&claimants[*place].manifest.name.namespace) != self.claim.owner.as_ref();
+        self.claim.routes.iter().all(is_guest) && self.served().next().is_none()
+    }
+
     /// The claimants that answer under the name.
     pub fn served(&self) -> impl Iterator<Item = usize> {
         let places = self.claim.routes.iter().enumerate().filter(|(place, _)| !self.left_out.contains(place));

@@ -244,6 +244,8 @@ fn whole_map(
             facts[place].problems.push(problem.clone());
         }
         match &hostname {
+            // It would only hide the owner's wildcard, which answers there.
+            Some(_) if unit.is_nothing_but_refused_guests(&claimants) => {}
             Some(hostname) => hosts.push((hostname.clone(), unit.host.clone())),
             None => map.catch_all = Some(unit.host.clone()),
         }

@@ -3,8 +3,8 @@
 use super::policies::Effective;
 use crate::api::ON_CONNECTIONS;
 use crate::filters::{Combine, REGISTRY};
-use crate::route_map::{BackendPlan, Question};
-use crate::values::{FieldPath, Problem, Reason};
+use crate::route_map::{BackendPlan, BackendProtocol, HostHeader, Question};
+use crate::values::{BackendId, FieldPath, Problem, Reason};
 
 /// Keeps of what is effective what works on connections. A gate that comes from elsewhere must not be passed by unseen:
 /// the problem that it is.
@@ -23,6 +23,24 @@ pub(super) fn keep(effective: &mut Effective, at: &FieldPath) -> Option<Problem>
          others only, or terminate TLS"
     );
     Some(Problem::error(at.clone(), Reason::PolicyInvalid, message))
+}
+
+/// What of a GatewayBackend works on requests alone, so that it does nothing here. A Service has none of it.
+pub(super) fn ignored(plan: &BackendPlan) -> Option<String> {
+    let traffic = &plan.traffic;
+    let fields = [
+        ("host", matches!(plan.host_header, HostHeader::Name(_))),
+        ("protocol", plan.protocol == BackendProtocol::Http2),
+        ("healthCheck.passive", traffic.ejection.is_some()),
+        ("loadBalancer.consistentHash", traffic.key.is_some()),
+    ];
+    let fields: Vec<_> =
+        fields.into_iter().filter_map(|(field, is_given)| is_given.then_some(field)).collect();
+    let is_written = matches!(plan.id, BackendId::GatewayBackend(_)) && !fields.is_empty();
+    is_written.then(|| {
+        let fields = fields.join(", ");
+        format!("{} has {fields}, which work on requests, and what is passed through has none that we see; leave them out, or name another backend", plan.id)
+    })
 }
 
 /// Why connections cannot be passed on to this backend.

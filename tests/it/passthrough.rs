@@ -481,6 +481,8 @@ fn a_guest_passes_nothing_through_of_a_name_it_does_not_own() {
     let (_, serial) = tls(gateway.https, &ca, "db.shop.example").expect("the owner's certificate");
     assert!(!serial.is_empty());
     assert!(tls(gateway.https, &theirs.ca, "db.shop.example").is_err());
+    let answered = gateway.get_tls(&ca, "db.shop.example", "/").expect("the owner's wildcard");
+    assert_eq!(answered.body, "ours", "a guest that is refused takes nothing away");
     assert_eq!(theirs.connections.load(Ordering::Relaxed), 0);
     assert!(gateway.status().to_string().contains("TlsConflict"));
 }
