@@ -390,7 +390,8 @@ fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
         layer.refuse(at, format!("found {}, expected an object", kind_of(&value)));
         return tls;
     };
-    object.retain(|_, value| !value.is_null());
+    // Who wrote its name meant to ask for certificates.
+    object.retain(|name, value| !value.is_null() || name == "clientValidation");
     let shape = layer.shape.at("tls").expect("the schema has it");
     warn_of_unknown(&mut object, shape, &at, layer.problems);
     let of = |name: &str| shape.at(name).expect("the schema has it");

@@ -71,7 +71,7 @@ pub(super) fn read(policy: Value, shape: &Shape, at: &FieldPath, problems: &mut 
             }
         }
     }
-    for (name, mut value) in object.into_iter().filter(|(_, value)| !value.is_null()) {
+    for (name, mut value) in object {
         let place = Place::At(at);
         let place = Place::Field(&place, &name);
         let row = REGISTRY.iter().position(|row| row.name == name);
@@ -83,8 +83,10 @@ pub(super) fn read(policy: Value, shape: &Shape, at: &FieldPath, problems: &mut 
         layer.own_headers.extend((REGISTRY[row].own_headers)(&value));
         let mut findings = Findings::default();
         shape.check(&mut value, place, &mut findings);
-        let mut is_usable = findings.wrong.is_empty() && findings.unknown.is_empty();
-        findings.wrong.into_iter().chain(findings.unknown).for_each(&mut refuse);
+        let wrong: Vec<_> =
+            findings.wrong.into_iter().chain(findings.unknown).chain(findings.nulls).collect();
+        let mut is_usable = wrong.is_empty();
+        wrong.into_iter().for_each(&mut refuse);
         if layer.disabled.contains(&row) {
             refuse((at.field(DISABLE), given_and_disabled(&name)));
             is_usable = false;

@@ -69,6 +69,8 @@ pub(super) struct Findings {
     pub wrong: Vec<(FieldPath, String)>,
     /// Fields that the schema does not know; they were taken out of the value.
     pub unknown: Vec<(FieldPath, String)>,
+    /// Fields that are there and say nothing; they were taken out, too.
+    pub nulls: Vec<(FieldPath, String)>,
 }
 
 const MOST: usize = 16;
@@ -162,7 +164,12 @@ impl Shape {
                 check_object(fields, required, object, place, findings);
             }
             (Self::Map { values, min, max }, Value::Object(object)) => {
-                object.retain(|_, value| !value.is_null());
+                object.retain(|name, value| {
+                    if value.is_null() {
+                        findings.null(Place::Field(&place, name));
+                    }
+                    !value.is_null()
+                });
                 check_count("entries", object.len(), (*min, *max), place, findings);
                 if object.len() <= *max {
                     for (key, value) in object {
@@ -196,6 +203,7 @@ impl Shape {
             | (Self::Number, Value::Number(_))
             | (Self::AnyObject, Value::Object(_))
             | (Self::Any, _) => {}
+            (_, Value::Null) => findings.wrong(place, NULL.to_owned()),
             (_, value) => {
                 findings.wrong(place, format!("found {}, expected {}", kind_of(value), self.noun()));
             }
@@ -248,7 +256,16 @@ impl Findings {
             self.unknown.push((place.path(), message));
         }
     }
+
+    fn null(&mut self, place: Place<'_>) {
+        if self.nulls.len() < MOST {
+            self.nulls.push((place.path(), NULL.to_owned()));
+        }
+    }
 }
+
+/// An API server drops such a field. Where it would have kept somebody out, that must not happen unseen.
+const NULL: &str = "found null, which asks for nothing; leave the field out, or give it a value";
 
 impl Place<'_> {
     pub fn path(&self) -> FieldPath {
@@ -270,6 +287,7 @@ fn check_object(
 ) {
     object.retain(|name, value| {
         if value.is_null() {
+            findings.null(Place::Field(&place, name));
             return false;
         }
         match fields.get(name) {

@@ -264,6 +264,13 @@ const CHANGES: &[(&str, &str, Change)] = &[
     ("imposed.yaml", "its own authorization gone", |text| remove(text, ", authorization: {rules: [", "]}")),
     ("imposing.yaml", "authorization gone", |text| remove(text, ", authorization: {rules: [", "]}")),
     ("imposing.yaml", "rules turned around", turned),
+    ("by-route.yaml", "a condition that is null", |text| {
+        Some(text.replace("when: \"identity.id == 'acme-inc'\"", "when: null"))
+    }),
+    ("by-route.yaml", "an authorization that is null", |text| {
+        remove(text, "authorization: {rules: [", "]}")
+            .map(|text| text.replace(", , validation", ", authorization: null, validation"))
+    }),
     ("by-route.yaml", "authorization gone", |text| remove(text, ", authorization: {rules: [", "]}")),
     ("rival.yaml", "no consumer", |text| Some(text.replace("rival-co", "''"))),
     ("rival.yaml", "the key of another", |text| Some(text.replace(RIVAL, KEY))),
