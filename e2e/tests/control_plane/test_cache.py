@@ -7,7 +7,7 @@ from harness.gateways import route
 from harness.kube import CommandFailed, command
 from harness.wait import until
 
-NS, HOST = "kept", "kept.test"
+NS, HOST = "kept", "answers.test"
 
 
 class Kept(gateways.ThreeReplicas):
