@@ -7,9 +7,8 @@ use std::collections::HashSet;
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::Number;
 
-use super::scalar::{BOUNDS, ItemSchema, ItemType, LENGTHS, STEP, Scalar, refusal};
+use super::scalar::{BOUNDS, ItemSchema, ItemType, LENGTHS, STEP, Scalar, Words, refusal};
 use crate::message::Violation;
 use crate::values::{FieldPath, Problem};
 
@@ -61,38 +60,8 @@ pub struct ValueSchema {
     /// string, integer, number, boolean or array.
     #[serde(default, rename = "type")]
     pub kind: ValueType,
-    /// The only values that it may have.
-    #[serde(default, rename = "enum", skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 16), inner(length(max = 256)))]
-    #[x_kube(merge_strategy = ListMerge::Set)]
-    pub values: Vec<String>,
-    /// Least number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub minimum: Option<Number>,
-    /// Greatest number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub maximum: Option<Number>,
-    /// The number is greater.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exclusive_minimum: Option<Number>,
-    /// The number is less.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exclusive_maximum: Option<Number>,
-    /// The number is so much times a whole number.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub multiple_of: Option<Number>,
-    /// Least number of characters.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 65_536), extend("format" = "int32"))]
-    pub min_length: Option<u32>,
-    /// Greatest number of characters.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 65_536), extend("format" = "int32"))]
-    pub max_length: Option<u32>,
-    /// Regular expression that matches a part; ^ and $ anchor it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 512))]
-    pub pattern: Option<String>,
+    #[serde(flatten)]
+    pub words: Words,
     /// What each item of a list must be; text where nothing is said.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub items: Option<ItemSchema>,
@@ -130,20 +99,15 @@ impl From<ParameterSpec> for QueryParameterSpec {
     }
 }
 
-impl ValueSchema {
-    /// What is said of the value, were it none of a list; the words that a list has not are none's there.
-    fn of_one(&self, kind: ItemType) -> ItemSchema {
-        ItemSchema {
-            kind,
-            values: self.values.clone(),
-            minimum: self.minimum.clone(),
-            maximum: self.maximum.clone(),
-            exclusive_minimum: self.exclusive_minimum.clone(),
-            exclusive_maximum: self.exclusive_maximum.clone(),
-            multiple_of: self.multiple_of.clone(),
-            min_length: self.min_length,
-            max_length: self.max_length,
-            pattern: self.pattern.clone(),
+impl ValueType {
+    /// None: a list.
+    const fn of_one(self) -> Option<ItemType> {
+        match self {
+            Self::String => Some(ItemType::String),
+            Self::Integer => Some(ItemType::Integer),
+            Self::Number => Some(ItemType::Number),
+            Self::Boolean => Some(ItemType::Boolean),
+            Self::Array => None,
         }
     }
 }
@@ -214,12 +178,11 @@ impl Parameter {
         if is_list && schema.kind != ValueType::Array {
             problems.push(refusal(at.clone(), ITEMS));
         }
-        let form = match schema.kind {
-            ValueType::String => Scalar::new(schema.of_one(ItemType::String), &at, problems).map(Form::One),
-            ValueType::Integer => Scalar::new(schema.of_one(ItemType::Integer), &at, problems).map(Form::One),
-            ValueType::Number => Scalar::new(schema.of_one(ItemType::Number), &at, problems).map(Form::One),
-            ValueType::Boolean => Scalar::new(schema.of_one(ItemType::Boolean), &at, problems).map(Form::One),
-            ValueType::Array => {
+        let form = match schema.kind.of_one() {
+            Some(kind) => {
+                Scalar::new(ItemSchema { kind, words: schema.words }, &at, problems).map(Form::One)
+            }
+            None => {
                 let split = match place {
                     Place::Query if explode.unwrap_or(true) => Split::Occurrences,
                     _ => Split::Commas,
@@ -276,22 +239,24 @@ impl Wrong {
 
 impl List {
     fn new(schema: ValueSchema, split: Split, at: &FieldPath, problems: &mut Vec<Problem>) -> Option<Self> {
+        let ValueSchema { words, items, min_items, max_items, unique_items, .. } = schema;
+        let has_enum = !words.values.is_empty();
         // Words of one value say nothing about a list: no type has all of them.
-        Scalar::new(ItemSchema { values: Vec::new(), ..schema.of_one(ItemType::Boolean) }, at, problems);
-        if !schema.values.is_empty() {
+        Scalar::new(ItemSchema { kind: ItemType::Boolean, words }, at, problems);
+        if has_enum {
             problems.push(refusal(at.field("enum"), CHOICE));
         }
-        if schema.min_items.zip(schema.max_items).is_some_and(|(least, most)| least > most) {
+        if min_items.zip(max_items).is_some_and(|(least, most)| least > most) {
             let message = "no list has at least minItems and at most maxItems items";
             problems.push(refusal(at.field("minItems"), message));
         }
         let count = |number: Option<u32>| number.and_then(|number| usize::try_from(number).ok());
         Some(Self {
-            items: Scalar::new(schema.items.unwrap_or_default(), &at.field("items"), problems)?,
-            least: count(schema.min_items).unwrap_or(0),
-            most: count(schema.max_items).unwrap_or(usize::MAX),
+            items: Scalar::new(items.unwrap_or_default(), &at.field("items"), problems)?,
+            least: count(min_items).unwrap_or(0),
+            most: count(max_items).unwrap_or(usize::MAX),
             split,
-            repetition: match schema.unique_items {
+            repetition: match unique_items {
                 Some(true) => Repetition::Refused,
                 _ => Repetition::Allowed,
             },

@@ -21,6 +21,14 @@ pub struct ItemSchema {
     /// string, integer, number or boolean.
     #[serde(default, rename = "type")]
     pub kind: ItemType,
+    #[serde(flatten)]
+    pub words: Words,
+}
+
+/// What is said of one value beside its type.
+#[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Words {
     /// The only values that it may have.
     #[serde(default, rename = "enum", skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16), inner(length(max = 256)))]
@@ -107,8 +115,8 @@ impl Scalar {
     pub fn new(schema: ItemSchema, at: &FieldPath, problems: &mut Vec<Problem>) -> Option<Self> {
         let before = problems.len();
         let is_number = matches!(schema.kind, ItemType::Integer | ItemType::Number);
-        let ItemSchema { min_length, max_length, ref pattern, .. } = schema;
-        let numbers = numbers(&schema, at, problems);
+        let Words { min_length, max_length, ref pattern, .. } = schema.words;
+        let numbers = numbers(&schema.words, at, problems);
         if !is_number && !numbers.is_empty() {
             problems.push(refusal(at.clone(), BOUNDS));
         }
@@ -137,7 +145,7 @@ impl Scalar {
 
     /// What is wrong with a value, without saying it.
     pub fn wrong(&self, value: &str) -> Option<String> {
-        let ItemSchema { kind, values, min_length, max_length, .. } = &self.schema;
+        let ItemSchema { kind, words: Words { values, min_length, max_length, .. } } = &self.schema;
         match kind {
             ItemType::String => {}
             ItemType::Boolean if matches!(value, "true" | "false") => {}
@@ -227,14 +235,14 @@ impl Word {
     }
 }
 
-fn numbers(schema: &ItemSchema, at: &FieldPath, problems: &mut Vec<Problem>) -> Vec<Constraint> {
+fn numbers(words: &Words, at: &FieldPath, problems: &mut Vec<Problem>) -> Vec<Constraint> {
     let mut found = Vec::new();
     for (word, said) in [
-        (Word::Minimum, &schema.minimum),
-        (Word::ExclusiveMinimum, &schema.exclusive_minimum),
-        (Word::Maximum, &schema.maximum),
-        (Word::ExclusiveMaximum, &schema.exclusive_maximum),
-        (Word::MultipleOf, &schema.multiple_of),
+        (Word::Minimum, &words.minimum),
+        (Word::ExclusiveMinimum, &words.exclusive_minimum),
+        (Word::Maximum, &words.maximum),
+        (Word::ExclusiveMaximum, &words.exclusive_maximum),
+        (Word::MultipleOf, &words.multiple_of),
     ] {
         let Some(said) = said else { continue };
         match Decimal::parse(&said.to_string()) {
