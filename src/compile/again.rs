@@ -9,7 +9,7 @@ use std::sync::Arc;
 use super::claims::{self, Claimant};
 use super::conditions::RouteFacts;
 use super::gateway_route::{LoweredRoute, RouteUnit};
-use super::{Memo, age, served_backends, tell};
+use super::{Memo, age, found, served_backends, tell};
 use crate::filters::AnyPlan;
 use crate::route_map::RouteMap;
 
@@ -101,25 +101,14 @@ pub(super) fn map(
     map
 }
 
-/// What there is to say about each of these, in the order in which the whole way finds it.
+/// What there is to say about each of these.
 fn facts(told: &BTreeSet<usize>, memo: &Memo) -> BTreeMap<usize, RouteFacts> {
     let new = |place: &usize| (*place, RouteFacts::new(Arc::clone(&memo.claimants[*place].lowered)));
     let mut facts: BTreeMap<_, _> = told.iter().map(new).collect();
-    for (hostname, unit) in memo.hosts.iter().filter(|(_, unit)| unit.concerns(told)) {
-        for place in unit.served() {
-            if let Some(facts) = facts.get_mut(&place) {
-                facts.served.push((hostname.clone(), unit.tls_print));
-            }
-        }
-        for (place, problem) in unit.notes() {
-            if let Some(facts) = facts.get_mut(&place) {
-                facts.problems.push(problem.clone());
-            }
-        }
-    }
-    for (place, problems) in &memo.refused {
-        if let Some(facts) = facts.get_mut(place) {
-            facts.problems.extend(problems.iter().cloned());
+    let hosts = memo.hosts.iter().filter(|(_, unit)| unit.concerns(told));
+    for (place, fact) in found(hosts, &memo.refused) {
+        if let Some(facts) = facts.get_mut(&place) {
+            facts.add(fact);
         }
     }
     facts

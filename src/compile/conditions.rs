@@ -26,9 +26,23 @@ pub(super) struct RouteFacts {
     pub problems: Vec<Problem>,
 }
 
+/// Something that was found out about a route under a hostname.
+pub(super) enum Fact<'f> {
+    /// It answers there, where this TLS holds.
+    Served(&'f Option<Hostname>, u64),
+    Problem(&'f Problem),
+}
+
 impl RouteFacts {
     pub fn new(lowered: Arc<LoweredRoute>) -> Self {
         Self { lowered, served: Vec::new(), problems: Vec::new() }
+    }
+
+    pub fn add(&mut self, fact: Fact<'_>) {
+        match fact {
+            Fact::Served(hostname, tls) => self.served.push((hostname.clone(), tls)),
+            Fact::Problem(problem) => self.problems.push(problem.clone()),
+        }
     }
 
     pub fn same(&self, other: &Self) -> bool {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::HeaderName;
 
 use super::claims::{Claim, Claimant};
+use super::conditions::Fact;
 use super::gateway_route::{LoweredRoute, LoweredRule, LoweredTls};
 use crate::filters::AuthenticationPlan;
 use crate::message::ErrorKind;
@@ -125,9 +126,12 @@ impl HostUnit {
         places.map(|(_, claimant)| *claimant)
     }
 
-    /// What is to be said to each claimant, by its place among them.
-    pub fn notes(&self) -> impl Iterator<Item = (usize, &Problem)> {
-        self.notes.iter().filter_map(|(route, problem)| Some((*self.claim.routes.get(*route)?, problem)))
+    /// What was found out here about each claimant, by its place among them.
+    pub fn facts<'f>(&'f self, hostname: &'f Option<Hostname>) -> impl Iterator<Item = (usize, Fact<'f>)> {
+        let served = self.served().map(move |place| (place, Fact::Served(hostname, self.tls_print)));
+        let routes = &self.claim.routes;
+        let notes = self.notes.iter();
+        served.chain(notes.filter_map(|(route, problem)| Some((*routes.get(*route)?, Fact::Problem(problem)))))
     }
 }
 

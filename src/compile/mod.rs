@@ -44,7 +44,7 @@ pub use report::{Condition, ConditionStatus, ConditionType, ObjectRef, Report, R
 use self::again::Renewal;
 use self::attachment::Index;
 use self::claims::Claimant;
-use self::conditions::RouteFacts;
+use self::conditions::{Fact, RouteFacts};
 use self::gateway_backend::LoweredBackend;
 use self::gateway_policy::LoweredPolicy;
 use self::gateway_route::RouteUnit;
@@ -230,19 +230,11 @@ fn whole_map(
     let claims = claims::settle(&claimants, world, options);
     let mut known = Walk::over(std::mem::take(&mut memo.hosts));
     let (mut map, mut hosts, mut units) = (RouteMap::default(), Vec::new(), Vec::new());
-    let mut facts: Vec<RouteFacts> =
-        claimants.iter().map(|claimant| RouteFacts::new(claimant.lowered.clone())).collect();
     for (hostname, claim) in claims.by_host {
         let unit = match known.take(&hostname) {
             Some(unit) if unit.stands(&claim, &claimants) => unit.with(claim),
             _ => HostUnit::new(hostname.clone(), claim, &claimants),
         };
-        for place in unit.served() {
-            facts[place].served.push((hostname.clone(), unit.tls_print));
-        }
-        for (place, problem) in unit.notes() {
-            facts[place].problems.push(problem.clone());
-        }
         match &hostname {
             // It would only hide the owner's wildcard, which answers there.
             Some(_) if unit.is_nothing_but_refused_guests(&claimants) => {}
@@ -254,8 +246,10 @@ fn whole_map(
     map.hosts = hosts.into_iter().collect();
     map.unmatched = unmatched;
     memo.hosts = units.into_iter().collect();
-    for (place, problems) in &claims.refused {
-        facts[*place].problems.extend(problems.iter().cloned());
+    let mut facts: Vec<RouteFacts> =
+        claimants.iter().map(|claimant| RouteFacts::new(claimant.lowered.clone())).collect();
+    for (place, fact) in found(memo.hosts.iter(), &claims.refused) {
+        facts[place].add(fact);
     }
     let served = claimants.iter().zip(&facts).filter(|(_, facts)| !facts.served.is_empty());
     map.backends = served_backends(served.map(|(claimant, _)| claimant), &memo.map.backends);
@@ -265,6 +259,17 @@ fn whole_map(
         memo.namespaces = world.namespaces.clone();
     }
     map
+}
+
+/// What was found out about the claimants at these hostnames, and where they were refused; by their places.
+fn found<'f>(
+    hosts: impl Iterator<Item = (&'f Option<Hostname>, &'f HostUnit)>,
+    refused: &'f BTreeMap<usize, Vec<Problem>>,
+) -> impl Iterator<Item = (usize, Fact<'f>)> {
+    let refusals = refused.iter().flat_map(|(place, problems)| {
+        problems.iter().map(move |problem| (*place, Fact::Problem(problem)))
+    });
+    hosts.flat_map(|(hostname, unit)| unit.facts(hostname)).chain(refusals)
 }
 
 /// All that those lead to whose routes answer anywhere; the same `Arc` as before where nothing changed. The oldest
