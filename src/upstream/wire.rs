@@ -303,16 +303,16 @@ mod tests {
 
     /// To one that has read some of a request, has answered, and is gone: a reset has come by now.
     async fn answered() -> TcpStream {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = listener.local_addr().expect("bound");
         let (ours, theirs) = tokio::join!(TcpStream::connect(address), listener.accept());
-        let (mut ours, (mut theirs, _)) = (ours.unwrap(), theirs.unwrap());
-        ours.write_all(b"POST / HTTP/1.1\r\n\r\nmuch of a body").await.unwrap();
-        theirs.readable().await.unwrap();
-        theirs.write_all(ANSWER).await.unwrap();
-        theirs.set_zero_linger().unwrap();
+        let (mut ours, (mut theirs, _)) = (ours.expect("connected"), theirs.expect("accepted"));
+        ours.write_all(b"POST / HTTP/1.1\r\n\r\nmuch of a body").await.expect("sent");
+        theirs.readable().await.expect("open");
+        theirs.write_all(ANSWER).await.expect("sent");
+        theirs.set_zero_linger().expect("open");
         drop(theirs);
-        ours.ready(tokio::io::Interest::ERROR).await.unwrap();
+        ours.ready(tokio::io::Interest::ERROR).await.expect("open");
         ours
     }
 
