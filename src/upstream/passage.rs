@@ -66,9 +66,10 @@ impl Pools {
         let mut quicker = None;
         let mut permits = Permits::of(pool.line.as_ref());
         loop {
+            let choice = Choice { tried: &tried, refused: &[], tries: None, aim: Aim::Anywhere };
             let endpoint = match &quicker {
                 Some((endpoint, _)) => Some(Rc::clone(endpoint)),
-                None => pool.next(&tried, &[], Aim::Anywhere),
+                None => choice.next(&pool),
             };
             let Some(mut endpoint) = endpoint else {
                 if tried.is_empty() && backend.resolves(end).await {
@@ -78,7 +79,6 @@ impl Pools {
                 return Err(pool.nowhere(backend));
             };
             if let Some(line) = permits.are_missing() {
-                let choice = Choice { tried: &tried, refused: &[], tries: None, aim: Aim::Anywhere };
                 let ask = Ask { manner: Manner::Alone, wish: Wish::Upgrade, client: None, choice };
                 let (other, got) = Box::pin(ask.admitted(backend, &pool, line, endpoint, end)).await?;
                 endpoint = other;
@@ -88,14 +88,14 @@ impl Pools {
                 }
             }
             let (lease, now) = (endpoint.lease(), Instant::now());
+            let begin = match quicker.take() {
+                Some((_, stream)) => Begin::With(stream),
+                None => choice.begin(&pool, &endpoint),
+            };
             tried.push(endpoint.address);
             // An endpoint that swallows packets must leave time for the others.
             let left = pool.len().min(MAX_ENDPOINTS).saturating_sub(tried.len() - 1).max(1) as u32;
             let until = now + end.saturating_duration_since(now) / left;
-            let begin = match quicker.take() {
-                Some((_, stream)) => Begin::With(stream),
-                None => pool.begin(&endpoint, &tried, &[], Aim::Anywhere),
-            };
             endpoint.probes(until);
             let begin = (begin, header.as_deref());
             let error = match reach(endpoint.address, &pool.gate, None, Offer::Http1, begin, until).await {

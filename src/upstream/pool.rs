@@ -400,6 +400,10 @@ impl Pools {
             let connect = *budget.get_or_insert_with(|| now + limits.connect.unwrap_or(FOREVER));
             // What a try's end would cut off here would never be told to have failed.
             let end = limits.deadline.map_or(connect, |deadline| deadline.min(connect));
+            let begin = match quicker.take() {
+                Some((_, stream)) => Begin::With(stream),
+                None => choice.begin(pool, &endpoint),
+            };
             tried.push(endpoint.address);
             // An endpoint that swallows packets must leave time for the others.
             let left = pool.len().min(MAX_ENDPOINTS).saturating_sub(tried.len() - 1).max(1) as u32;
@@ -410,12 +414,6 @@ impl Pools {
             let is_fair = until.saturating_duration_since(now) >= fair - fair / 10;
             let is_asked_too_much =
                 wish != Wish::Answer && backend.plan.protocol == BackendProtocol::Negotiated;
-            let begin = match quicker.take() {
-                Some((_, stream)) => Begin::With(stream),
-                None => {
-                    Choice { tried: &tried, refused: &refused.endpoints, tries, aim }.begin(pool, &endpoint)
-                }
-            };
             endpoint.probes(until);
             let tls = backend.security.towards(endpoint.server_name.as_ref())?;
             let opened = match backend.plan.protocol {
