@@ -1,6 +1,8 @@
 """A backend that misbehaves as the path says, and counts: one thread, one event loop."""
 import asyncio
 import itertools
+import socket
+import struct
 import threading
 
 MIB = 1 << 20
@@ -70,6 +72,8 @@ class Bad:
         """RST in the middle of the body."""
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\nhalf")
         await asyncio.sleep(0.05)
+        # Without this it would be a FIN.
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
 
     async def cut(self, _, writer):
