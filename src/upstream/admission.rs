@@ -134,10 +134,14 @@ impl Ask<'_> {
     ) -> Option<(Rc<EndpointPool>, Got)> {
         let is_first = who == Who::Waiter || line.is_empty();
         let at_it = |got| Some((Rc::clone(endpoint), got));
+        let free = endpoint.frees(self.wish);
         if self.manner == Manner::Any
-            && (is_first || !line.takes_streams_of(endpoint.address))
+            && (is_first || line.lets_pass(free))
             && let Some(carrier) = endpoint.take(self.wish, self.client)
         {
+            if !is_first {
+                line.was_passed(free);
+            }
             return at_it(Got::Carrier(carrier));
         }
         if !is_first {

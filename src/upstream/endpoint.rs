@@ -283,6 +283,11 @@ impl EndpointPool {
         self.spoken.get() == Some(Spoken::Http1) || self.offer(wish) == Offer::Http1
     }
 
+    /// What [`Self::take`] takes, if anything.
+    pub fn frees(&self, wish: Wish) -> Free {
+        if self.is_alone(wish) { Free::Connection(self.address) } else { Free::Stream(self.address) }
+    }
+
     /// Whether somebody opens a connection that may be shared.
     pub fn is_being_opened(&self, wish: Wish) -> bool {
         !self.is_alone(wish) && self.opening.try_lock().is_err()

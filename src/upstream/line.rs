@@ -106,9 +106,19 @@ impl Line {
         self.waiters.borrow().is_empty()
     }
 
-    /// Whether somebody waits whom a stream at this endpoint would serve.
-    pub fn takes_streams_of(&self, endpoint: SocketAddr) -> bool {
-        self.waiters.borrow().iter().any(|waiter| Free::Stream(endpoint).serves(waiter.wants.get()))
+    /// Whether a newcomer may have this though others wait: it is what none of them wants, and the first was not passed
+    /// too often.
+    pub fn lets_pass(&self, what: Free) -> bool {
+        let waiters = self.waiters.borrow();
+        waiters.front().is_none_or(|first| first.passed.get() < IN_A_ROW)
+            && !waiters.iter().any(|waiter| what.fits(waiter.wants.get()))
+    }
+
+    /// A newcomer had it. A connection could have been closed for who waits, a stream could not.
+    pub fn was_passed(&self, what: Free) {
+        if let (Free::Connection(_), Some(first)) = (what, self.waiters.borrow().front()) {
+            first.passed.set(first.passed.get() + 1);
+        }
     }
 
     /// Workers whose requests wait, and that have fewer connections, go before.
@@ -150,14 +160,14 @@ impl Line {
             }
         }
         match what {
-            Free::Stream(_) => self.wake(1, |wants| what.serves(wants)),
+            Free::Stream(_) => self.wake(1, |wants| what.fits(wants)),
             Free::Connection(endpoint) => self.wake_for(endpoint),
         }
     }
 
     /// A connection has room for so many.
     pub fn is_opened(&self, endpoint: SocketAddr, streams: usize) {
-        self.wake(streams, |wants| Free::Stream(endpoint).serves(wants));
+        self.wake(streams, |wants| Free::Stream(endpoint).fits(wants));
     }
 
     /// See [`Bounds::idles`].
@@ -185,10 +195,7 @@ impl Line {
         let waiters = self.waiters.borrow();
         let mut asleep = waiters.iter().filter(|waiter| !waiter.is_woken.get());
         let Some(head) = asleep.next() else { return };
-        let fits = |waiter: &&Rc<Waiter>| match waiter.wants.get() {
-            Wants::Only(other) => other == endpoint,
-            Wants::Any | Wants::NoStream => true,
-        };
+        let fits = |waiter: &&Rc<Waiter>| Free::Connection(endpoint).fits(waiter.wants.get());
         if fits(&head) || head.passed.get() >= IN_A_ROW {
             return head.wake();
         }
@@ -206,11 +213,16 @@ impl Line {
             self.wake(self.bounds.free(self.worker), |_| true);
         }
         let wanted = self.bounds.wanted_of(self.worker);
-        let count = match self.owes.take() {
+        let owes = self.owes.take();
+        let count = match owes {
             true => wanted.min(1),
             false if self.is_empty() => wanted,
             false => 0,
         };
+        if owes && count == 0 {
+            // Who it was kept for has gone.
+            self.wake(1, |_| true);
+        }
         let pool = if count > 0 { self.pool.borrow().upgrade() } else { None };
         if let Some(pool) = pool {
             let left = pool.forget_leaving();
@@ -250,10 +262,12 @@ impl Drop for Line {
 }
 
 impl Free {
-    fn serves(self, wants: Wants) -> bool {
+    /// As it is.
+    fn fits(self, wants: Wants) -> bool {
         match (self, wants) {
-            (Self::Connection(_), _) | (Self::Stream(_), Wants::Any) => true,
-            (Self::Stream(endpoint), Wants::Only(wanted)) => endpoint == wanted,
+            (Self::Connection(_) | Self::Stream(_), Wants::Any) => true,
+            (Self::Connection(endpoint) | Self::Stream(endpoint), Wants::Only(wanted)) => endpoint == wanted,
+            (Self::Connection(_), Wants::NoStream) => true,
             (Self::Stream(_), Wants::NoStream) => false,
         }
     }

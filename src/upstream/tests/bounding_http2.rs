@@ -8,13 +8,13 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use futures_util::poll;
 use h2::Reason;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::bounding::{bounded, workers};
 use super::http2::{
     ByHand, DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, Multiplexing, STATUS_200, Step, frame, listen,
 };
-use super::scripted::{asked_by, get, kind, local, settle, whole};
+use super::scripted::{asked_by, get, is_so, kind, local, settle, whole};
 use crate::message::ErrorKind;
 use crate::route_map::{BackendProtocol, HostHeader, TrafficPlan};
 use crate::upstream::{Backend, Pools, SendLimits};
@@ -32,14 +32,6 @@ fn patient() -> SendLimits<'static> {
 async fn ask(pools: &Pools, backend: &Arc<Backend>, count: usize) {
     for _ in 0..count {
         whole(pools.send(backend, get(), None, patient()).await).await;
-    }
-}
-
-async fn is_so(what: &str, is: impl Fn() -> bool) {
-    let begun = Instant::now();
-    while !is() {
-        assert!(begun.elapsed() < Duration::from_secs(10), "{what}");
-        sleep(Duration::from_millis(1)).await;
     }
 }
 

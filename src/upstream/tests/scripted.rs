@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::LocalSet;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::message::{Body, ErrorKind, ProxyError, Request};
 use crate::route_map::{
@@ -191,6 +191,15 @@ pub(super) fn kind(outcome: Result<Answer, ProxyError>) -> ErrorKind {
 pub(super) async fn settle() {
     for _ in 0..100 {
         tokio::task::yield_now().await;
+    }
+}
+
+/// Waits until it is so.
+pub(super) async fn is_so(what: &str, is: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is() {
+        assert!(begun.elapsed() < Duration::from_secs(10), "{what}");
+        sleep(Duration::from_millis(1)).await;
     }
 }
 
