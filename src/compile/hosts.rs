@@ -131,7 +131,8 @@ impl HostUnit {
         let served = self.served().map(move |place| (place, Fact::Served(hostname, self.tls_print)));
         let routes = &self.claim.routes;
         let notes = self.notes.iter();
-        served.chain(notes.filter_map(|(route, problem)| Some((*routes.get(*route)?, Fact::Problem(problem)))))
+        served
+            .chain(notes.filter_map(|(route, problem)| Some((*routes.get(*route)?, Fact::Problem(problem)))))
     }
 }
 

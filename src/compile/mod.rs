@@ -266,9 +266,9 @@ fn found<'f>(
     hosts: impl Iterator<Item = (&'f Option<Hostname>, &'f HostUnit)>,
     refused: &'f BTreeMap<usize, Vec<Problem>>,
 ) -> impl Iterator<Item = (usize, Fact<'f>)> {
-    let refusals = refused.iter().flat_map(|(place, problems)| {
-        problems.iter().map(move |problem| (*place, Fact::Problem(problem)))
-    });
+    let refusals = refused
+        .iter()
+        .flat_map(|(place, problems)| problems.iter().map(move |problem| (*place, Fact::Problem(problem))));
     hosts.flat_map(|(hostname, unit)| unit.facts(hostname)).chain(refusals)
 }
 

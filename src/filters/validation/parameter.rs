@@ -179,9 +179,7 @@ impl Parameter {
             problems.push(refusal(at.clone(), ITEMS));
         }
         let form = match schema.kind.of_one() {
-            Some(kind) => {
-                Scalar::new(ItemSchema { kind, words: schema.words }, &at, problems).map(Form::One)
-            }
+            Some(kind) => Scalar::new(ItemSchema { kind, words: schema.words }, &at, problems).map(Form::One),
             None => {
                 let split = match place {
                     Place::Query if explode.unwrap_or(true) => Split::Occurrences,

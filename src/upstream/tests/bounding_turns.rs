@@ -9,9 +9,7 @@ use futures_util::future::{join, join_all};
 use futures_util::poll;
 use tokio::time::Instant;
 
-use super::bounding::{
-    Counting, SOON, all_is_given_back, ask, backend, bounded, pending, upgrade, workers,
-};
+use super::bounding::{Counting, SOON, all_is_given_back, ask, backend, bounded, pending, upgrade, workers};
 use super::scripted::{Scripted, Step, get, is_so, local_paused, settle, whole};
 use crate::route_map::{EjectionPlan, TrafficPlan};
 use crate::upstream::balance::BackendPool;
