@@ -247,7 +247,9 @@ impl Trouble {
             Self::Unpacked(error) => ProxyError::caused(ErrorKind::TransformFailed, error),
             Self::Unusable(error) => ProxyError::caused(ErrorKind::TransformFailed, error),
             Self::Ours(kind) => ProxyError::caused(ErrorKind::TransformFailed, ProxyError::from(kind)),
-            Self::Late => ErrorKind::BackendTimeout.into(),
+            Self::Late => {
+                ProxyError::caused(ErrorKind::BackendTimeout, "the answer's body did not come whole in time")
+            }
         }
     }
 }

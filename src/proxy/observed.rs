@@ -173,9 +173,10 @@ impl AnswerBody {
         Self { inner: Body::Empty, trailers: false, watch, account: None }
     }
 
-    fn fail(&mut self, kind: ErrorKind) {
+    fn fail(&mut self, kind: ErrorKind, error: &BodyError) {
         if let Some(account) = &mut self.account {
             account.fail(kind);
+            account.cause.get_or_insert_with(|| FailureCause::of(error));
         }
     }
 }
@@ -191,8 +192,9 @@ impl HttpBody for AnswerBody {
         loop {
             let frame = match Pin::new(&mut self.inner).poll_frame(context) {
                 Poll::Pending if self.watch.await_answer(context) => {
-                    self.fail(ErrorKind::BackendTimeout);
-                    return Poll::Ready(Some(Err(BodyError::Other("the backend sent nothing for too long"))));
+                    let silent = BodyError::Other("the backend sent nothing for too long");
+                    self.fail(ErrorKind::BackendTimeout, &silent);
+                    return Poll::Ready(Some(Err(silent)));
                 }
                 Poll::Pending => return Poll::Pending,
                 Poll::Ready(frame) => frame,
@@ -218,10 +220,7 @@ impl HttpBody for AnswerBody {
                     return Poll::Ready(Some(Ok(frame)));
                 }
                 Some(Err(error)) => {
-                    self.fail(ErrorKind::Reset);
-                    if let Some(account) = &mut self.account {
-                        account.cause.get_or_insert_with(|| FailureCause::of(&error));
-                    }
+                    self.fail(ErrorKind::Reset, &error);
                     return Poll::Ready(Some(Err(error)));
                 }
                 None => {

@@ -20,7 +20,7 @@ use super::health::Standing;
 use super::line::Line;
 use super::proxy_header::ClientConnection;
 use crate::message::{ErrorKind, ProxyError};
-use crate::route_map::{BackendTarget, Balance, HostHeader};
+use crate::route_map::{Address, BackendTarget, Balance, HostHeader};
 use crate::upstream::{Backend, Gate, Guard};
 
 /// One worker's connections to one backend.
@@ -61,6 +61,8 @@ const CHANCES: usize = 8;
 const ALIKE: f64 = 2.0;
 /// So many endpoints a key belongs to, one after the other, as long as those before are unfit.
 const HEIRS: u64 = 16;
+/// So many refused addresses are told.
+const TOLD: usize = 8;
 
 /// Places of endpoints that are chosen among.
 enum Among<'a> {
@@ -411,12 +413,28 @@ impl BackendPool {
 
     /// Why there is no endpoint to ask.
     pub fn nowhere(&self, backend: &Backend) -> ProxyError {
-        let kind = match &backend.plan.target {
-            _ if !self.set.borrow().set.endpoints.is_empty() => ErrorKind::AddressNotPermitted,
-            BackendTarget::Service { .. } => ErrorKind::NoHealthyEndpoints,
-            BackendTarget::Hosts(_) => ErrorKind::NameResolution,
+        let set = self.set.borrow();
+        let refused = set.set.endpoints.iter().take(TOLD).map(|endpoint| endpoint.address.to_string());
+        let refused: Vec<_> = refused.collect();
+        let (kind, cause) = match &backend.plan.target {
+            _ if !refused.is_empty() => {
+                let refused = refused.join(", ");
+                (ErrorKind::AddressNotPermitted, format!("the egress guard refuses {refused}"))
+            }
+            BackendTarget::Service { service, port } => {
+                let cause = format!("no endpoint of the Service {service}, port {port}, is ready");
+                (ErrorKind::NoHealthyEndpoints, cause)
+            }
+            BackendTarget::Hosts(hosts) => {
+                let names = hosts.iter().filter_map(|(address, _)| match address {
+                    Address::Name(name) => Some(&**name),
+                    Address::Ip(_) => None,
+                });
+                let names = names.collect::<Vec<_>>().join(", ");
+                (ErrorKind::NameResolution, format!("no address is known of {names}"))
+            }
         };
-        kind.into()
+        ProxyError::caused(kind, cause)
     }
 
     pub fn sweep(&self, now: Instant) -> Swept {

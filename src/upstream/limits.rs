@@ -149,7 +149,7 @@ impl<'a> SendLimits<'a> {
             }
             let now = Instant::now();
             if self.due_of(began).is_some_and(|due| now >= due) {
-                return Err(ErrorKind::BackendTimeout.into());
+                return Err(late(began));
             }
             if !self.is_uploaded()
                 && let Some(pace) = upload.pace
@@ -167,6 +167,11 @@ impl<'a> SendLimits<'a> {
     }
 }
 
+/// Of what was asked at this time and not answered soon enough.
+pub(super) fn late(began: Instant) -> ProxyError {
+    ProxyError::caused(ErrorKind::BackendTimeout, format!("no answer came within {:.1?}", began.elapsed()))
+}
+
 /// What has come of an upload when it was looked at last, and since when nothing more has.
 struct Moved {
     bytes: u64,
@@ -182,7 +187,7 @@ impl Moved {
         now: Instant,
         elapsed: Duration,
         patience: Option<Duration>,
-    ) -> Result<(), ErrorKind> {
+    ) -> Result<(), ProxyError> {
         let bytes = pace.bytes.get();
         if bytes != self.bytes {
             (self.bytes, self.at) = (bytes, now);
@@ -190,10 +195,14 @@ impl Moved {
         if !pace.waits.get() {
             let silent = now.saturating_duration_since(self.at);
             let is_late = patience.is_some_and(|patience| silent >= patience);
-            return if is_late { Err(ErrorKind::BackendTimeout) } else { Ok(()) };
+            let stuck = || {
+                let cause = format!("nothing of the request's body was taken for {silent:.1?}");
+                ProxyError::caused(ErrorKind::BackendTimeout, cause)
+            };
+            return if is_late { Err(stuck()) } else { Ok(()) };
         }
         match bytes < LEAST_PACE.saturating_mul(elapsed.as_secs()) {
-            true => Err(ErrorKind::RequestTimeout),
+            true => Err(ErrorKind::RequestTimeout.into()),
             false => Ok(()),
         }
     }

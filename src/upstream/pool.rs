@@ -24,7 +24,7 @@ use super::credentials;
 use super::endpoint::{Lease, Place, SWEEP, Wish};
 use super::eyeballs::Begin;
 use super::health::Health;
-use super::limits::SendLimits;
+use super::limits::{self, SendLimits};
 use super::line::{self, Line, Permits};
 use super::outgoing::{address_to, own_names, wish};
 use super::proxy_header::header as proxy_header;
@@ -213,7 +213,7 @@ impl Pools {
                 Err(_) => match limits.upload {
                     // Boxed: rare, and requests would carry the room for it.
                     Some(upload) => Box::pin(limits.within(upload, began, attempts)).await,
-                    None => Err(ErrorKind::BackendTimeout.into()),
+                    None => Err(limits::late(began)),
                 },
             },
         };

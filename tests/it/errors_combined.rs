@@ -141,3 +141,65 @@ fn one_place_tells_of_all_failures_and_packs_all_answers() {
         "b=CallFailed (the call was answered with status 500 Internal Server Error)"
     );
 }
+
+/// What a failure to reach a backend is told as, to the client and in the log.
+#[test]
+fn what_cannot_be_reached_says_why_in_the_log_alone() {
+    let plain = Backend::start("plain");
+    let backend = |name: &str, spec: &str| {
+        format!(
+            "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{name: {name}, namespace: test}}\nspec: {spec}\n---\n"
+        )
+    };
+    let service = |name: &str| {
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: {name}, namespace: test}}\nspec: {{ports: [{{port: 80}}]}}\n---\n"
+        )
+    };
+    let slice = "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {name: inside, namespace: test, labels: {kubernetes.io/service-name: inside}}\naddressType: IPv4\nports: [{port: 80}]\nendpoints: [{addresses: [169.254.169.254]}]\n---\n";
+    let port = plain.address.port();
+    let to = |name: &str, backend: &str| {
+        format!("{{name: {name}, matches: [{{path: {{value: /{name}}}}}], backendRefs: [{backend}]}}")
+    };
+    let of = |name: &str| format!("{{kind: GatewayBackend, name: {name}}}");
+    let rules = [
+        to("unknown", &of("unknown")),
+        to("tls", &of("tls")),
+        to("empty", "{name: empty, port: 80}"),
+        to("inside", "{name: inside, port: 80}"),
+    ];
+    let spec = format!(
+        "{{hostnames: [a.example], policy: {{timeouts: {{connect: 5s}}}}, rules: [{}]}}",
+        rules.join(", ")
+    );
+    let files = [
+        backend("unknown", "{hosts: [{address: pay.internal.test, port: 80}]}"),
+        backend("tls", &format!("{{hosts: [{{address: 127.0.0.1, port: {port}}}], tls: {{}}}}")),
+        service("empty"),
+        service("inside"),
+        slice.to_owned(),
+        route("web", &spec),
+    ];
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("a.yaml"), files.concat()).expect("written");
+    let log = folder.path().join("access.log");
+    let target = log.to_str().expect("UTF-8");
+    let gateway = Gateway::over(folder, &["--access-log", target, "--resolver", "127.0.0.1:9"]);
+    for (path, status, reason, cause) in [
+        ("/unknown", 502, "NameResolution", "pay.internal.test"),
+        ("/tls", 502, "TlsFailure", "127.0.0.1"),
+        ("/empty", 503, "NoHealthyEndpoints", "test/empty"),
+        ("/inside", 502, "AddressNotPermitted", "169.254.169.254:80"),
+    ] {
+        let told = gateway.get("a.example", path);
+        assert_eq!((told.status, told.json()["reason"].as_str()), (status, Some(reason)), "{path}");
+        assert!(!told.body.contains(cause), "{}", told.body);
+        let line = until("its line", || {
+            let text = std::fs::read_to_string(&log).ok()?;
+            let mut lines = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            lines.find(|line| line["path"] == path)
+        });
+        assert_eq!(line["reason"], reason);
+        assert!(line["cause"].as_str().is_some_and(|told| told.contains(cause)), "{line}");
+    }
+}

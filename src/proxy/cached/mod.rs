@@ -223,7 +223,8 @@ async fn wait(
         None => Ok(reader.heard().await),
     };
     let Ok(heard) = heard else {
-        return Waited::Answered(refuse(&ErrorKind::BackendTimeout.into()));
+        let cause = "the answer that another request fetches did not come in time";
+        return Waited::Answered(refuse(&ProxyError::caused(ErrorKind::BackendTimeout, cause)));
     };
     let (headers, now) = (exchange.request.headers(), Instant::now());
     let response = match heard {
