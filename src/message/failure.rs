@@ -38,8 +38,9 @@ impl FailureForm {
         let Some(accept) = accept.and_then(|value| value.to_str().ok()) else { return Self::Problem };
         let takes = |wanted: &[&str]| {
             accept.split(',').any(|range| {
-                let media = range.split(';').next().unwrap_or_default().trim();
-                wanted.iter().any(|wanted| media.eq_ignore_ascii_case(wanted))
+                let mut parts = range.split(';').map(str::trim);
+                let media = parts.next().unwrap_or_default();
+                wanted.iter().any(|wanted| media.eq_ignore_ascii_case(wanted)) && !parts.any(is_zero)
             })
         };
         match () {
@@ -58,6 +59,12 @@ impl FailureForm {
             Self::Grpc => "application/grpc",
         }
     }
+}
+
+/// A weight that says that this is not taken (RFC 9110 section 12.4.2).
+fn is_zero(parameter: &str) -> bool {
+    let weight = parameter.split_once('=').filter(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
+    weight.is_some_and(|(_, weight)| weight.trim().parse() == Ok(0.0_f32))
 }
 
 impl FailureDocument<'_> {
@@ -194,6 +201,10 @@ mod tests {
             assert_eq!(form(accept), FailureForm::Problem, "{accept}");
         }
         assert_eq!(FailureForm::of(None), FailureForm::Problem);
+        // What is named with a weight of nothing is not taken.
+        assert_eq!(form("application/json; q=0, text/html;level=1"), FailureForm::Page);
+        assert_eq!(form("text/html;q=0.000, TEXT/PLAIN;Q=0.1"), FailureForm::Text);
+        assert_eq!(form("text/html;q=0, text/plain;q=0.0, */*"), FailureForm::Problem);
     }
 
     #[test]
