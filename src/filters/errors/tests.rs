@@ -196,6 +196,9 @@ async fn the_first_entry_that_fits_decides() {
         assert_eq!(told(spec.clone(), "*/*", failed).await.2, text);
     }
     assert!(told(spec, "*/*", answer(500)).await.2.contains("java"), "nothing fits");
+    let ours = json!([{"origin": "Gateway", "contentType": "text/plain", "text": "ours"}]);
+    assert_eq!(told(ours.clone(), "*/*", of(ErrorKind::ConnectFailure)).await.2, "ours");
+    assert!(told(ours, "*/*", answer(503)).await.2.contains("java"), "the backend's own goes on");
 }
 
 #[tokio::test]
