@@ -454,6 +454,10 @@ fn finish(
     } else if matches!(parts.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED) {
         body = Body::Empty;
     }
+    // Whatever a transform wrote for answers that are whole.
+    if parts.extensions.get::<aggregate::Partial>().is_some() {
+        aggregate::keep_out_of_caches(&mut parts.headers);
+    }
     account.status = parts.status.as_u16();
     account.called(&parts.headers);
     let mut closes = connection.worker.phase() >= Phase::Leaving || watch.retiring();

@@ -104,6 +104,7 @@ fn shop(target: &str, stream: &mut TcpStream) {
             let _ = stream.write_all(b"\x16\x03\x01 this is no HTTP\r\n\r\n");
         }
         "html" => say(stream, "200 OK", "<html>hunter2</html>"),
+        "moved" => say(stream, "302 Found\r\nLocation: /users/elsewhere", "{}"),
         "breakout" => say(stream, "200 OK", r#"1}, "admin": {"is": true"#),
         "utf8" => {
             let _ = stream
@@ -266,6 +267,7 @@ fn a_required_call_that_fails_decides_and_shows_nothing() {
         ("/status/500", "", 502, "CallFailed"),
         ("/status/401", "", 502, "CallFailed"),
         ("/html", "", 502, "InvalidResponse"),
+        ("/moved", "", 502, "CallFailed"),
         ("/status/503", ", onError: {status: 424}", 424, "CallFailed"),
         ("/hang", ", timeout: 100ms", 504, "BackendTimeout"),
         ("/users/${request.headers['x-none']}", "", 400, "ExpressionFailed"),
@@ -282,6 +284,98 @@ fn a_required_call_that_fails_decides_and_shows_nothing() {
         assert!(answer.body.contains(&format!("\"status\":{status}")), "{}", answer.body);
         assert!(!answer.body.contains("hunter2") && !answer.body.contains("10.0.0.7"), "{}", answer.body);
     }
+    let heads = backend.heads();
+    assert!(heads.iter().any(|head| head.starts_with("GET /moved ")), "the control: {heads:?}");
+    assert!(!heads.iter().any(|head| head.contains("elsewhere")), "redirects are not followed: {heads:?}");
+}
+
+#[test]
+fn calls_go_to_services_and_third_parties_as_requests_do() {
+    let backend = Scripted::start(shop);
+    let port = backend.address.port();
+    let files = format!(
+        "apiVersion: v1\nkind: Service\nmetadata: {{name: users, namespace: test}}\nspec: {{ports: [{{port: 80}}]}}\n---\n\
+         apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: users, namespace: test, labels: {{kubernetes.io/service-name: users}}}}\naddressType: IPv4\nports: [{{port: {port}}}]\nendpoints: [{{addresses: [127.0.0.1]}}]\n---\n\
+         apiVersion: v1\nkind: Secret\nmetadata: {{name: key, namespace: test}}\nstringData: {{key: ours}}\n---\n"
+    );
+    let limits = "}], credentials: {header: X-Api-Key, secretKeyRef: {name: key}}, host: api.example, rateLimit: {requests: 1, per: 744h}}";
+    let third_party = backend.manifest("one").replace("}]}", limits);
+    let calls = [
+        "{name: user, backendRef: {name: users, port: 80}, path: /users/1}".to_owned(),
+        call("orders", "/orders", ", headers: {pass: [X-Api-Key]}, onError: {omit: true}"),
+    ];
+    let files = files + &third_party + &aggregate(&calls.join(", "), ", errorsMember: true");
+    let gateway = Gateway::start(&[("a.yaml", &files)]);
+    let ask = || gateway.request("GET", "shop.example", "/users/1/home", &["X-Api-Key: theirs"], "");
+    let whole = ask();
+    assert!(whole.status == 200 && whole.body.ends_with(r#""orders":[{"n":1e2}]}"#), "{whole:?}");
+    let heads = backend.heads();
+    let orders = heads.iter().find(|head| head.starts_with("GET /orders ")).expect("asked").to_lowercase();
+    assert!(orders.contains("x-api-key: ours") && orders.contains("host: api.example"), "{orders}");
+    assert!(!heads.iter().any(|head| head.contains("theirs")), "{heads:?}");
+    // The third party has had its one request; the Service has no limit.
+    let partial = ask();
+    assert_eq!(field(&partial, "portcullis-partial"), Some("orders"));
+    assert!(
+        partial.body.ends_with(r#""_errors":[{"call":"orders","reason":"Overloaded"}]}"#),
+        "{}",
+        partial.body
+    );
+    assert_eq!(backend.heads().len(), 3);
+}
+
+#[test]
+fn each_call_has_its_own_tries_and_all_have_one_end() {
+    static FLAKY: AtomicUsize = AtomicUsize::new(0);
+    let backend = Scripted::start(|target, stream| match target {
+        "/flaky" if FLAKY.fetch_add(1, Ordering::SeqCst) > 0 => say(stream, "200 OK", "1"),
+        "/hang" => {}
+        _ => say(stream, "503 Busy", "{}"),
+    });
+    let calls = [
+        call("flaky", "/flaky", ", retry: {attempts: 3, codes: [503], backoff: 1ms}"),
+        call("once", "/once", ", onError: {omit: true}"),
+        call("slow", "/hang", ", onError: {value: []}"),
+        call("late", "/late", ", dependsOn: [slow], timeout: 20s, onError: {omit: true}"),
+    ];
+    let files = backend.manifest("one") + &aggregate(&calls.join(", "), ", timeout: 3s, errorsMember: true");
+    let gateway = Gateway::start(&[("a.yaml", &files)]);
+    let began = Instant::now();
+    let answer = gateway.get("shop.example", "/users/1/home");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+    assert_eq!((answer.status, field(&answer, "portcullis-partial")), (200, Some("once, slow, late")));
+    assert!(answer.body.starts_with(r#"{"flaky":1,"slow":[],"_errors":["#), "{}", answer.body);
+    for told in [
+        r#"{"call":"once","reason":"CallFailed","status":503}"#,
+        r#"{"call":"slow","reason":"BackendTimeout"}"#,
+        r#"{"call":"late","reason":"BackendTimeout"}"#,
+    ] {
+        assert!(answer.body.contains(told), "no {told} in {}", answer.body);
+    }
+    until("the slow one to be given up", || (backend.left.load(Ordering::SeqCst) == 1).then_some(()));
+    let heads = backend.heads();
+    let asked = |path: &str| heads.iter().filter(|head| head.starts_with(&format!("GET {path} "))).count();
+    assert_eq!((asked("/flaky"), asked("/once")), (2, 1));
+}
+
+#[test]
+fn a_partial_answer_stays_uncached_whatever_a_transform_says() {
+    let backend = Scripted::start(shop);
+    let calls = [
+        call("user", "/users/1", ""),
+        call("orders", "/${request.query.how}/503", ", onError: {omit: true}"),
+    ];
+    let policy = "policy: {response: {headers: {set: [{name: Cache-Control, value: max-age=60}, {name: CDN-Cache-Control, value: max-age=60}]}}}, ";
+    let files = aggregate(&calls.join(", "), "").replace("aggregate:", &format!("{policy}aggregate:"));
+    let gateway = Gateway::start(&[("a.yaml", &(backend.manifest("one") + &files))]);
+    let told = |how: &str| {
+        let answer = gateway.get("shop.example", &format!("/users/1/home?how={how}"));
+        let fields = ["portcullis-partial", "cache-control", "cdn-cache-control"];
+        fields.map(|name| field(&answer, name).map(str::to_owned))
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(told("orders"), [None, some("max-age=60"), some("max-age=60")], "the control: it is whole");
+    assert_eq!(told("status"), [some("orders"), some("no-store"), None]);
 }
 
 #[test]

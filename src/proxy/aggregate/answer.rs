@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
-use http::{HeaderValue, StatusCode};
+use http::{HeaderMap, HeaderValue, StatusCode};
 use serde_json::json;
 
 use crate::expression::{Fault, Subject, Why};
@@ -12,6 +12,10 @@ use crate::route_map::{AggregatePlan, BodyPlan};
 /// The largest body that an expression can make.
 const MAX_BODY: usize = 4 << 20;
 static PARTIAL: HeaderName = HeaderName::from_static("portcullis-partial");
+
+/// In the extensions of an answer that lacks a part.
+#[derive(Clone, Copy, Debug)]
+pub struct Partial;
 
 /// # Errors
 /// An expression has no value, or none that an answer can have.
@@ -42,16 +46,21 @@ fn written(plan: &AggregatePlan, exchange: &Exchange) -> Result<Response, Fault>
         let failed: Vec<_> = failed.into_iter().map(|(name, _)| name).collect();
         let failed = HeaderValue::try_from(failed.join(", ")).expect("names of calls are letters and digits");
         headers.insert(&PARTIAL, failed);
-        // Of what would be obeyed in its place (RFC 9213) nothing stays.
-        let is_targeted = |name: &&HeaderName| {
-            name.as_str().ends_with("-cache-control")
-                || matches!(name.as_str(), "surrogate-control" | "expires")
-        };
-        let targeted: Vec<_> = headers.keys().filter(is_targeted).cloned().collect();
-        targeted.iter().for_each(|name| drop(headers.remove(name)));
-        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        keep_out_of_caches(headers);
+        response.extensions_mut().insert(Partial);
     }
     Ok(response)
+}
+
+/// For a partial answer, and once more when all filters have had it.
+pub fn keep_out_of_caches(headers: &mut HeaderMap) {
+    // Of what would be obeyed in its place (RFC 9213) nothing stays.
+    let is_targeted = |name: &&HeaderName| {
+        name.as_str().ends_with("-cache-control") || matches!(name.as_str(), "surrogate-control" | "expires")
+    };
+    let targeted: Vec<_> = headers.keys().filter(is_targeted).cloned().collect();
+    targeted.iter().for_each(|name| drop(headers.remove(name)));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
 }
 
 fn answerable(status: i64) -> Result<StatusCode, Fault> {

@@ -17,6 +17,7 @@ use futures_util::stream::FuturesUnordered;
 use http::StatusCode;
 use tokio::time::Instant;
 
+pub use self::answer::{Partial, keep_out_of_caches};
 use self::ask::Begun;
 use self::hear::{Heard, Room};
 use crate::filters::Keep;
@@ -144,12 +145,13 @@ impl<'p> Run<'p> {
                         self.states[place] = State::Running;
                         let limits = Limits { plan, call, until, aim: backends.aim(id, exchange) };
                         running.push(async move {
+                            let began = Instant::now();
                             let heard = async {
                                 let response = backends.ask(id, *request, limits).await?;
                                 hear::hear(response, room).await
                             };
                             let timed = tokio::time::timeout_at(until, heard).await;
-                            (place, timed.unwrap_or_else(|_| Err(ErrorKind::BackendTimeout.into())))
+                            (place, timed.unwrap_or_else(|_| Err(late(began).into())))
                         });
                     }
                     Ok((_, Begun::Skipped)) => self.states[place] = State::Over,
@@ -217,6 +219,11 @@ impl<'p> Run<'p> {
 fn until(call: &CallPlan, exchange: &Exchange) -> Instant {
     let own = Instant::now() + call.timeout.map_or(LONGEST, |limit| limit.min(LONGEST));
     exchange.deadline.map_or(own, |deadline| deadline.min(own))
+}
+
+fn late(began: Instant) -> ProxyError {
+    let cause = format!("its answer was not whole within {:.1?}", began.elapsed());
+    ProxyError::caused(ErrorKind::BackendTimeout, cause)
 }
 
 impl From<ProxyError> for Failure {
