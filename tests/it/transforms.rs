@@ -162,6 +162,54 @@ fn a_changed_answer_arrives_whole_however_it_came() {
 }
 
 #[test]
+fn what_needs_no_body_is_streamed_both_ways() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    let (heard, hears) = std::sync::mpsc::channel();
+    let (allow, allowed) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().expect("asked");
+        let mut request = String::new();
+        let mut read_to = |part: &str, stream: &mut std::net::TcpStream| {
+            let mut bytes = [0; 4096];
+            while !request.contains(part) {
+                let read = stream.read(&mut bytes).expect("more comes");
+                assert!(read > 0, "{request}");
+                request += &text(&bytes[..read]);
+            }
+            request.clone()
+        };
+        heard.send(read_to("first", &mut stream)).expect("the test listens");
+        heard.send(read_to("last\r\n0\r\n\r\n", &mut stream)).expect("the test listens");
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+        stream.write_all(format!("{head}5\r\nbegun\r\n").as_bytes()).expect("taken");
+        allowed.recv().expect("the test has read that");
+        stream.write_all(b"5\r\nended\r\n0\r\n\r\n").expect("taken");
+    });
+    let backend = Backend { address, heard: Arc::default() };
+    let policy = "{request: {path: {replacePrefix: /b}, headers: {set: [{name: X-By, value: '${request.method}'}]}}, response: {status: 203, headers: {set: [{name: X-Was, value: '${response.status}'}]}, bodyPatch: {remove: [/a]}}}";
+    let gateway = Gateway::start(&[("route.yaml", &backend.manifests(policy))]);
+    let mut client = connect(gateway.http);
+    let head =
+        "POST /x HTTP/1.1\r\nHost: pay.test\r\nConnection: close\r\nTransfer-Encoding: chunked\r\n\r\n";
+    client.write_all(format!("{head}5\r\nfirst\r\n").as_bytes()).expect("sent");
+    let begun = hears.recv_timeout(PATIENCE).expect("what was sent arrives before the rest is");
+    assert!(begun.starts_with("POST /b/x ") && field(&begun, "x-by") == Some("POST"), "{begun}");
+    client.write_all(b"4\r\nlast\r\n0\r\n\r\n").expect("sent");
+    hears.recv_timeout(PATIENCE).expect("the rest arrives");
+    let (mut told, mut bytes) = (String::new(), [0; 4096]);
+    while !told.contains("begun") {
+        let read = client.read(&mut bytes).expect("what was said arrives before the rest is");
+        assert!(read > 0, "{told}");
+        told += &text(&bytes[..read]);
+    }
+    assert!(told.starts_with("HTTP/1.1 203 ") && field(&told, "x-was") == Some("200"), "{told}");
+    allow.send(()).expect("it waits");
+    client.read_to_string(&mut told).expect("the end");
+    assert!(told.contains("ended"), "{told}");
+}
+
+#[test]
 fn a_condition_changes_status_and_fields_of_what_it_holds_for() {
     let backend = Backend::start(answer);
     let policy = "{response: {when: \"response.status == 404 && request.path == '/nosuch'\", status: 200, bodyPatch: {set: [{pointer: /items, value: []}]}, headers: {set: [{name: X-Was, value: '${response.status}'}]}}}";
