@@ -88,6 +88,10 @@ pub fn take_in(
 /// One field, as HTTP/1.1 has it (RFC 9113 section 8.2.3).
 fn join_cookies(headers: &mut HeaderMap) {
     let crumbs: Vec<_> = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    // `Connection` may have named them.
+    if crumbs.is_empty() {
+        return;
+    }
     // What was valid apart is valid together.
     if let Ok(whole) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..])) {
         headers.insert(header::COOKIE, whole);
@@ -344,11 +348,15 @@ fn settle_target(parts: &mut http::request::Parts, intake: &mut Intake) -> Resul
     let normal = normal_form(path)
         .map_err(|_| ProxyError::with_detail(ErrorKind::BadRequest, "the path has no normal form"))?;
     let changed = matches!(normal, Cow::Owned(_));
-    if !changed && parts.uri.scheme().is_none() && parts.uri.authority().is_none() {
+    // The parser keeps what it finds: the target of `http://host?x` is `?x`, though its path is `/`.
+    let has_path = parts.uri.path_and_query().is_some_and(|target| target.as_str().starts_with('/'));
+    if !changed && has_path && parts.uri.scheme().is_none() && parts.uri.authority().is_none() {
         return Ok(());
     }
     let target = match (changed, parts.uri.path_and_query()) {
-        (false, Some(target)) => target.clone(),
+        // Of `http://host#x` it keeps nothing, which has no path where it stands alone.
+        (false, Some(target)) if target.as_str() == "/" => PathAndQuery::from_static("/"),
+        (false, Some(target)) if has_path => target.clone(),
         (_, target) => {
             let text = match target.and_then(PathAndQuery::query) {
                 Some(query) => format!("{normal}?{query}"),
@@ -544,5 +552,31 @@ mod tests {
         join_cookies(&mut headers);
         let cookies: Vec<_> = headers.get_all(header::COOKIE).iter().collect();
         assert_eq!(cookies, ["a=1; b=2; c=3; d="]);
+    }
+
+    #[test]
+    fn cookies_that_were_taken_off_leave_no_field() {
+        let fields = [("host", "a"), ("connection", "cookie"), ("cookie", "a=1"), ("cookie", "b=2")];
+        let (intake, parts) = taken("/", Protocol::Http11, &fields);
+        assert!(intake.is_ok() && !parts.headers.contains_key(header::COOKIE), "{:?}", parts.headers);
+    }
+
+    /// What went on was `?x=1`, or nothing at all.
+    #[test]
+    fn a_target_without_a_path_asks_for_the_root() {
+        for (target, form) in [
+            ("http://a.test", "/"),
+            ("http://a.test#x", "/"),
+            ("http://a.test?", "/?"),
+            ("http://a.test?x=1", "/?x=1"),
+            ("http://a.test?x=1#y", "/?x=1"),
+        ] {
+            for protocol in [Protocol::Http11, Protocol::Http2] {
+                let (intake, parts) = taken(target, protocol, &[("host", "a.test")]);
+                assert!(intake.is_ok(), "{target}");
+                assert_eq!(parts.uri.path(), "/", "{target}");
+                assert_eq!(parts.uri.path_and_query().map(PathAndQuery::as_str), Some(form), "{target}");
+            }
+        }
     }
 }

@@ -152,6 +152,8 @@ fn cases() -> Vec<Case> {
         refused("host.unknown", "GET / HTTP/1.1\nHost: other.test\nConnection: close\n\n", &[404, 421]),
         // RFC 9112 section 3.2.2: the authority of an absolute-form target replaces Host.
         passed("host.absolute-form", "GET http://gw.test/abs HTTP/1.1\nHost: gw.test\nConnection: close\n\n", &["get /abs http/1.1", "host: gw.test"], &[]),
+        passed("host.absolute-form-of-the-root", "GET http://gw.test?q=1 HTTP/1.1\nHost: gw.test\nConnection: close\n\n", &["get /?q=1 http/1.1", "host: gw.test"], &[]),
+        passed("host.absolute-form-with-fragment", "GET http://gw.test#f HTTP/1.1\nHost: gw.test\nConnection: close\n\n", &["get / http/1.1", "host: gw.test"], &[]),
         refused("host.absolute-userinfo", "GET http://a@gw.test/ HTTP/1.1\nHost: gw.test\nConnection: close\n\n", &[400]),
         refused("method.connect", "CONNECT gw.test:443 HTTP/1.1\nHost: gw.test:443\nConnection: close\n\n", &[400, 405, 501]),
         refused("method.connect-path", "CONNECT / HTTP/1.1\nHost: gw.test\nConnection: close\n\n", &[400, 405, 501]),
