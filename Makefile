@@ -65,8 +65,10 @@ fuzz: ## FUZZ_SECONDS (60) of broken bytes for each target of fuzz/; installs ni
 	@cargo +nightly --version > /dev/null 2>&1 || rustup toolchain install nightly --profile minimal
 	@cargo fuzz --version > /dev/null 2>&1 || cargo install --locked cargo-fuzz
 	@cp Cargo.lock fuzz/Cargo.lock
-	@for one in $(FUZZED); do \
-	  cargo +nightly fuzz run $${one%:*} -- -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=$${one#*:} || exit 1; done
+	@for one in $(FUZZED); do name=$${one%:*}; seeds=; mkdir -p fuzz/corpus/$$name; \
+	  [ ! -d fuzz/seeds/$$name ] || seeds=fuzz/seeds/$$name; \
+	  cargo +nightly fuzz run $$name fuzz/corpus/$$name $$seeds -- \
+	    -max_total_time=$(or $(FUZZ_SECONDS),60) -max_len=$${one#*:} || exit 1; done
 
 lint: ## what CI refuses: format, clippy, chart
 	cargo fmt --check

@@ -1,13 +1,18 @@
 //! Any bytes at the start of a connection: judged within bounds, and in one way however they are torn.
-#![no_main]
+#![cfg_attr(not(test), no_main)]
 
-use libfuzzer_sys::fuzz_target;
 use portcullis::proxy::proxy_header::{Look, look};
 
 const MOST: usize = 4096;
 
-fuzz_target!(|input: &[u8]| {
-    let Some((step, wire)) = input.split_first() else { return };
+#[cfg(not(test))]
+libfuzzer_sys::fuzz_target!(|input: &[u8]| {
+    check(input);
+});
+
+/// Whether it is a header.
+pub fn check(input: &[u8]) -> bool {
+    let Some((step, wire)) = input.split_first() else { return false };
     let (torn, taken) = read(wire, usize::from(*step).max(1));
     let (whole, all) = read(wire, usize::MAX);
     assert!(taken <= MOST && all <= MOST, "too much was read");
@@ -18,7 +23,8 @@ fuzz_target!(|input: &[u8]| {
         (Look::Missing | Look::Malformed, Look::Missing | Look::Malformed) => {}
         _ => assert_eq!((torn, taken), (whole, all)),
     }
-});
+    !matches!(whole, Look::More(_) | Look::Missing | Look::Malformed)
+}
 
 /// As from a socket that has `step` bytes at a time; also how many bytes were taken.
 fn read(mut wire: &[u8], step: usize) -> (Look, usize) {

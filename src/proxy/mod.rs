@@ -62,7 +62,7 @@ mod plane;
 pub mod proxy_header;
 mod redirect;
 mod refusal;
-mod request_head;
+pub mod request_head;
 pub mod respond;
 mod respond_with;
 mod service;

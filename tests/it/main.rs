@@ -48,6 +48,7 @@ mod long_lived;
 mod lookup;
 mod mirror;
 mod mutations;
+mod mutations_fuzzed;
 mod names;
 mod out_of_descriptors;
 mod passthrough;
