@@ -137,10 +137,11 @@ class Replicas(gateways.ThreeReplicas):
         victim.start()
         until("alive", lambda: victim.admin("/livez").status == 200)
         answer = until("not ready", lambda: (a := victim.admin("/readyz")).status == 503 and a)
-        self.assertTrue(answer.body, "readyz names what it waits for")
+        self.assertRegex(answer.body.decode(), "^waiting for: first lists, first route map", "it names what it waits for")
         hold("not ready", lambda: not victim.ready())
         self.doCleanups()
         until("ready after the lists", victim.ready, 60)
+        self.assertEqual(victim.admin("/readyz").body, b"ready\n")
 
     def test_no_request_is_lost_over_churn(self):
         secret, _ = self.pki.secret("churn-tls", NS, "churn.test")
