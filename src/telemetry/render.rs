@@ -99,6 +99,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::{Duration, SystemTime};
 
+    use super::super::rule::MAX_SERIES;
     use super::*;
     use crate::telemetry::{
         CertificateExpiry, Connect, HandshakeFailure, Programmed, Retry, Sample, Session, Telemetry,
@@ -243,6 +244,13 @@ mod tests {
         page += "\nBeside them the `process_*` metrics that every Prometheus client has: CPU, memory, threads, file \
                  descriptors, start time. Durations are in seconds, sizes in bytes. A series of a rule or a backend \
                  appears with its first request and goes when the route or backend goes.\n";
+        page += &format!(
+            "\nThe number of series is bounded: labels come from the configuration and from closed sets, never from \
+             what a client sent. Statuses come from backends, so each worker tells at most {MAX_SERIES} different \
+             `code`, `method`, `protocol` and `reason` together of a rule apart, and what comes after them is counted \
+             as `other`; so it is with the names that a rule's other counters have (authorization rules, limits, \
+             calls, mirrors), which change with the configuration.\n"
+        );
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/metrics.md");
         if std::env::var_os("UPDATE_DOCS").is_some() {
             std::fs::write(path, &page).expect("docs/ can be written");

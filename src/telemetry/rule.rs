@@ -14,7 +14,7 @@ pub(super) const DURATIONS: [u64; 16] = [
 pub(super) const SIZES: [u64; 6] = [1 << 10, 8 << 10, 64 << 10, 512 << 10, 4 << 20, 32 << 20];
 /// So many different (status, method, protocol, reason) of one rule and worker are told apart; what comes after them
 /// is counted as `other`. Statuses come from backends: they must not cost memory without end.
-const MAX_SERIES: usize = 64;
+pub(super) const MAX_SERIES: usize = 64;
 pub(super) const CODINGS: [&str; 3] = ["gzip", "br", "zstd"];
 const METHODS: [&str; 9] = ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"];
 
