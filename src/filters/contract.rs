@@ -17,7 +17,7 @@ use serde_json::Value;
 use super::asked::Inquiry;
 use super::fetched::{FetchPlan, Fetched, OwnHost};
 use super::offload::Offload;
-use super::rate_limits::Store;
+use super::store::Store;
 use crate::expression::{Environment, Expression, Kind, Template};
 use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError, Response};
 use crate::values::{

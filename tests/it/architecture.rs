@@ -72,6 +72,29 @@ const WITHOUT_NETWORK: &[&str] =
 /// The replicas ask each other what they serve; kube's client does the rest.
 const PEER_PORT: &[&str] = &["src/controller/mod.rs", "src/controller/peer_port.rs"];
 
+/// Clock, files, log, chance and tasks, of which `compile` has none: the same world gives the same map.
+const IMPURE: &[&str] = &[
+    "tracing::",
+    "println!",
+    "SystemTime",
+    "Instant",
+    "Timestamp::now",
+    "Zoned::now",
+    "std::fs",
+    "std::io",
+    "std::env",
+    "std::process",
+    "std::thread",
+    "tokio::",
+    "rand::",
+    "getrandom",
+];
+
+/// What makes a file of `filters` a member's: it and what stands in its folder is nobody else's to import.
+const MEMBER: &str = "Member for ";
+/// Names all members.
+const REGISTRY: &str = "src/filters/registry.rs";
+
 /// Names that say nothing.
 const EMPTY_NAMES: &[&str] = &["util", "utils", "common", "helper", "helpers", "prelude", "misc", "shared"];
 
@@ -123,6 +146,7 @@ fn every_kind_of_violation_is_found() {
             "//! Way.\nuse crate::{values::A, snapshot::{B, C}};\n",
             "may not import snapshot",
         ),
+        ("src/proxy/mod.rs", "//! Way.\nuse crate::{app, values};\n", "may not import app"),
         ("src/proxy/mod.rs", "//! Way.\nfn f(_: crate::app::Settings) {}\n", "may not import app"),
         ("src/values/mod.rs", "//! Words.\nuse crate::proxy::A;\n", "circle"),
         ("src/proxy/lost.rs", "//! Lost.\n", "no `mod lost`"),
@@ -130,6 +154,10 @@ fn every_kind_of_violation_is_found() {
         ("src/values/mod.rs", "//! Words.\nfn f() { tokio::spawn(async {}); }\n", "spawns"),
         ("src/values/mod.rs", "//! Words.\nuse kube::Client;\n", "kube::Client"),
         ("src/compile/mod.rs", "//! Pure.\nuse tokio::net::TcpStream;\n", "tokio::net::"),
+        ("src/compile/mod.rs", "//! Pure.\nfn f() { tracing::warn!(\"odd\"); }\n", "tracing::"),
+        ("src/compile/mod.rs", "//! Pure.\nuse std::time::{Duration, SystemTime};\n", "SystemTime"),
+        ("src/compile/hosts.rs", "//! Pure.\nfn f() { let _ = Instant::now(); }\n", "Instant"),
+        ("src/compile/hosts.rs", "//! Pure.\nuse std::fs::read;\n", "std::fs"),
         ("src/values/mod.rs", "//! Words.\nfn f() { Some(1).unwrap(); }\n", "unwrap"),
         ("src/helpers/mod.rs", "//! Help.\n", "says nothing"),
         ("src/new/mod.rs", "//! New.\n", "not in the table"),
@@ -140,6 +168,46 @@ fn every_kind_of_violation_is_found() {
         all.push(Source { path: path.into(), text: text.into() });
         let found = violations(&all);
         assert!(found.iter().any(|violation| violation.contains(expected)), "{path} {text:?}: {found:?}");
+    }
+}
+
+#[test]
+fn no_member_of_policy_imports_another_one() {
+    let clean = [
+        ("src/lib.rs", "//! Crate.\npub mod filters;\n"),
+        (
+            "src/filters/mod.rs",
+            "//! Members.\nmod contract;\nmod cors;\nmod limits;\nmod registry;\npub use cors::{Cors, Plan as CorsPlan};\n",
+        ),
+        ("src/filters/contract.rs", "//! What a member is.\npub trait Member {}\n"),
+        ("src/filters/registry.rs", "//! All.\nuse super::{cors, limits};\n"),
+        (
+            "src/filters/cors.rs",
+            "//! One.\nuse super::contract::Member;\npub struct Cors;\nimpl Member for Cors {}\n",
+        ),
+        ("src/filters/limits/mod.rs", "//! Two.\nmod cors;\nimpl super::contract::Member for Limits {}\n"),
+        // A file of its own that has the name of a member.
+        ("src/filters/limits/cors.rs", "//! Of two.\nuse super::cors::of_two;\n"),
+    ];
+    assert_eq!(violations(&made_up(&clean)), Vec::<String>::new());
+    for (path, import) in [
+        ("src/filters/contract.rs", "use super::cors::Cors;"),
+        ("src/filters/contract.rs", "use super::{limits::Kept, registry};"),
+        ("src/filters/contract.rs", "fn f(_: crate::filters::cors::Cors) {}"),
+        ("src/filters/contract.rs", "use super::CorsPlan;"),
+        ("src/filters/limits/mod.rs", "use super::cors::Cors;"),
+        ("src/filters/limits/mod.rs", "use crate::filters::{Cors, contract};"),
+        ("src/filters/limits/cors.rs", "use super::super::cors::Cors;"),
+    ] {
+        let mut all = made_up(&clean);
+        let changed = all.iter_mut().find(|source| source.path == path).expect("one of them");
+        changed.text += import;
+        changed.text += "\n";
+        let found = violations(&all);
+        assert!(
+            matches!(&found[..], [one] if one.starts_with(path) && one.contains("of the member")),
+            "{path} {import:?}: {found:?}"
+        );
     }
 }
 
@@ -193,6 +261,7 @@ fn violations(sources: &[Source]) -> Vec<String> {
             places(source, &mut found);
         }
     }
+    members(sources, &mut found);
     orphans(sources, &mut found);
     circles(&edges, &mut found);
     found
@@ -246,9 +315,65 @@ fn places(source: &Source, found: &mut Vec<String>) {
             found.push(format!("{path}: {word} has no place in a room that does not speak to the network"));
         }
     }
+    if path.starts_with("src/compile/") {
+        for word in IMPURE.iter().filter(|word| code.contains(**word)) {
+            found.push(format!("{path}: {word} has no place in compile, which is pure"));
+        }
+    }
     if code.contains(".unwrap()") {
         found.push(format!("{path}: unwrap; say with expect why it cannot fail"));
     }
+}
+
+/// Members of `policy` know nothing of each other, and what they share knows nothing of them.
+fn members(sources: &[Source], found: &mut Vec<String>) {
+    let filters = |source: &&Source| {
+        let path = &source.path;
+        path.starts_with("src/filters/") && !is_test(path) && !path.ends_with("_tests.rs")
+    };
+    let rooms: BTreeSet<&str> = sources
+        .iter()
+        .filter(filters)
+        .filter(|source| code(&source.text).contains(MEMBER))
+        .filter_map(|source| place_in_filters(&source.path).first().copied())
+        .collect();
+    let given = sources.iter().find(|source| source.path == "src/filters/mod.rs");
+    let exported: BTreeMap<String, &str> =
+        given.map(|given| exports(&given.text, &rooms)).unwrap_or_default();
+    for source in sources.iter().filter(filters).filter(|source| source.path != REGISTRY) {
+        let place = place_in_filters(&source.path);
+        let Some(own) = place.first() else { continue };
+        let code = code(&source.text);
+        let names = [&*"super::".repeat(place.len()), "crate::filters::"].map(|home| named(&code, home));
+        for name in names.iter().flatten() {
+            let member = exported.get(name).copied().or_else(|| rooms.get(name.as_str()).copied());
+            if let Some(member) = member.filter(|member| member != own) {
+                found.push(format!("{}: {name} is of the member {member}; move what both need", source.path));
+            }
+        }
+    }
+}
+
+/// `src/filters/a/b.rs` → a, b.
+fn place_in_filters(path: &str) -> Vec<&str> {
+    let inside = path.trim_start_matches("src/filters/").trim_end_matches(".rs");
+    let inside = inside.strip_suffix("mod").map_or(inside, |folder| folder.trim_end_matches('/'));
+    inside.split('/').filter(|part| !part.is_empty()).collect()
+}
+
+/// Under which names the items of members are to be had.
+fn exports<'r>(text: &str, rooms: &BTreeSet<&'r str>) -> BTreeMap<String, &'r str> {
+    let mut exported = BTreeMap::new();
+    for line in code(text).split("pub use ").skip(1) {
+        let line = line.split(';').next().unwrap_or_default();
+        let Some((room, items)) = line.split_once("::") else { continue };
+        let Some(room) = rooms.get(room) else { continue };
+        for item in items.trim_matches(['{', '}']).split(',') {
+            let name = item.rsplit(' ').next().unwrap_or_default().trim();
+            exported.insert(name.to_owned(), *room);
+        }
+    }
+    exported
 }
 
 /// A file that no `mod` names is not compiled, and rots.
@@ -331,8 +456,16 @@ fn code(text: &str) -> String {
 
 /// Every module of ours that the code names: `crate::a::b`, `use crate::{a, b::{c, d}}`.
 fn imports(code: &str) -> BTreeSet<String> {
+    let mut modules = named(code, "crate::");
+    // Items of the crate's root are macros and such: none of ours.
+    modules.retain(|name| name.starts_with(|c: char| c.is_ascii_lowercase()));
+    modules
+}
+
+/// What the code names directly below `home`.
+fn named(code: &str, home: &str) -> BTreeSet<String> {
     let mut modules = BTreeSet::new();
-    for rest in code.split("crate::").skip(1) {
+    for rest in code.split(home).skip(1) {
         if let Some(group) = rest.strip_prefix('{') {
             let mut depth = 0;
             let mut first = true;
@@ -342,7 +475,10 @@ fn imports(code: &str) -> BTreeSet<String> {
                     '{' => depth += 1,
                     '}' if depth == 0 => break,
                     '}' => depth -= 1,
-                    ',' if depth == 0 => (first, name) = (true, String::new()),
+                    ',' if depth == 0 => {
+                        modules.insert(std::mem::take(&mut name));
+                        first = true;
+                    }
                     _ if depth > 0 || character.is_whitespace() => {}
                     _ if !is_word(character) => first = false,
                     _ if first => name.push(character),
@@ -357,8 +493,7 @@ fn imports(code: &str) -> BTreeSet<String> {
         }
         modules.insert(rest.chars().take_while(|character| is_word(*character)).collect());
     }
-    // Items of the crate's root are macros and such: none of ours.
-    modules.retain(|name| !name.is_empty() && name.starts_with(|c: char| c.is_ascii_lowercase()));
+    modules.remove("");
     modules
 }
 

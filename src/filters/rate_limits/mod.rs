@@ -10,7 +10,6 @@ mod hashing;
 mod redis_tests;
 #[cfg(test)]
 mod shared_tests;
-mod store;
 #[cfg(test)]
 mod tests;
 mod work;
@@ -25,7 +24,6 @@ use serde::{Deserialize, Serialize};
 
 use self::buckets::Buckets;
 pub use self::hashing::Hashed;
-pub use self::store::{Charged, Charges, Count, SCRIPT, Store};
 use self::work::Linked;
 use super::contract::{AnyPlan, Combine, Filter, FilterKind, Keep, Member, Ring, Scope};
 use crate::expression::{Expression, Kind, MAX_SOURCE, REQUEST};

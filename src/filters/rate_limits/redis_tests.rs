@@ -7,7 +7,7 @@ use std::time::Duration;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
-use super::store::SCRIPT;
+use crate::filters::store::SCRIPT;
 use crate::values::{Full, Rate};
 
 struct Server(Child);

@@ -6,9 +6,9 @@ use std::time::Duration;
 use serde_json::json;
 use tokio::sync::mpsc;
 
-use super::store::{Charged, Charges};
 use super::tests::{KeepAll, ask, by, linked};
 use crate::filters::contract::Filter;
+use crate::filters::store::{Charged, Charges};
 
 /// A store that the test answers for.
 struct Answering {

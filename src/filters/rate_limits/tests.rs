@@ -10,10 +10,11 @@ use http::HeaderValue;
 use serde_json::{Value, json};
 
 use super::work::{RATE_LIMIT, RATE_LIMIT_POLICY};
-use super::{RateLimits, Spec, Store};
+use super::{RateLimits, Spec};
 use crate::filters::chain::run;
 use crate::filters::contract::{AnyPlan, Filter, FilterKind, Keep, Member, Ring};
 use crate::filters::contract_tests::{FakeOutbound, NoScope, exchange, fail};
+use crate::filters::store::Store;
 use crate::message::{ErrorKind, Exchange, Identity, IdentityKind, KnownIdentity, Response};
 use crate::values::Problem;
 

@@ -7,10 +7,10 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::buckets::{Buckets, Named, Who};
 use super::hashing::{Hashed, shared_key};
-use super::store::{Charged, Count, Store};
 use super::{Limit, MAX_LIMITS, OnStoreFailure};
 use crate::expression::{Subject, Value};
 use crate::filters::contract::{Decision, Filter, Outcome};
+use crate::filters::store::{Charged, Count, Store};
 use crate::message::{ChargedLimits, ErrorKind, Exchange, ProxyError, Quota, Quotas, Response};
 use crate::telemetry::Limited;
 use crate::values::Full;
