@@ -6,10 +6,13 @@ use std::sync::Arc;
 use super::programmed::out_of_time;
 use crate::compile::{Published, Report};
 use crate::snapshot::{Failure, Kind, Origin};
+use crate::standalone::Sources;
 use crate::values::{ObjectName, Problem};
 
 /// At most so many lines for one install: somebody's 10,000 broken routes do not fill the disk.
 const MOST_LINES: usize = 100;
+/// So many bytes of files are read and parsed for one install, to say on which line a field is: some 100 ms at most.
+const MOST_READ: u64 = 4 << 20;
 
 #[derive(Debug, Default)]
 pub struct Announcer {
@@ -42,7 +45,7 @@ impl Announcer {
         for failure in now.difference(&self.failures) {
             *lines += 1;
             if *lines <= MOST_LINES {
-                let place = place(failure.origin.as_ref());
+                let place = failure.place().unwrap_or_default();
                 let object = failure.name.as_ref().map(ToString::to_string).unwrap_or_default();
                 tracing::warn!(place, object, "{}", failure.message);
             }
@@ -50,7 +53,7 @@ impl Announcer {
         for failure in self.failures.difference(&now) {
             *lines += 1;
             if *lines <= MOST_LINES {
-                tracing::info!(place = place(failure.origin.as_ref()), "no longer: {}", failure.message);
+                tracing::info!(place = failure.place().unwrap_or_default(), "no longer: {}", failure.message);
             }
         }
         self.failures = now;
@@ -70,12 +73,13 @@ impl Announcer {
 
     fn tell_reports(&mut self, reports: &[Arc<Report>], lines: &mut usize) {
         let mut now = BTreeMap::new();
+        let mut sources = Sources::up_to(MOST_READ);
         for report in reports {
             let key = (report.object.kind, report.object.name.clone());
             let before = self.reports.get(&key);
             if !before.is_some_and(|before| Arc::ptr_eq(before, report)) {
                 let known = before.map_or(&[][..], |before| &before.problems);
-                tell_problems(report, known, lines);
+                tell_problems(report, known, &mut sources, lines);
             }
             now.insert(key, Arc::clone(report));
         }
@@ -83,13 +87,13 @@ impl Announcer {
     }
 }
 
-fn tell_problems(report: &Report, known: &[Problem], lines: &mut usize) {
+fn tell_problems(report: &Report, known: &[Problem], sources: &mut Sources, lines: &mut usize) {
     for problem in report.problems.iter().filter(|problem| !known.contains(problem)) {
         *lines += 1;
         if *lines <= MOST_LINES {
             tracing::warn!(
                 object = %format_args!("{:?} {}", report.object.kind, report.object.name),
-                place = place(report.origin.as_ref()),
+                place = place(report.origin.as_ref(), problem.path.as_str(), sources),
                 path = %problem.path,
                 reason = problem.reason.as_str(),
                 "{}",
@@ -108,7 +112,12 @@ fn tell_problems(report: &Report, known: &[Problem], lines: &mut usize) {
     }
 }
 
-/// `file:line`; empty for objects of the API server.
-fn place(origin: Option<&Origin>) -> String {
-    origin.map(|origin| format!("{}:{}", origin.file, origin.line)).unwrap_or_default()
+/// `file:line:column` of the field, `file:line` of the object where it cannot be told; empty for objects of the API
+/// server.
+fn place(origin: Option<&Origin>, path: &str, sources: &mut Sources) -> String {
+    let Some(origin) = origin else { return String::new() };
+    match sources.field(origin, path) {
+        Some(place) => format!("{}:{}:{}", origin.file, place.line, place.column),
+        None => format!("{}:{}", origin.file, origin.line),
+    }
 }

@@ -166,7 +166,7 @@ fn failures<'a>(published: &'a Published, omitted: &mut usize) -> Vec<Unread<'a>
         .map(|failure| Unread {
             kind: failure.kind.map(|kind| format!("{kind:?}")),
             name: failure.name.as_ref().map(ToString::to_string),
-            place: place(failure.origin.as_ref()),
+            place: failure.place(),
             message: &failure.message,
         })
         .collect()

@@ -1,16 +1,15 @@
 //! Findings of `check`: a code, a place in a file, and a sentence, shown like a compiler's or as JSON.
 
-use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::sync::Arc;
 
 use annotate_snippets::{AnnotationKind, Group, Level, Renderer, Snippet};
 use serde::Serialize;
 
-use super::place::{Place, find};
 use crate::app::out_of_time;
 use crate::compile::Compiled;
-use crate::snapshot::{self, Origin, Snapshot};
+use crate::snapshot::{Failure, Origin, Place, Snapshot};
+use crate::standalone::Sources;
 use crate::values::Severity;
 
 /// The code of what could not be read at all.
@@ -47,7 +46,7 @@ const OUT_OF_TIME: &str = "CertificateOutOfTime";
 
 /// Everything that is to be said about a world, errors and warnings, by file and line. `now`: seconds since the epoch.
 pub fn all(world: &Snapshot, compiled: &Compiled, now: i64) -> Vec<Finding> {
-    let mut sources = Sources::default();
+    let mut sources = Sources::up_to(u64::MAX);
     let mut findings = Vec::new();
     for failure in &world.failures {
         let object = failure.name.as_ref().zip(failure.kind).map(|(name, kind)| Object {
@@ -55,8 +54,14 @@ pub fn all(world: &Snapshot, compiled: &Compiled, now: i64) -> Vec<Finding> {
             namespace: Arc::clone(&name.namespace),
             name: Arc::clone(&name.name),
         });
-        let (origin, message) = (failure.origin.as_ref(), failure.message.clone());
-        findings.push(sources.finding("error", UNREADABLE, object, origin, String::new(), message));
+        let place = failure.origin.as_ref().map(|origin| of_failure(failure, origin));
+        let (file, message) = (failure.origin.as_ref().map(|origin| &origin.file), failure.message.clone());
+        let mut finding =
+            finding(&mut sources, "error", UNREADABLE, object, file.zip(place), String::new(), message);
+        if failure.is_secret {
+            finding.shown = None;
+        }
+        findings.push(finding);
     }
     for report in &compiled.reports {
         for problem in &report.problems {
@@ -70,76 +75,64 @@ pub fn all(world: &Snapshot, compiled: &Compiled, now: i64) -> Vec<Finding> {
                 name: Arc::clone(&report.object.name.name),
             };
             let (origin, path) = (report.origin.as_ref(), problem.path.as_str().to_owned());
-            let message = problem.message.clone();
-            findings.push(sources.finding(
-                severity,
-                problem.reason.as_str(),
-                Some(object),
-                origin,
-                path,
-                message,
-            ));
+            let place = origin.map(|origin| {
+                let field = sources.field(origin, &path);
+                field.unwrap_or(Place { line: origin.line as usize, column: 1, width: usize::MAX })
+            });
+            let at = origin.map(|origin| &origin.file).zip(place);
+            let (code, message) = (problem.reason.as_str(), problem.message.clone());
+            findings.push(finding(&mut sources, severity, code, Some(object), at, path, message));
         }
     }
     for (secret, message) in out_of_time(&compiled.map, now) {
         let object = Object { kind: "Secret".to_owned(), namespace: secret.namespace, name: secret.name };
-        findings.push(sources.finding("warning", OUT_OF_TIME, Some(object), None, String::new(), message));
+        let path = String::new();
+        findings.push(finding(&mut sources, "warning", OUT_OF_TIME, Some(object), None, path, message));
     }
     findings.sort_by(|a, b| (&a.file, a.line, a.column, &a.path).cmp(&(&b.file, b.line, b.column, &b.path)));
     findings
 }
 
-/// The files that findings point into, each read once.
-#[derive(Default)]
-struct Sources {
-    texts: HashMap<Arc<str>, Option<String>>,
+/// What could not be read stands at a character, or nobody knows where in its line.
+fn of_failure(failure: &Failure, origin: &Origin) -> Place {
+    let column = failure.column.map_or(1, |column| column as usize);
+    let width = if failure.column.is_some() { 1 } else { usize::MAX };
+    Place { line: origin.line as usize, column, width }
 }
 
-impl Sources {
-    fn finding(
-        &mut self,
-        severity: &'static str,
-        code: &'static str,
-        object: Option<Object>,
-        origin: Option<&Origin>,
-        path: String,
-        message: String,
-    ) -> Finding {
-        let shown = origin.and_then(|origin| self.show(origin, &path));
-        Finding {
-            severity,
-            code,
-            object,
-            file: origin.map(|origin| Arc::clone(&origin.file)),
-            line: shown.as_ref().map(|(_, place)| place.line).or(origin.map(|origin| origin.line as usize)),
-            column: shown.as_ref().map(|(_, place)| place.column),
-            path,
-            message,
-            shown,
-        }
+fn finding(
+    sources: &mut Sources,
+    severity: &'static str,
+    code: &'static str,
+    object: Option<Object>,
+    at: Option<(&Arc<str>, Place)>,
+    path: String,
+    message: String,
+) -> Finding {
+    let shown = at.and_then(|(file, place)| show(sources, file, place));
+    let place = shown.as_ref().map(|(_, place)| *place).or(at.map(|(_, place)| place));
+    // Of a file that cannot be shown, all that is known may be its name.
+    let is_known = |place: &Place| shown.is_some() || place.width != usize::MAX;
+    Finding {
+        severity,
+        code,
+        object,
+        file: at.map(|(file, _)| Arc::clone(file)),
+        line: place.map(|place| place.line),
+        column: place.filter(is_known).map(|place| place.column),
+        path,
+        message,
+        shown,
     }
+}
 
-    /// The line to show and the place in it.
-    fn show(&mut self, origin: &Origin, path: &str) -> Option<(String, Place)> {
-        let text = self
-            .texts
-            .entry(Arc::clone(&origin.file))
-            .or_insert_with(|| std::fs::read_to_string(&*origin.file).ok())
-            .as_deref()?;
-        let first = origin.line as usize;
-        let inside = snapshot::documents(text)
-            .find(|document| document.line == origin.line)
-            .and_then(|document| find(document.text, path));
-        let place = match inside {
-            Some(place) => Place { line: first + place.line - 1, ..place },
-            None => Place { line: first, column: 1, width: usize::MAX },
-        };
-        let line = text.lines().nth(place.line - 1)?;
-        let whole = line.trim_end().chars().count();
-        let column = place.column.min(whole.max(1));
-        let width = place.width.min((whole + 1).saturating_sub(column)).max(1);
-        Some((line.to_owned(), Place { column, width, ..place }))
-    }
+/// The line to show and the place in it.
+fn show(sources: &mut Sources, file: &Arc<str>, place: Place) -> Option<(String, Place)> {
+    let line = sources.line(file, place.line)?;
+    let whole = line.trim_end().chars().count();
+    let column = place.column.min(whole.max(1));
+    let width = place.width.min((whole + 1).saturating_sub(column)).max(1);
+    Some((line.to_owned(), Place { column, width, ..place }))
 }
 
 impl Finding {
@@ -161,6 +154,9 @@ impl Finding {
             let mut text = renderer.render(&[Group::with_title(title)]);
             if let Some(file) = &self.file {
                 let _ = write!(text, "\n --> {file}");
+                if let (Some(line), Some(column)) = (self.line, self.column) {
+                    let _ = write!(text, ":{line}:{column}");
+                }
             }
             return text;
         };

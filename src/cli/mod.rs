@@ -9,7 +9,6 @@ mod explain;
 mod findings;
 mod load;
 mod logging;
-mod place;
 mod purge;
 mod run;
 mod websocket;

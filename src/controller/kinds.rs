@@ -242,8 +242,8 @@ impl<W: Watch> Watched<W> {
                 .name
                 .as_deref()
                 .map(|name| ObjectName::new(metadata.namespace.as_deref().unwrap_or_default(), name)),
-            origin: None,
             message,
+            ..Failure::default()
         });
         Self { metadata, object, kind: PhantomData }
     }

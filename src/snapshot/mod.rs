@@ -6,6 +6,7 @@
 mod convert;
 mod documents;
 mod object;
+mod place;
 mod read;
 mod update;
 mod world;
@@ -16,6 +17,7 @@ pub use object::{
     Change, EndpointAddress, EndpointSliceData, Failure, Grant, GrantFrom, GrantTo, Kind, Manifest,
     NamespaceData, Object, Origin, ServiceData, ServicePort, SlicePort, Unreadable,
 };
+pub use place::{Place, find};
 pub use read::read;
 pub use update::Update;
 pub use world::Snapshot;

@@ -127,12 +127,25 @@ pub struct GrantTo {
 }
 
 /// An object, or a place in a file, that could not be read.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Failure {
     pub kind: Option<Kind>,
     pub name: Option<ObjectName>,
     pub origin: Option<Origin>,
+    /// The character of the line, from 1, where it is known.
+    pub column: Option<u32>,
+    /// What stands at the place may be a secret: nobody shows it.
+    pub is_secret: bool,
     pub message: String,
+}
+
+impl Failure {
+    /// `file:line`, with the column where it is known.
+    pub fn place(&self) -> Option<String> {
+        let origin = self.origin.as_ref()?;
+        let column = self.column.map(|column| format!(":{column}")).unwrap_or_default();
+        Some(format!("{}:{}{column}", origin.file, origin.line))
+    }
 }
 
 #[derive(Clone, Debug, PartialEq)]

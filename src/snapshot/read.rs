@@ -1,7 +1,10 @@
 //! One document → the objects in it. A `List` holds several; kinds that are not ours to know are passed over.
 
+use std::borrow::Cow;
+
 use serde::de::DeserializeOwned;
 use serde_json::Value;
+use serde_saphyr::{DefaultMessageFormatter, Localizer, Location, RenderOptions, SnippetMode};
 
 use super::convert::RawObject;
 use super::object::{
@@ -33,18 +36,48 @@ fn parse(text: &str, origin: &Origin) -> Result<Value, Failure> {
         return Ok(value);
     }
     serde_saphyr::from_str_with_options(text, options()).map_err(|error| {
-        let line = error
-            .location()
-            .map_or(0, |location| u32::try_from(location.line()).unwrap_or(1).saturating_sub(1));
-        let origin = Origin { file: origin.file.clone(), line: origin.line.saturating_add(line) };
-        let message = error.without_snippet().to_string();
+        let location = error.location().filter(|location| location.line() > 0);
+        let number = |n: u64| u32::try_from(n).unwrap_or(u32::MAX);
+        let line = location.map_or(0, |location| number(location.line()) - 1);
+        let message = told(&error);
         // The parser quotes what it found, and that may be a piece of the secret.
-        let first = match text.contains("Secret") {
+        let is_secret = text.contains("Secret");
+        let first = match is_secret {
             true => "look at this line; what stands there is not shown, as it may be a secret",
-            false => message.lines().next().unwrap_or("it is not YAML"),
+            false => message.lines().next().unwrap_or("it cannot be read"),
         };
-        Failure { kind: None, name: None, origin: Some(origin), message: format!("not YAML: {first}") }
+        Failure {
+            origin: Some(Origin { file: origin.file.clone(), line: origin.line.saturating_add(line) }),
+            column: location.map(|location| number(location.column()).max(1)),
+            is_secret,
+            message: format!("not YAML: {first}"),
+            ..Failure::default()
+        }
     })
+}
+
+/// What is wrong, without where: the parser counts lines from the document's first, people from the file's.
+fn told(error: &serde_saphyr::Error) -> String {
+    let formatter = DefaultMessageFormatter.with_localizer(&Nowhere);
+    let mut options = RenderOptions::new(&formatter);
+    options.snippets = SnippetMode::Off;
+    error.render_with_options(options)
+}
+
+struct Nowhere;
+
+impl Localizer for Nowhere {
+    fn attach_location<'a>(&self, base: Cow<'a, str>, _: Location) -> Cow<'a, str> {
+        base
+    }
+
+    fn alias_defined_at(&self, _: Location) -> String {
+        String::new()
+    }
+
+    fn alias_used_at(&self, _: Location) -> String {
+        String::new()
+    }
 }
 
 /// Room for a `List` of everything in a cluster; the limits on aliases stay.
@@ -64,7 +97,7 @@ fn collect(value: Value, origin: &Origin, depth: usize, found: &mut Vec<Result<O
     let (version, kind) = (text("apiVersion"), text("kind"));
     if !value.is_object() || kind.is_empty() || version.is_empty() {
         let message = "no Kubernetes object: apiVersion and kind are missing".to_owned();
-        found.push(Err(Failure { kind: None, name: None, origin: Some(origin.clone()), message }));
+        found.push(Err(Failure { origin: Some(origin.clone()), message, ..Failure::default() }));
         return;
     }
     if kind == "List" || (kind.ends_with("List") && value.get("items").is_some_and(Value::is_array)) {
@@ -73,7 +106,7 @@ fn collect(value: Value, origin: &Origin, depth: usize, found: &mut Vec<Result<O
         if depth == MAX_LISTS {
             let message =
                 format!("lists stand in lists more than {MAX_LISTS} deep; write the objects themselves");
-            found.push(Err(Failure { kind: None, name: None, origin: Some(origin.clone()), message }));
+            found.push(Err(Failure { origin: Some(origin.clone()), message, ..Failure::default() }));
             return;
         }
         // The items of a `SecretList` need not say again what they are.
@@ -92,7 +125,8 @@ fn collect(value: Value, origin: &Origin, depth: usize, found: &mut Vec<Result<O
         Ok(Some(object)) => found.push(Ok(object)),
         Ok(None) => {}
         Err((kind, message)) => {
-            found.push(Err(Failure { kind, name, origin: Some(origin.clone()), message }));
+            let (is_secret, origin) = (kind == Some(Kind::Secret), Some(origin.clone()));
+            found.push(Err(Failure { kind, name, origin, is_secret, message, ..Failure::default() }));
         }
     }
 }
@@ -260,6 +294,24 @@ mod tests {
     }
 
     #[test]
+    fn what_is_not_yaml_has_one_line_and_a_column() {
+        for (text, line, column, message) in [
+            ("a: 1\nb: [\n", 11, 4, "not YAML: unclosed bracket '['"),
+            ("a: 1\nb: 2\n  c: 3\n", 12, 4, ""),
+            ("a: *nobody\n", 10, 4, ""),
+            ("one: &a [1]\ntwo: *a\none: 3\n", 12, 1, ""),
+        ] {
+            let found = read(text, &origin());
+            let Err(failure) = &found[0] else { panic!("{text} was read") };
+            let at = failure.origin.as_ref().map(|origin| origin.line);
+            assert_eq!((at, failure.column), (Some(line), Some(column)), "{text}: {failure:?}");
+            assert_eq!(failure.place(), Some(format!("a.yaml:{line}:{column}")));
+            assert!(failure.message.starts_with(message), "{text}: {}", failure.message);
+            assert!(!failure.message.contains(" line "), "{text}: {}", failure.message);
+        }
+    }
+
+    #[test]
     fn a_broken_secret_is_never_quoted() {
         for text in [
             "apiVersion: v1\nkind: Secret\ntype: kubernetes.io/tls\nmetadata: {name: s}\nstringData: {key: 4711471147}\n",
@@ -270,6 +322,7 @@ mod tests {
             let found = read(text, &origin());
             let Err(failure) = &found[0] else { panic!("{text} was read") };
             assert!(!format!("{failure:?}").contains("47114711"), "{failure:?}");
+            assert!(failure.is_secret, "{failure:?}");
         }
     }
 

@@ -262,6 +262,8 @@ impl Folder {
                     kind: Some(*kind),
                     name: Some(name.clone()),
                     origin: Some(self.origin(place)),
+                    is_secret: *kind == Kind::Secret,
+                    column: None,
                     message: format!(
                         "{kind:?} {name} is already defined in {}, which counts; remove one of them",
                         at(&self.origin(first))
@@ -356,7 +358,10 @@ fn parse(path: &Path, text: &str, old: &File) -> File {
                     line: document.line,
                     object,
                 }),
-                Err(failure) => {
+                Err(mut failure) => {
+                    if failure.origin.as_ref().is_some_and(|origin| origin.line == document.line) {
+                        failure.column = failure.column.map(|column| column + document.column - 1);
+                    }
                     new.failures.push(failure);
                     new.broken.insert(fingerprint);
                 }
@@ -366,9 +371,22 @@ fn parse(path: &Path, text: &str, old: &File) -> File {
     if !new.failures.is_empty() {
         let said: BTreeSet<Key> = new.entries.iter().map(|entry| entry.key.clone()).collect();
         // One of these may be what the unreadable document is about.
-        new.entries.extend(old.entries.iter().filter(|entry| !said.contains(&entry.key)).cloned());
+        let stay: Vec<Entry> =
+            old.entries.iter().filter(|entry| !said.contains(&entry.key)).cloned().collect();
+        if let Some(told) = told(&stay) {
+            new.failures.iter_mut().for_each(|failure| failure.message += &told);
+        }
+        new.entries.extend(stay);
     }
     new
+}
+
+/// That objects are served although the file does not say them now.
+fn told(stay: &[Entry]) -> Option<String> {
+    let (first, others) = stay.split_first()?;
+    let (kind, name) = &first.key;
+    let more = if others.is_empty() { String::new() } else { format!(" and {} more", others.len()) };
+    Some(format!("; until it can be read, this stays of what the file said before: {kind:?} {name}{more}"))
 }
 
 /// The same object on another line.
@@ -409,7 +427,7 @@ fn key(object: &Object) -> Key {
 }
 
 fn failure_at(path: &Path, message: String) -> Failure {
-    Failure { kind: None, name: None, origin: Some(Origin { file: name_of(path), line: 1 }), message }
+    Failure { origin: Some(Origin { file: name_of(path), line: 1 }), message, ..Failure::default() }
 }
 
 fn name_of(path: &Path) -> Arc<str> {

@@ -4,6 +4,7 @@
 
 mod folder;
 mod notices;
+mod sources;
 mod watcher;
 
 use std::collections::BTreeSet;
@@ -12,6 +13,7 @@ use std::path::{Path, PathBuf};
 use tokio::sync::mpsc;
 
 use self::folder::{Folder, Look};
+pub use self::sources::Sources;
 use self::watcher::Watcher;
 use crate::snapshot::{Change, Snapshot, Update};
 

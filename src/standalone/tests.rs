@@ -89,12 +89,15 @@ fn a_file_that_stops_parsing_keeps_its_last_objects_until_it_parses_or_is_gone()
     // The document that can be read counts; what the other one was about stays.
     assert_eq!(told.services(), [("b1".into(), 10), ("b2".into(), 2), ("good".into(), 1)]);
     assert_eq!(told.world.failures.len(), 1);
-    let origin = told.world.failures[0].origin.as_ref().expect("a place");
-    assert!(origin.file.ends_with("bad.yaml") && origin.line >= 6, "{origin:?}");
+    let place = told.world.failures[0].place().expect("a place");
+    assert!(place.ends_with("bad.yaml:6:7"), "{place}");
+    let stays = "; until it can be read, this stays of what the file said before: Service default/b";
+    assert!(told.failures()[0].ends_with(&format!("{stays}2")), "{:?}", told.failures());
     // Again unreadable, in another way: still there.
     told.write("bad.yaml", "kind: [[\n");
     told.refresh();
     assert_eq!(told.services().len(), 3);
+    assert!(told.failures()[0].ends_with(&format!("{stays}1 and 1 more")), "{:?}", told.failures());
     told.write("bad.yaml", &service("b1", 11));
     told.refresh();
     assert_eq!(told.services(), [("b1".into(), 11), ("good".into(), 1)]);
@@ -104,6 +107,17 @@ fn a_file_that_stops_parsing_keeps_its_last_objects_until_it_parses_or_is_gone()
     std::fs::remove_file(bad).expect("removed");
     told.refresh();
     assert_eq!((told.services(), told.failures()), (vec![("good".into(), 1)], vec![]));
+}
+
+#[test]
+fn a_file_that_never_could_be_read_keeps_nothing_and_says_so() {
+    let mut told = Told::new();
+    told.write("bad.yaml", "a: 1\n--- {kind: [}\n");
+    told.refresh();
+    assert!(!told.failures()[1].contains("stays"), "{:?}", told.failures());
+    // The document begins behind its separator.
+    let place = told.world.failures[1].place().expect("a place");
+    assert!(place.ends_with("bad.yaml:2:12"), "{place}");
 }
 
 #[test]

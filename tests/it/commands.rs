@@ -85,6 +85,35 @@ fn check_tells_machines_too() {
     );
     let finding = findings.iter().find(|finding| finding["code"] == "Unreadable").expect("found");
     assert!(finding["file"].as_str().is_some_and(|file| file.ends_with("worse.yaml")), "{finding}");
+    assert_eq!((&finding["line"], &finding["column"]), (&1.into(), &7.into()), "{finding}");
+}
+
+#[test]
+fn what_is_not_yaml_is_shown_at_its_one_place() {
+    let text = "# One.\n---\na: 1\nbut: [\n";
+    let (code, said) = check(&folder(&[("bad.yaml", text)]), &[]);
+    assert_eq!(code, Some(1), "{said}");
+    for part in
+        ["error[Unreadable]: not YAML: unclosed bracket '['\n", "bad.yaml:4:6\n", "4 | but: [\n  |      ^\n"]
+    {
+        assert!(said.contains(part), "{part} is not in:\n{said}");
+    }
+}
+
+#[test]
+fn a_line_that_may_hold_a_secret_is_not_shown() {
+    let yaml = "apiVersion: v1\nkind: Secret\nmetadata: {name: s}\nstringData:\n  key: *k4711\n";
+    let kind = "{apiVersion: v1, kind: Secret, metadata: {name: s}, stringData: {key: [k4711]}}\n";
+    let twice = "{apiVersion: v1, kind: Secret, metadata: {name: t}, stringData: {key: k4711}}\n";
+    let files = [("a.yaml", yaml), ("b.yaml", kind), ("c.yaml", twice), ("d.yaml", twice)];
+    for output in ["text", "json"] {
+        let (code, said) = check(&folder(&files), &["--output", output]);
+        assert_eq!(code, Some(1), "{said}");
+        assert!(!said.contains("4711"), "{said}");
+        if output == "text" {
+            assert!(said.contains("a.yaml:5:8\n"), "{said}");
+        }
+    }
 }
 
 #[test]

@@ -58,8 +58,14 @@ fn a_bad_file_costs_only_itself_and_is_told() {
     gateway.write("bad.yaml", &responds("bad", "bad.example", "fine"));
     gateway.until_answer("bad.example", "/", 200, "fine");
     gateway.write("bad.yaml", "kind: [\n");
-    gateway.until_status("the failure", |status| status["failures"] != Value::Array(Vec::new()));
+    let status = gateway.until_status("the failure", |status| status["failures"] != Value::Array(Vec::new()));
     assert_eq!(gateway.get("bad.example", "/").body, "fine");
+    // And that it stays is told.
+    let stays = "this stays of what the file said before: GatewayRoute test/bad";
+    let failure = &status["failures"][0];
+    assert!(failure["message"].as_str().is_some_and(|message| message.ends_with(stays)), "{status}");
+    assert!(failure["place"].as_str().is_some_and(|place| place.ends_with("bad.yaml:1:7")), "{status}");
+    until("the same in the log", || gateway.process.log().contains(stays).then_some(()));
     std::fs::remove_file(gateway.path("bad.yaml")).expect("removed");
     gateway.until_answer("bad.example", "/", 404, "");
     assert_eq!(gateway.get("good.example", "/").body, "good");
@@ -69,7 +75,7 @@ fn a_bad_file_costs_only_itself_and_is_told() {
 fn a_broken_route_is_told_with_its_place_and_the_others_are_served() {
     let broken = route(
         "broken",
-        "{hostnames: [broken.example], rules: [{name: r, policy: {timeouts: {request: soon}}, respond: {status: 200}}]}",
+        "\n  hostnames: [broken.example]\n  rules:\n  - name: r\n    policy: {timeouts: {request: soon}}\n    respond: {status: 200}",
     );
     let gateway =
         Gateway::start(&[("good.yaml", &responds("good", "good.example", "good")), ("broken.yaml", &broken)]);
@@ -79,7 +85,8 @@ fn a_broken_route_is_told_with_its_place_and_the_others_are_served() {
     let problem = &status["problems"][0];
     assert_eq!((&problem["name"], &problem["severity"]), (&"broken".into(), &"Error".into()), "{status}");
     assert!(problem["path"].as_str().is_some_and(|path| path.starts_with("spec.rules[0].policy.timeouts")));
-    assert!(gateway.process.log().contains("broken.yaml:1"), "{}", gateway.process.log());
+    // Of the field, not of its object.
+    until("its line in the log", || gateway.process.log().contains("broken.yaml:8:34\"").then_some(()));
 }
 
 #[test]
@@ -223,8 +230,10 @@ fn a_certificate_whose_time_is_over_is_told() {
         .map(|entry| (entry["place"].as_str().expect("text"), entry["error"].as_str().expect("text")))
         .collect();
     assert_eq!(failing, told);
-    let log = gateway.process.log();
-    assert!(told.iter().all(|(_, message)| log.contains(message)), "{log}");
+    until("the same in the log", || {
+        let log = gateway.process.log();
+        told.iter().all(|(_, message)| log.contains(message)).then_some(())
+    });
     let folder = gateway.path("");
     let checked = program().args(["check", folder.to_str().expect("UTF-8")]).output().expect("it runs");
     let findings = text(&checked.stdout);
