@@ -28,9 +28,10 @@ use crate::message::{Body, ErrorKind, Hinted, ProxyError, Request};
 use crate::route_map::BackendProtocol;
 use crate::telemetry::Connect;
 
-/// Response heads over this, or of more than hyper's 100 fields, answer 502. Another number of fields would cost an
-/// allocation of 32 bytes a possible field for each answer.
+/// Response heads over this answer 502.
 pub(super) const MAX_HEAD: usize = 64 << 10;
+/// An answer with more fields is none. More than hyper's 100, which costs two allocations of 6 KiB for each head that is read.
+pub(super) const MAX_FIELDS: usize = 200;
 /// After so long without an acknowledgement of what we wrote, a connection is dead.
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -133,6 +134,7 @@ impl Connection {
         let slot = permit.as_ref().map(Arc::downgrade).unwrap_or_default();
         let (sender, connection) = http1::Builder::new()
             .max_header_size(MAX_HEAD)
+            .max_headers(MAX_FIELDS)
             .handshake(TokioIo::new(Wire::new(stream, &exchanged, permit)))
             .await
             .map_err(|error| ConnectError::Failed(address, std::io::Error::other(error)))?;

@@ -1,9 +1,80 @@
-//! What of a backend's interim answers goes on to the client (RFC 8297): the `Link` fields of 103, and nothing else.
+//! A backend's interim answers: how many may come before the answer, and what of them goes on to the client (RFC 8297):
+//! the `Link` fields of 103, and nothing else.
 
 /// Of one head as many fields are read.
 const MAX_FIELDS: usize = 32;
 /// Longer ones are dropped.
 const LONGEST: usize = 4 << 10;
+
+/// So many may come before an answer.
+const MOST: usize = 32;
+/// What is read of a head to tell whether it is an interim one: `HTTP/1.1 103`.
+const STATUS_LINE: usize = 12;
+
+/// Counts the interim answers that come before an answer, however what comes is cut.
+#[derive(Debug, Default)]
+pub(super) struct Row {
+    count: usize,
+    at: At,
+    /// As much of a head as is looked at.
+    begun: [u8; STATUS_LINE],
+    length: usize,
+}
+
+#[derive(Debug, Default)]
+enum At {
+    #[default]
+    Begin,
+    /// In the rest of an interim head.
+    Interim { line_begins: bool },
+    /// The answer itself, and all behind it.
+    Answer,
+}
+
+/// One more came than may.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TooMany;
+
+impl Row {
+    /// # Errors
+    /// There are too many.
+    pub fn take(&mut self, bytes: &[u8]) -> Result<(), TooMany> {
+        for byte in bytes {
+            match &mut self.at {
+                At::Answer => return Ok(()),
+                // Empty lines before a head are passed over, as hyper does it.
+                At::Begin if self.length == 0 && matches!(byte, b'\r' | b'\n') => {}
+                At::Begin => {
+                    self.begun[self.length] = *byte;
+                    self.length += 1;
+                    if self.length == STATUS_LINE {
+                        self.begins()?;
+                    }
+                }
+                At::Interim { line_begins } => match byte {
+                    b'\n' if *line_begins => self.at = At::Begin,
+                    b'\n' => *line_begins = true,
+                    b'\r' => {}
+                    _ => *line_begins = false,
+                },
+            }
+        }
+        Ok(())
+    }
+
+    fn begins(&mut self) -> Result<(), TooMany> {
+        self.length = 0;
+        let is_interim = self.begun.starts_with(b"HTTP/1.") && &self.begun[8..10] == b" 1";
+        // After 101 the connection is another one.
+        if !is_interim || self.begun.ends_with(b"101") {
+            self.at = At::Answer;
+            return Ok(());
+        }
+        self.at = At::Interim { line_begins: false };
+        self.count += 1;
+        if self.count > MOST { Err(TooMany) } else { Ok(()) }
+    }
+}
 
 /// An interim answer at the beginning of what came.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,6 +139,31 @@ mod tests {
         assert_eq!(told(none), Some((none.len(), None)));
         let other = b"HTTP/1.1 100 Continue\r\nlink: </a.css>\r\n\r\n";
         assert_eq!(told(other), Some((other.len(), None)));
+    }
+
+    #[test]
+    fn so_many_may_come_however_they_are_cut() {
+        let heads = [
+            "HTTP/1.1 100 Continue\r\n\r\n",
+            "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\nx: a\rb\r\n\r\n",
+            "\r\nHTTP/1.0 199\nx:\n\n",
+            "HTTP/1.1 102 \r\n\r\n",
+        ];
+        let row = |count: usize| heads.iter().copied().cycle().take(count).collect::<String>();
+        // What stands in an answer's body is none of it.
+        let answer = format!("HTTP/1.1 200 OK\r\n\r\n{}", row(MOST));
+        let tunnel = format!("HTTP/1.1 101 Switching Protocols\r\n\r\n{}", row(MOST));
+        for end in [answer.as_str(), &tunnel, "SSH-2.0-OpenSSH_9.2\r\n", ""] {
+            for size in [1, 2, 11, 12, 13, 4_096] {
+                let taken = |count: usize| {
+                    let mut counted = Row::default();
+                    let text = row(count) + end;
+                    text.as_bytes().chunks(size).try_for_each(|part| counted.take(part))
+                };
+                assert_eq!((taken(0), taken(MOST)), (Ok(()), Ok(())), "{size} {end}");
+                assert_eq!(taken(MOST + 1), Err(TooMany), "{size} {end}");
+            }
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::answer::{self, Judge};
 use super::backend::Verdict;
 use super::balance::{self, BackendPool};
 use super::carrier::Carrier;
-use super::connect::{ConnectError, Connection, Unanswered};
+use super::connect::{ConnectError, Connection, MAX_FIELDS, Unanswered};
 use super::connect_http2::{Lost, Multiplexed};
 use super::credentials;
 use super::endpoint::{Lease, Place, SWEEP, Wish};
@@ -44,8 +44,6 @@ pub(super) const FAIR_CONNECT: Duration = Duration::from_millis(500);
 const FAIR: Duration = Duration::from_secs(2);
 /// So many endpoints are tried until one can be connected to.
 pub(super) const MAX_ENDPOINTS: usize = 3;
-/// An answer with more fields is none.
-const MAX_FIELDS: usize = 200;
 /// So often a request of which nothing was sent is sent again; after the first time on a new connection.
 const MAX_UNSENT: usize = 3;
 

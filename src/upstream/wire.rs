@@ -1,6 +1,6 @@
 //! The bytes of a backend connection on their way from and to hyper. Those that come are counted until the head of an
-//! answer is there: so we know whether an endpoint that failed had said anything, and an endless row of interim
-//! answers comes to an end. Into the head that goes out lines are put, and it is kept for the case that it must go out
+//! answer is there: so we know whether an endpoint that failed had said anything, and a long row of interim answers, or
+//! one of long ones, comes to an end. Into the head that goes out lines are put, and it is kept for the case that it must go out
 //! again.
 
 use std::io::{self, IoSlice};
@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::HeadLines;
 use super::bounds::Permit;
-use super::interim::interim;
+use super::interim::{Row, interim};
 use super::socket::Socket;
 use super::tls::Failed;
 use crate::message::Hinted;
@@ -57,6 +57,8 @@ pub(super) struct Wire {
     state: Arc<State>,
     head: Vec<u8>,
     insert: Option<Insert>,
+    /// Interim answers to the request under way.
+    row: Row,
     /// It takes nothing any more; what it said before may still be read.
     deaf: bool,
     /// Goes after the socket.
@@ -108,7 +110,15 @@ impl Exchanged {
 impl Wire {
     pub fn new(stream: Socket, exchanged: &Exchanged, permit: Option<Permit>) -> Self {
         let state = exchanged.0.clone();
-        Self { stream, state, head: Vec::new(), insert: None, deaf: false, _permit: permit }
+        Self {
+            stream,
+            state,
+            head: Vec::new(),
+            insert: None,
+            row: Row::default(),
+            deaf: false,
+            _permit: permit,
+        }
     }
 
     /// hyper hands over a head as a whole, at the beginning of a write.
@@ -199,10 +209,10 @@ impl AsyncRead for Wire {
             return Pin::new(&mut self.stream).poll_read(context, buffer);
         }
         if heard > MAX_UNANSWERED {
-            return Poll::Ready(Err(io::Error::new(
-                io::ErrorKind::InvalidData,
-                "interim answers without end",
-            )));
+            return Poll::Ready(Err(without_end()));
+        }
+        if heard == 0 {
+            self.row = Row::default();
         }
         let before = buffer.filled().len();
         let outcome = Pin::new(&mut self.stream).poll_read(context, buffer);
@@ -215,8 +225,12 @@ impl AsyncRead for Wire {
                 let _ = self.state.refused.set((cause, error.to_string()));
             }
         }
-        self.hear(&buffer.filled()[before..]);
         self.state.heard.store(heard + came, Ordering::Relaxed);
+        let read = &buffer.filled()[before..];
+        if self.row.take(read).is_err() {
+            return Poll::Ready(Err(without_end()));
+        }
+        self.hear(read);
         outcome
     }
 }
@@ -281,6 +295,10 @@ impl AsyncWrite for Wire {
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(context)
     }
+}
+
+fn without_end() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "interim answers without end")
 }
 
 fn length(slices: &[IoSlice<'_>]) -> usize {

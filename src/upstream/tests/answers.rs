@@ -53,6 +53,8 @@ fn what_is_no_http_answer_is_invalid() {
 #[test]
 fn answers_without_end_are_cut() {
     local(async {
+        let long: &'static str =
+            format!("HTTP/1.1 103 Early Hints\r\nx-long: {}\r\n\r\n", "a".repeat(60 << 10)).leak();
         for (start, more) in [
             ("HTTP/1.1 200 OK\r\n", "x-more: of the same, and then some\r\n"),
             (
@@ -60,6 +62,7 @@ fn answers_without_end_are_cut() {
                 "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa",
             ),
             ("", "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n"),
+            ("", long),
         ] {
             let address = flood(start, more).await;
             let (pools, backend) = (pools(), backend(&[address], HostHeader::Preserve));
@@ -67,6 +70,33 @@ fn answers_without_end_are_cut() {
             assert_eq!(kind(outcome), ErrorKind::InvalidResponse, "{more}");
         }
     });
+}
+
+#[test]
+fn as_many_interim_answers_as_may_come_are_passed_over_and_one_more_is_no_answer() {
+    local(async {
+        let scripts: [(Script, bool); 2] = [(|_| vec![interim(32)], true), (|_| vec![interim(33)], false)];
+        for (script, good) in scripts {
+            let server = Scripted::start(script).await;
+            let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+            if good {
+                // Each request has its own.
+                for _ in 0..2 {
+                    let outcome = pools.send(&backend, get(), None, SendLimits::default()).await;
+                    assert_eq!(whole(outcome).await, "ok");
+                }
+                assert_eq!(server.connections(), 1);
+            } else {
+                let outcome = pools.send(&backend, get(), None, SendLimits::default()).await;
+                assert_eq!(kind(outcome), ErrorKind::InvalidResponse);
+            }
+        }
+    });
+}
+
+fn interim(count: usize) -> Step {
+    let row = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>\r\n\r\n".repeat(count);
+    Step::Answer(format!("{row}HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").leak())
 }
 
 #[test]
