@@ -29,20 +29,23 @@ class Endpoints(gateways.ThreeReplicas):
         gateway, api = self.gateways.replicas[0], Api()
         seen = Poll(gateway.address)
         until("the first is asked", lambda: seen.name() == "followed-21")
-        times = []
+        # What the leader has to write of so many is not what is measured.
+        until("all statuses are written", lambda: api.not_programmed() == 0, 600, every=2)
+        times, own = [], []
         for n in range(1, CHANGES + 1):
             other = others[n % 2]
             slice_ = endpoint_slice("followed", [{"addresses": [other.address], "conditions": {"ready": True}}], 8080, "http")
             began = time.monotonic()
             api.ask("PATCH", f"/apis/discovery.k8s.io/v1/namespaces/{NS}/endpointslices/followed-tests", slice_,
                     "application/merge-patch+json")
+            answered = time.monotonic()
             until(f"change {n} is followed", lambda: seen.name() == other.name, 10, every=0)
+            own.append(answered - began)
             times.append(time.monotonic() - began)
-        times.sort()
-        late = times[len(times) * 99 // 100 - 1]
-        print(f"\n{ROUTES} routes, {CHANGES} changes: followed after {times[len(times) // 2] * 1000:.1f} ms (median), "
-              f"{late * 1000:.1f} ms (99 in 100), {times[-1] * 1000:.1f} ms (all), with the API server's own time; "
-              f"goal {SOON * 1000:.0f} ms{'' if late <= SOON else ': MISSED'}", end=" ... ")
+        late = share(times, 99)
+        print(f"\n{ROUTES} routes, {CHANGES} changes: followed after {share(times, 50):.1f} ms (median), {late:.1f} ms (99 in 100), "
+              f"{share(times, 100):.1f} ms (all); of it the API server's answer {share(own, 50):.1f}, {share(own, 99):.1f}, "
+              f"{share(own, 100):.1f} ms; goal {SOON * 1000:.0f} ms{'' if late <= SOON * 1000 else ': MISSED'}", end=" ... ")
 
     def create_routes(self):
         """kubectl would take minutes."""
@@ -65,6 +68,11 @@ class Endpoints(gateways.ThreeReplicas):
         for g in self.gateways.replicas:
             for n in 0, ROUTES // 2, ROUTES - 1:
                 until(f"{g.name} serves route {n}", lambda: g.get(f"h{n}.test").status == 200, 300, every=0.5)
+
+
+def share(times, percent):
+    """Milliseconds within which so many are."""
+    return sorted(times)[max(0, len(times) * percent // 100 - 1)] * 1000
 
 
 class Poll:
@@ -94,6 +102,14 @@ class Api:
         answer = self.connection.getresponse()
         text = answer.read()
         assert answer.status < 300, text
+        return json.loads(text)
+
+    def not_programmed(self):
+        """How many routes of the namespace are not in force, or not yet said to be."""
+        routes = self.ask("GET", f"/apis/portcullis.dev/v1alpha1/namespaces/{NS}/gatewayroutes", None)["items"]
+        is_in_force = lambda r: any((c["type"], c["status"]) == ("Programmed", "True")  # noqa: E731
+                                    for c in r.get("status", {}).get("conditions", []))
+        return sum(not is_in_force(r) for r in routes)
 
 
 if __name__ == "__main__":
