@@ -7,7 +7,7 @@ use super::PolicyRef;
 use super::layers::RuleAction;
 use super::policy::DISABLE;
 use super::shape::{Findings, Place, Shape, kind_of, unknown_field};
-use crate::filters::{Applies, REGISTRY};
+use crate::filters::{Applies, Credential, REGISTRY};
 use crate::values::{FieldPath, Problem, Reason};
 
 /// One `policy` as it is written.
@@ -21,6 +21,8 @@ pub struct PolicyLayer {
     pub broken: bool,
     /// Fields that it reserves for the gateway, whether it is right otherwise or not.
     pub own_headers: Vec<HeaderName>,
+    /// Credentials of clients that it names, by row, right or wrong.
+    pub credentials: Vec<(usize, Credential)>,
 }
 
 /// A member of `policy` that has the form of its schema; its row compiles it.
@@ -81,6 +83,7 @@ pub(super) fn read(policy: Value, shape: &Shape, at: &FieldPath, problems: &mut 
             continue;
         };
         layer.own_headers.extend((REGISTRY[row].own_headers)(&value));
+        layer.credentials.extend((REGISTRY[row].credentials)(&value).into_iter().map(|one| (row, one)));
         let mut findings = Findings::default();
         shape.check(&mut value, place, &mut findings);
         let wrong: Vec<_> =

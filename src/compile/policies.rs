@@ -16,8 +16,8 @@ use super::question::Asker;
 use crate::api::{PolicyLayer, Precedence, REPLACE_PREFIX_NEEDS, RuleAction};
 use crate::expression::{REQUEST, Read};
 use crate::filters::{
-    AnyPlan, Applies, CachePlan, Combine, ErrorsPlan, MirrorPlan, PathChange, REGISTRY, RetryPlan, Ring,
-    SessionPlan, TimeoutsPlan,
+    AnyPlan, Applies, CachePlan, Combine, Credential, ErrorsPlan, MirrorPlan, PathChange, REGISTRY,
+    RetryPlan, Ring, SessionPlan, TimeoutsPlan,
 };
 use crate::route_map::{BackendPlan, PolicyBy, PolicyMember, PolicyOrigin};
 use crate::values::{FieldPath, PathRewriteSpec, Problem, Reason, Severity};
@@ -32,6 +32,8 @@ pub(super) struct Layer {
     pub broken: bool,
     /// Fields that it reserves for the gateway, whether it compiles or not.
     pub own_headers: Vec<HeaderName>,
+    /// Credentials that it names, by row.
+    pub credentials: Vec<(usize, Credential)>,
 }
 
 #[derive(Debug, Default)]
@@ -139,6 +141,7 @@ pub(super) fn compile(
         disabled: parsed.disabled.clone(),
         broken: parsed.broken,
         own_headers: parsed.own_headers.clone(),
+        credentials: parsed.credentials.clone(),
     }
 }
 
@@ -277,7 +280,11 @@ impl<'a> Stack<'a> {
         match REGISTRY[row].combine {
             Combine::Replace => {
                 if let Some((given, from)) = imposed.next().or(default.flatten()) {
-                    self.take(row, given, from, effective);
+                    let kept = defaults.iter().take_while(|step| !step.layer.disabled.contains(&row));
+                    let steps = kept.chain(overrides.iter().flatten());
+                    let named = steps.flat_map(|step| &step.layer.credentials);
+                    let named = named.filter(|(of, _)| *of == row).map(|(_, credential)| credential);
+                    self.take(row, given, &named.collect::<Vec<_>>(), from, effective);
                 }
             }
             // All that are imposed: two policies may meet in a namespace, and neither gate gives way.
@@ -291,13 +298,21 @@ impl<'a> Stack<'a> {
                         }
                         taken.push(policy);
                     }
-                    self.take(row, given, from, effective);
+                    self.take(row, given, &[], from, effective);
                 }
             }
         }
     }
 
-    fn take(&self, row: usize, given: &Given, from: From<'_>, effective: &mut Effective) {
+    /// `named`: credentials that the policies name among which it was chosen.
+    fn take(
+        &self,
+        row: usize,
+        given: &Given,
+        named: &[&Credential],
+        from: From<'_>,
+        effective: &mut Effective,
+    ) {
         let Some(plan) = &given.plan else {
             return self.fail(from, effective);
         };
@@ -306,6 +321,8 @@ impl<'a> Stack<'a> {
             _ => None,
         };
         let plan = for_calls.as_ref().unwrap_or(plan);
+        let instead = (REGISTRY[row].instead_of)(plan, named);
+        let plan = instead.as_ref().unwrap_or(plan);
         let replaces_prefix = given.replaces_prefix.as_ref().filter(|_| for_calls.is_none());
         if let Some(path) = replaces_prefix.filter(|_| !self.has_one_prefix) {
             let (path, message) = match from {

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::asked::Inquiry;
+use super::authentication::Credential;
 use super::fetched::{FetchPlan, Fetched, OwnHost};
 use super::offload::Offload;
 use super::store::Store;
@@ -111,6 +112,18 @@ pub trait Member {
     fn own_headers(written: &Value) -> Vec<HeaderName> {
         let _ = written;
         Vec::new()
+    }
+
+    /// Credentials of clients that are named, read from what is written for the same reason.
+    fn credentials(written: &Value) -> Vec<Credential> {
+        let _ = written;
+        Vec::new()
+    }
+
+    /// The plan where it stands in the place of others that name these. `None`: it is the same there.
+    fn instead_of(plan: &Self::Plan, named: &[&Credential]) -> Option<Self::Plan> {
+        let _ = (plan, named);
+        None
     }
 
     /// The plan without those fields. `None`: there are none.
@@ -361,6 +374,8 @@ pub struct Row {
     /// `None` for a setting.
     pub link: Option<Link>,
     pub own_headers: fn(&Value) -> Vec<HeaderName>,
+    pub credentials: fn(&Value) -> Vec<Credential>,
+    pub instead_of: fn(&AnyPlan, &[&Credential]) -> Option<AnyPlan>,
     pub of_one_request: &'static [&'static str],
     /// What is left of a plan where a rule makes calls of its own.
     pub for_calls: fn(&AnyPlan) -> Option<AnyPlan>,
@@ -384,6 +399,8 @@ pub const fn filter<K: FilterKind>() -> Row {
             K::link(plan.get::<K::Plan>().expect("a row links only plans that it compiled"), keep)
         }),
         own_headers: K::own_headers,
+        credentials: K::credentials,
+        instead_of: instead_of_others::<K>,
         of_one_request: K::OF_ONE_REQUEST,
         for_calls: left_for_calls::<K>,
     }
@@ -403,6 +420,8 @@ pub const fn room<M: Member>() -> Row {
         parts: |plan| vec![(Ring::Cache, plan.clone())],
         link: None,
         own_headers: M::own_headers,
+        credentials: M::credentials,
+        instead_of: instead_of_others::<M>,
         of_one_request: M::OF_ONE_REQUEST,
         for_calls: left_for_calls::<M>,
     }
@@ -421,6 +440,8 @@ pub const fn setting<M: Member>() -> Row {
         parts: |_| Vec::new(),
         link: None,
         own_headers: M::own_headers,
+        credentials: M::credentials,
+        instead_of: instead_of_others::<M>,
         of_one_request: M::OF_ONE_REQUEST,
         for_calls: left_for_calls::<M>,
     }
@@ -432,6 +453,10 @@ fn schema_of<M: Member>(generator: &mut SchemaGenerator) -> Schema {
 
 fn left_for_calls<M: Member>(plan: &AnyPlan) -> Option<AnyPlan> {
     M::for_calls(plan.get()?).map(AnyPlan::new)
+}
+
+fn instead_of_others<M: Member>(plan: &AnyPlan, named: &[&Credential]) -> Option<AnyPlan> {
+    M::instead_of(plan.get()?, named).map(AnyPlan::new)
 }
 
 fn compile_any<M: Member>(value: &Value, scope: &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>> {

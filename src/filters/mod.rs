@@ -53,7 +53,7 @@ mod validation;
 pub use asked::{
     About, Answer, Answers, AskPlan, Asked, Inquiry, NoAnswer, NotAsked, Question, Reply, Wanted,
 };
-pub use authentication::{Plan as AuthenticationPlan, Token, unverified_issuer};
+pub use authentication::{Credential, Plan as AuthenticationPlan, Token, unverified_issuer};
 pub use authorization::{Action as AuthorizationAction, Authorization, Plan as AuthorizationPlan};
 pub use backend_path::{PATH as BACKEND_PATH, PATH_OF_BACKEND, backend_path};
 pub use cache::{ClientDirectives, Collapse, Key as CacheKey, Plan as CachePlan};

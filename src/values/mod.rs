@@ -33,7 +33,7 @@ pub use path_rewrite::{InvalidPathRewrite, PathRewrite, PathRewriteSpec};
 pub use problem::{FieldPath, Problem, Reason, Severity};
 pub use rate::{Full, Rate};
 pub use redacted::Redacted;
-pub use reserved_headers::{ReservedHeaders, plain_name};
+pub use reserved_headers::{ReservedHeaders, is_same_field, plain_name};
 pub use secret::{Attributes, ConfigMapData, SecretData};
 pub use selector::{LabelOperator, LabelRequirement, LabelSelector, NamespaceSelector};
 pub use tls_version::TlsVersion;

@@ -33,6 +33,11 @@ impl fmt::Display for ReservedHeaders {
     }
 }
 
+/// Whether some backend reads both as one name.
+pub fn is_same_field(one: &str, other: &str) -> bool {
+    one.len() == other.len() && one.bytes().map(plain).eq(other.bytes().map(plain))
+}
+
 /// The one spelling that stands for all: lower case, every sign a hyphen.
 pub fn plain_name(name: &str) -> String {
     name.bytes().map(|byte| char::from(plain(byte))).collect()
@@ -53,6 +58,7 @@ mod tests {
         for name in ["x-user-id", "X-USER-ID", "x_user_id", "x.user~id", "x-tier"] {
             assert!(held.hold(name), "{name}");
         }
+        assert!(is_same_field("x_user.id", "X-User-Id") && !is_same_field("x-user--id", "x-user-id"));
         for name in ["x-user", "x-user-idx", "xuser-id", "x-user--id", ""] {
             assert!(!held.hold(name), "{name}");
         }

@@ -139,6 +139,86 @@ fn a_route_whose_secret_is_missing_or_broken_is_never_served_without_it() {
     }
 }
 
+/// What a backend gets at a path of clients that show everything that they have, by the names of its fields.
+fn shown(gateway: &Gateway, path: &str) -> Vec<String> {
+    let mine = format!("X-Api-Key: {ACME}");
+    let fields = [
+        &*mine,
+        "X_API_KEY: alias",
+        "x.api.key: alias",
+        "X-Partner: alias",
+        "x_partner: alias",
+        "Authorization: Bearer e30.e30.e30",
+        "Cookie: key=alias; a=b",
+        "X-Mine: 1",
+    ];
+    let answer = gateway.request("GET", "shop.example", &format!("{path}?api_key=alias&b=1"), &fields, "");
+    let seen = answer.json();
+    assert_eq!((answer.status, &seen["headers"]["x-mine"]), (200, &"1".into()), "{path}: {seen}");
+    assert!(seen["headers"]["cookie"].as_str().expect("cookies").contains("a=b"), "{path}: {seen}");
+    let mut told: Vec<_> = seen["headers"].as_object().expect("headers").keys().cloned().collect();
+    told.retain(|name| ["api", "partner", "authorization"].iter().any(|part| name.contains(part)));
+    told.extend(
+        seen["headers"]["cookie"].as_str().filter(|text| text.contains("key=")).map(|_| "a cookie".into()),
+    );
+    told.extend(seen["query"].as_str().filter(|text| text.contains("api_key")).map(|_| "a parameter".into()));
+    told.sort();
+    told
+}
+
+#[test]
+fn no_credential_that_a_policy_names_goes_on_in_any_spelling_whichever_rule_it_meets() {
+    // Fields with `_` in their names never go on.
+    const ALL: [&str; 6] =
+        ["a cookie", "a parameter", "authorization", "x-api-key", "x-partner", "x.api.key"];
+    let backend = Backend::start("one");
+    let places = "from: [{header: X-Api-Key}, {header: X-Partner}, {query: api_key}, {cookie: key}]";
+    let jwks = r#"jwks: {inline: '{"keys": [{"kty": "EC", "crv": "P-256", "x": "MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "y": "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM"}]}'}"#;
+    let keys = format!("{{name: keys, apiKey: {{secretRef: {{name: acme}}, {places}}}}}");
+    let users =
+        format!("{{name: users, jwt: {{issuer: 'https://login.example', audiences: [shop], {jwks}}}}}");
+    let rule = |name: &str, policy: &str| {
+        format!(
+            "{{name: {name}, matches: [{{path: {{type: PathPrefix, value: /{name}}}}}], policy: {policy}, backendRefs: [{{kind: GatewayBackend, name: one}}]}}"
+        )
+    };
+    let forwarding =
+        "{authentication: {anyOf: [{name: keys, apiKey: {secretRef: {name: acme}, forward: true}}]}}";
+    let rules = [
+        rule("guarded", "{}"),
+        rule("open", "{authentication: {mode: Disabled}}"),
+        rule("other", forwarding),
+        // Its own affair, and the backend's.
+        rule("own", "{disable: [authentication]}"),
+    ];
+    let spec = format!(
+        "{{hostnames: [shop.example], policy: {{authentication: {{anyOf: [{keys}, {users}]}}}}, rules: [{}]}}",
+        rules.join(", ")
+    );
+    let gateway = Gateway::start(&[
+        ("backend.yaml", &backend.manifest("one")),
+        ("route.yaml", &route("shop", &spec)),
+        ("acme.yaml", &secret("acme", ACME, "")),
+    ]);
+    gateway.until_answer("shop.example", "/open", 200, "one");
+    assert_eq!(shown(&gateway, "/own"), ALL, "the control");
+    assert_eq!(shown(&gateway, "/guarded"), [""; 0]);
+    assert_eq!(shown(&gateway, "/open"), [""; 0]);
+    assert_eq!(shown(&gateway, "/other"), ["x-api-key"]);
+    // Also while what is named cannot be used.
+    std::fs::remove_file(gateway.path("acme.yaml")).expect("removed");
+    gateway.until_answer("shop.example", "/guarded", 503, "PolicyInvalid");
+    assert_eq!(shown(&gateway, "/open"), [""; 0]);
+    // Imposed, it takes the place of what the route says, not its effect on what goes on.
+    gateway.write("acme.yaml", &secret("acme", ACME, ""));
+    gateway.write(
+        "imposed.yaml",
+        "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayPolicy\nmetadata: {namespace: test, name: imposed}\nspec: {precedence: Override, targetRefs: [{kind: Namespace}], policy: {authentication: {mode: Disabled}}}\n",
+    );
+    until("everything to be open", || (gateway.get("shop.example", "/guarded").status == 200).then_some(()));
+    assert_eq!(shown(&gateway, "/guarded"), [""; 0]);
+}
+
 /// A route with a rule that reserves X-Consumer, as far as it can be read, and one that is open.
 fn beside(guarded: &str) -> String {
     let open = "{name: open, matches: [{path: {type: PathPrefix, value: /open}}], backendRefs: [{kind: GatewayBackend, name: one}]}";

@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use http::{HeaderMap, HeaderName};
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
 use super::entry::{Checked, Entry, EntryKind, Gate, Scheme, fingerprint};
@@ -54,14 +55,8 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn headers_with_keys(&self) -> Vec<&HeaderName> {
-        let mut headers = Vec::new();
-        for place in &self.from {
-            if let Place::Header(name) = place {
-                headers.push(name);
-            }
-        }
-        headers
+    pub fn places(&self) -> &[Place] {
+        &self.from
     }
 }
 
@@ -84,7 +79,7 @@ impl EntryKind for ApiKeys {
             })
             .collect();
         if spec.from.is_empty() {
-            from.push(Place::Header(HeaderName::from_static("x-api-key")));
+            from.push(usual_place());
         }
         let headers = ClaimHeaders::new(&spec.claims_to_headers, &mut problems);
         for name in headers.names() {
@@ -116,6 +111,19 @@ impl EntryKind for ApiKeys {
     fn link(plan: &Plan, _: &dyn Keep) -> Box<dyn Entry> {
         Box::new(Linked { plan: plan.clone(), clock: SystemTime::now })
     }
+}
+
+/// Where keys stand if nothing is said.
+fn usual_place() -> Place {
+    Place::Header(HeaderName::from_static("x-api-key"))
+}
+
+/// Where keys stand, as far as what is written can be read.
+pub fn places_in(written: &Value) -> Vec<Place> {
+    let from = written.get("from").and_then(Value::as_array).filter(|from| !from.is_empty());
+    let Some(from) = from else { return vec![usual_place()] };
+    let place = |place: &Value| Place::new(&PlaceSpec::deserialize(place).ok()?, &FieldPath::default()).ok();
+    from.iter().filter_map(place).collect()
 }
 
 /// `None`: a problem is told.
@@ -214,7 +222,7 @@ impl Entry for Linked {
     }
 
     fn strip(&self, request: &mut Request, kept: Option<&Place>) {
-        self.plan.from.iter().filter(|place| kept != Some(*place)).for_each(|place| place.strip(request));
+        self.plan.from.iter().for_each(|place| place.strip(request, kept));
     }
 
     fn tell(&self, identity: &KnownIdentity, headers: &mut HeaderMap) {

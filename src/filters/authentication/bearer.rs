@@ -34,11 +34,14 @@ pub fn find(headers: &HeaderMap) -> Bearer<'_> {
 
 /// Takes `Authorization` away where it shows a bearer token, unless it is `kept`.
 pub fn strip(headers: &mut HeaderMap, kept: Option<&Place>) {
+    strip_scheme(headers, b"bearer", kept);
+}
+
+/// The same for any scheme, in small letters.
+pub fn strip_scheme(headers: &mut HeaderMap, name: &[u8], kept: Option<&Place>) {
+    let mut fields = headers.get_all(AUTHORIZATION).iter();
     if kept != Some(&AUTHORIZATION_FIELD)
-        && headers
-            .get_all(AUTHORIZATION)
-            .iter()
-            .any(|field| after_scheme(field.as_bytes(), b"bearer").is_some())
+        && fields.any(|field| after_scheme(field.as_bytes(), name).is_some())
     {
         headers.remove(AUTHORIZATION);
     }

@@ -12,6 +12,7 @@ mod brake;
 mod claim_headers;
 mod claims;
 mod client_certificate;
+mod credential;
 mod entry;
 mod introspection;
 mod jwt;
@@ -34,10 +35,12 @@ use tokio::time::Instant;
 
 use self::bearer::Bearer;
 use self::brake::{Admission, Brake, Failures};
+pub use self::credential::Credential;
 use self::entry::{Checked, Entry, EntryKind, Gate, Scheme};
 pub use self::jwt::{Compact as Token, unverified_issuer};
+use self::places::Place;
 use crate::filters::contract::{Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
-use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError};
+use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError, Request};
 use crate::values::{Duration, FieldPath, Problem, Reason};
 
 pub struct Authentication;
@@ -114,16 +117,18 @@ pub struct FailuresSpec {
     pub per: Option<Duration>,
 }
 
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     mode: Mode,
     entries: Vec<EntryPlan>,
     /// `None`: nobody is stopped.
     failures: Option<(u32, std::time::Duration)>,
+    /// What the policies name that this one takes the place of, and no entry of its own takes.
+    others: Box<[Credential]>,
 }
 
 /// The table of entries.
-#[derive(Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum EntryPlan {
     ApiKey(api_key::Plan),
     Jwt(jwt::Plan),
@@ -165,6 +170,16 @@ impl EntryPlan {
         }
     }
 
+    /// What it takes from requests.
+    fn takes(&self) -> Vec<Credential> {
+        match self {
+            Self::ApiKey(plan) => plan.places().iter().cloned().map(Credential::Key).collect(),
+            Self::Jwt(_) | Self::Introspection(_) => vec![Credential::Token],
+            Self::Basic(_) => vec![Credential::Password],
+            Self::ClientCertificate(_) => Vec::new(),
+        }
+    }
+
     fn link(&self, keep: &dyn Keep) -> Box<dyn Entry> {
         match self {
             Self::ApiKey(plan) => api_key::ApiKeys::link(plan, keep),
@@ -177,11 +192,31 @@ impl EntryPlan {
 }
 
 impl Plan {
+    /// Where it stands in the place of policies that name these.
+    fn instead_of(&self, named: &[&Credential]) -> Option<Self> {
+        let own: Vec<_> = self.entries.iter().flat_map(EntryPlan::takes).collect();
+        let mut others: Vec<Credential> = Vec::new();
+        for one in named.iter().copied().filter(|one| !own.contains(one)) {
+            if !others.contains(one) {
+                others.push(one.clone());
+            }
+        }
+        (!others.is_empty()).then(|| Self { others: others.into(), ..self.clone() })
+    }
+
     /// Header fields in which keys stand.
     pub fn key_headers(&self) -> impl Iterator<Item = &HeaderName> {
-        self.entries.iter().flat_map(|entry| match entry {
-            EntryPlan::ApiKey(plan) => plan.headers_with_keys(),
-            _ => Vec::new(),
+        let own = self.entries.iter().flat_map(|entry| match entry {
+            EntryPlan::ApiKey(plan) => plan.places(),
+            _ => &[],
+        });
+        let others = self.others.iter().filter_map(|other| match other {
+            Credential::Key(place) => Some(place),
+            Credential::Token | Credential::Password => None,
+        });
+        own.chain(others).filter_map(|place| match place {
+            Place::Header(name) => Some(name),
+            Place::Query(_) | Place::Cookie(_) => None,
         })
     }
 
@@ -250,7 +285,7 @@ impl Member for Authentication {
         }
         let failures = (requests > 0).then_some((requests, per));
         if is_usable && problems.is_empty() {
-            Ok(Plan { mode: spec.mode, entries, failures })
+            Ok(Plan { mode: spec.mode, entries, failures, others: Box::default() })
         } else {
             Err(problems)
         }
@@ -260,6 +295,14 @@ impl Member for Authentication {
         let entries = written.get("anyOf").and_then(Value::as_array).into_iter().flatten();
         let kinds = entries.filter_map(Value::as_object).flat_map(|entry| entry.values());
         kinds.flat_map(claim_headers::named_in).collect()
+    }
+
+    fn credentials(written: &Value) -> Vec<Credential> {
+        credential::named_in(written)
+    }
+
+    fn instead_of(plan: &Plan, named: &[&Credential]) -> Option<Plan> {
+        plan.instead_of(named)
     }
 }
 
@@ -273,7 +316,7 @@ impl FilterKind for Authentication {
             Brake::new(failures, requests, per)
         });
         let entries: Vec<_> = plan.entries.iter().map(|entry| entry.link(keep)).collect();
-        Arc::new(Authenticator::new(plan.mode, entries, brake))
+        Arc::new(Authenticator::new(plan, entries, brake))
     }
 }
 
@@ -282,13 +325,14 @@ struct Authenticator {
     mode: Mode,
     entries: Vec<Box<dyn Entry>>,
     brake: Option<Brake>,
+    others: Box<[Credential]>,
     /// What is asked for when nothing is shown.
     missing: ErrorKind,
     challenges: Vec<HeaderValue>,
 }
 
 impl Authenticator {
-    fn new(mode: Mode, entries: Vec<Box<dyn Entry>>, brake: Option<Brake>) -> Self {
+    fn new(plan: &Plan, entries: Vec<Box<dyn Entry>>, brake: Option<Brake>) -> Self {
         let mut schemes: Vec<Scheme> = Vec::new();
         for entry in &entries {
             if !schemes.contains(&entry.scheme()) {
@@ -300,7 +344,13 @@ impl Authenticator {
             _ => ErrorKind::CredentialsMissing,
         };
         let challenges = schemes.iter().map(|scheme| scheme.challenge()).collect();
-        Self { mode, entries, brake, missing, challenges }
+        Self { mode: plan.mode, entries, brake, others: plan.others.clone(), missing, challenges }
+    }
+
+    /// No credential goes on, but what stands in the place that is `kept`.
+    fn strip(&self, request: &mut Request, kept: Option<&Place>) {
+        self.entries.iter().for_each(|entry| entry.strip(request, kept));
+        self.others.iter().for_each(|other| other.strip(request, kept));
     }
 
     fn gate(&self, exchange: &Exchange) -> Gate<'_> {
@@ -327,9 +377,7 @@ impl Authenticator {
                     brake.succeeded(shown, &credential);
                 }
                 let kept = if entry.forwards() { entry.place(&exchange.request) } else { None };
-                for each in &self.entries {
-                    each.strip(&mut exchange.request, kept);
-                }
+                self.strip(&mut exchange.request, kept);
                 if let Some(known) = identity.known() {
                     entry.tell(known, exchange.request.headers_mut());
                 }
@@ -360,6 +408,7 @@ impl Authenticator {
 impl Filter for Authenticator {
     fn request<'a>(&'a self, exchange: &'a mut Exchange) -> Decision<'a> {
         if self.mode == Mode::Disabled {
+            self.strip(&mut exchange.request, None);
             return Decision::Continue;
         }
         let gate = self.gate(exchange);
@@ -384,6 +433,8 @@ impl Filter for Authenticator {
             return self.settle(index, Checked::Refused, Admission::Free, &gate, exchange);
         }
         if self.mode == Mode::Optional {
+            // What a backend may read as one, though it is none here.
+            self.strip(&mut exchange.request, None);
             return Decision::Continue;
         }
         let mut error = ProxyError::new(self.missing);

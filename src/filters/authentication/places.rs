@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::filters::query_edits::is_spelling_of;
 use crate::message::Request;
-use crate::values::{FieldPath, Problem, Reason};
+use crate::values::{FieldPath, Problem, Reason, is_same_field};
 
 /// A place in the request: exactly one of these.
 #[derive(KubeSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -93,12 +93,21 @@ impl Place {
         }
     }
 
-    /// Takes away whatever stands here.
-    pub fn strip(&self, request: &mut Request) {
+    /// Takes away whatever stands here, but what is `kept`: of a header field all that a backend may read under its
+    /// name, so that none finds a value there that nobody judged.
+    pub fn strip(&self, request: &mut Request, kept: Option<&Self>) {
         match self {
             Self::Header(name) => {
-                request.headers_mut().remove(name);
+                let headers = request.headers_mut();
+                let goes = |found: &&HeaderName| {
+                    is_same_field(found.as_str(), name.as_str())
+                        && !matches!(kept, Some(Self::Header(kept)) if kept == *found)
+                };
+                while let Some(found) = headers.keys().find(goes).cloned() {
+                    headers.remove(found);
+                }
             }
+            _ if kept == Some(self) => {}
             Self::Query(name) => {
                 let Some(query) = request.uri().query() else { return };
                 let is_ours = |pair: &&str| is_spelling_of(pair.split('=').next().unwrap_or_default(), name);
@@ -180,10 +189,41 @@ mod tests {
         let place = Place::Header(HeaderName::from_static("x-api-key"));
         let mut one = request("/", &[("X-API-KEY", "a b"), ("accept", "x")]);
         assert_eq!(found(&place, &one).as_deref(), Some("a b"));
-        place.strip(&mut one);
+        place.strip(&mut one, None);
         assert_eq!((found(&place, &one), one.headers().len()), (None, 1));
         let two = request("/", &[("x-api-key", "a"), ("x-api-key", "a")]);
         assert_eq!(found(&place, &two).as_deref(), Some("several"));
+    }
+
+    #[test]
+    fn what_a_backend_may_read_as_the_header_goes_with_it_and_what_is_kept_stays_alone() {
+        let place = Place::Header(HeaderName::from_static("x-api-key"));
+        let fields = [
+            ("x-api-key", "good"),
+            ("x_api_key", "a"),
+            ("x.api.key", "b"),
+            ("X-API_KEY", "c"),
+            ("x-api", "d"),
+        ];
+        let names = |request: &Request| {
+            let mut names: Vec<_> = request.headers().keys().map(|name| name.as_str().to_owned()).collect();
+            names.sort();
+            names
+        };
+        let mut all = request("/", &fields);
+        place.strip(&mut all, None);
+        assert_eq!(names(&all), ["x-api"]);
+        let mut kept = request("/", &fields);
+        place.strip(&mut kept, Some(&place));
+        assert_eq!(
+            (names(&kept), found(&place, &kept).as_deref()),
+            (vec!["x-api".into(), "x-api-key".into()], Some("good"))
+        );
+        // Another entry's own name is what it keeps.
+        let other = Place::Header(HeaderName::from_static("x_api_key"));
+        let mut kept = request("/", &fields);
+        place.strip(&mut kept, Some(&other));
+        assert_eq!(names(&kept), ["x-api", "x_api_key"]);
     }
 
     #[test]
@@ -200,7 +240,7 @@ mod tests {
         ] {
             let mut request = request(uri, &[]);
             assert_eq!(found(&place, &request).as_deref(), expected, "{uri}");
-            place.strip(&mut request);
+            place.strip(&mut request, None);
             assert_eq!(request.uri().to_string(), rest, "{uri}");
         }
     }
@@ -210,10 +250,12 @@ mod tests {
         let place = Place::Cookie("key".into());
         let mut one = request("/", &[("cookie", "a=1; key=se=cret;b"), ("cookie", "c=2")]);
         assert_eq!(found(&place, &one).as_deref(), Some("se=cret"));
-        place.strip(&mut one);
+        place.strip(&mut one, None);
         assert_eq!(one.headers()[COOKIE], "a=1; b; c=2");
         let mut alone = request("/", &[("cookie", "key=1")]);
-        place.strip(&mut alone);
+        place.strip(&mut alone, Some(&place));
+        assert_eq!(found(&place, &alone).as_deref(), Some("1"));
+        place.strip(&mut alone, None);
         assert!(alone.headers().is_empty());
         assert_eq!(found(&place, &request("/", &[("cookie", "key=1; key=2")])).as_deref(), Some("several"));
         assert_eq!(found(&place, &request("/", &[("cookie", "Key=1; xkey=2")])), None);

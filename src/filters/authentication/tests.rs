@@ -10,7 +10,7 @@ use http::header::WWW_AUTHENTICATE;
 use serde_json::{Value, json};
 
 use super::entry::fingerprint;
-use super::{Authentication, Plan, Spec};
+use super::{Authentication, Plan, Spec, credential};
 use crate::expression::{Environment, Expression, Kind, Template};
 use crate::filters::contract::{Derive, Filter, FilterKind, Keep, Member, Scope, Selection};
 use crate::filters::contract_tests::{FakeOutbound, exchange, fail};
@@ -213,6 +213,8 @@ async fn whatever_is_wrong_with_a_key_is_answered_alike() {
         match mode {
             "Optional" => {
                 assert_eq!((answer, nothing.identity.kind().as_str()), (Ok(()), "Anonymous"));
+                // It is no key, and a backend that reads it as one gets none.
+                assert_eq!(nothing.request.headers().get("x_api_key"), None);
                 assert_eq!(nothing.identity_key(), "Anonymous||127.0.0.1");
             }
             _ => assert_eq!(answer, Err((ErrorKind::ApiKeyMissing, challenge.clone()))),
@@ -282,6 +284,48 @@ async fn disabled_lets_everybody_pass_as_nobody() {
     let mut one = request("/", &[("x-api-key", ACME)]);
     assert_eq!(ask(&filter, &mut one).await, Ok(()));
     assert_eq!(one.identity.kind().as_str(), "Anonymous");
+}
+
+/// As where a rule says Disabled, or takes other credentials than its route.
+#[tokio::test]
+async fn what_policies_name_that_another_takes_the_place_of_goes_no_further() {
+    let named = credential::named_in(&json!({"anyOf": [
+        {"name": "keys", "apiKey": {"from": [{"header": "X-Key"}, {"query": "key"}, {"cookie": "key"}], "forward": true}},
+        {"name": "users", "jwt": {}}, {"name": "people", "basicAuth": {}}, {"name": "more", "apiKey": {}},
+    ]}));
+    let named: Vec<_> = named.iter().collect();
+    let fields = |scheme| {
+        vec![
+            ("authorization", scheme),
+            ("x-api-key", ACME),
+            ("x.key", "y"),
+            ("cookie", "key=z; a=b"),
+            ("x-mine", "1"),
+        ]
+    };
+    let disabled = compile(json!({"mode": "Disabled"}), &mut World::default()).expect("a plan");
+    let known = compile(api_key(json!({"forward": true})), &mut world()).expect("a plan");
+    for (plan, scheme, left) in [
+        (&disabled, "bEARER x", vec![("cookie", "a=b"), ("x-mine", "1")]),
+        (&disabled, "Basic x", vec![("cookie", "a=b"), ("x-mine", "1")]),
+        // Not of a kind that anybody named: the backend's own.
+        (&disabled, "Digest x", vec![("authorization", "Digest x"), ("cookie", "a=b"), ("x-mine", "1")]),
+        (&known, "Bearer x", vec![("cookie", "a=b"), ("x-api-key", ACME), ("x-mine", "1")]),
+    ] {
+        let plan = Authentication::instead_of(plan, &named).expect("another plan");
+        let filter = Authentication::link(&plan, &NoKeep);
+        let mut one = request("/a?key=k&b=1", &fields(scheme));
+        assert_eq!(ask(&filter, &mut one).await, Ok(()), "{scheme}");
+        let headers = one.request.headers().iter();
+        let mut found: Vec<_> =
+            headers.map(|(name, value)| (name.as_str(), value.to_str().expect("ASCII"))).collect();
+        found.sort_unstable();
+        assert_eq!((one.request.uri().to_string().as_str(), found), ("/a?b=1", left), "{scheme}");
+    }
+    // What it takes itself, it takes as it says; there is nothing besides.
+    let own = credential::named_in(&api_key(json!({})));
+    assert_eq!(Authentication::instead_of(&known, &own.iter().collect::<Vec<_>>()), None);
+    assert_eq!(Authentication::instead_of(&disabled, &[]), None);
 }
 
 #[tokio::test]

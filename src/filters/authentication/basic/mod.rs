@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 
 use self::known::{Known, Question, Turn};
 use self::users::Users;
-use super::bearer::after_scheme;
+use super::bearer::{after_scheme, strip_scheme};
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
 use super::entry::{AUTHORIZATION_FIELD, Checked, Entry, EntryKind, Fingerprint, Gate, Scheme, keyed};
 use super::places::Place;
@@ -195,12 +195,7 @@ impl Entry for Linked {
     }
 
     fn strip(&self, request: &mut Request, kept: Option<&Place>) {
-        let fields = request.headers().get_all(AUTHORIZATION);
-        if kept != Some(&AUTHORIZATION_FIELD)
-            && fields.iter().any(|field| after_scheme(field.as_bytes(), b"basic").is_some())
-        {
-            request.headers_mut().remove(AUTHORIZATION);
-        }
+        strip_scheme(request.headers_mut(), b"basic", kept);
     }
 
     fn tell(&self, identity: &KnownIdentity, headers: &mut HeaderMap) {
