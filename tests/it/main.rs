@@ -4,6 +4,7 @@ mod aggregation;
 mod architecture;
 mod authentication;
 mod authorization;
+mod backend_key_exchange;
 mod backend_tls;
 mod balancing;
 mod basic_auth;
