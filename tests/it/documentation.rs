@@ -46,3 +46,77 @@ fn every_link_leads_somewhere_and_every_page_is_linked() {
         assert!(reached.contains(&path), "no page links to {}; name it in the README", page.display());
     }
 }
+
+/// The name under which a page's section is linked.
+fn anchor(heading: &str) -> String {
+    let kept = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+    kept.chars().filter(|sign| sign.is_alphanumeric() || matches!(sign, '-' | '_')).collect()
+}
+
+/// The sections of a page, without what looks like one in its examples.
+fn anchors(page: &Path) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(page).expect("a page is text");
+    let mut is_example = false;
+    let headings = text.lines().filter(|line| {
+        is_example ^= line.starts_with("```");
+        !is_example && line.starts_with('#')
+    });
+    headings.map(anchor).collect()
+}
+
+#[test]
+fn every_link_into_a_page_leads_to_a_section_of_it() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut pages = vec![root.join("README.md"), root.join("CONTRIBUTING.md")];
+    pages.extend(
+        std::fs::read_dir(root.join("docs")).expect("docs").map(|entry| entry.expect("readable").path()),
+    );
+    let mut count = 0;
+    for page in pages.iter().filter(|path| path.extension().is_some_and(|ending| ending == "md")) {
+        let text = std::fs::read_to_string(page).expect("a page is text");
+        let targets = text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0));
+        for (file, section) in targets.filter_map(|target| target.split_once('#')) {
+            if file.contains("://") || !(file.is_empty() || file.ends_with(".md")) {
+                continue;
+            }
+            let target = match file {
+                "" => page.clone(),
+                file => page.parent().expect("a page is in a folder").join(file),
+            };
+            assert!(anchors(&target).contains(section), "{} links to {file}#{section}", page.display());
+            count += 1;
+        }
+    }
+    assert!(count > 20, "{count} links were found");
+}
+
+/// What decides who may pass has a page that says what it is up against, and that the README and the page of policies
+/// name.
+#[test]
+fn every_member_that_decides_who_may_pass_has_a_page_with_its_threat_model() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let policies = std::fs::read_to_string(root.join("docs/policies.md")).expect("a page");
+    let readme = std::fs::read_to_string(root.join("README.md")).expect("a page");
+    let told = |page: &str| {
+        let text = std::fs::read_to_string(root.join("docs").join(page)).expect("a page");
+        let model =
+            text.split("\n## Threat model\n").nth(1).unwrap_or_else(|| panic!("{page} has no threat model"));
+        let model = model.split("\n## ").next().unwrap_or_default();
+        assert!(
+            model.lines().filter(|line| !line.is_empty()).count() > 4,
+            "{page} says next to nothing: {model}"
+        );
+        assert!(readme.contains(&format!("](docs/{page})")), "the README does not name {page}");
+    };
+    for member in
+        ["authentication", "authorization", "extAuth", "validation", "ipAccess", "cors", "securityHeaders"]
+    {
+        let row = policies.lines().find(|line| line.starts_with(&format!("| `{member}` |")));
+        let row = row.unwrap_or_else(|| panic!("docs/policies.md does not name {member}"));
+        let page = row.split("](").filter_map(|rest| rest.split_once("#threat-model)")).next();
+        told(page.unwrap_or_else(|| panic!("{row} names no threat model")).0);
+    }
+    for page in ["hostnames-and-tls.md", "client-certificates.md", "proxy-protocol.md", "tenants.md"] {
+        told(page);
+    }
+}
