@@ -30,7 +30,8 @@ use crate::telemetry::Connect;
 
 /// Response heads over this answer 502.
 pub(super) const MAX_HEAD: usize = 64 << 10;
-/// An answer with more fields is none. More than hyper's 100, which costs two allocations of 6 KiB for each head that is read.
+/// An answer with more fields is none. More than hyper's 100, which costs two allocations of 6 KiB for each head that is
+/// read: 0.1 µs beside the 2 µs of hyper's own work for a request, measured with a canned answer.
 pub(super) const MAX_FIELDS: usize = 200;
 /// After so long without an acknowledgement of what we wrote, a connection is dead.
 #[cfg(target_os = "linux")]
