@@ -226,13 +226,10 @@ impl EndpointPool {
     /// What is there already to carry a request: a place on a shared connection, or an idle one. `client`: whose it must
     /// be, where the backend is told.
     pub fn take(&self, wish: Wish, client: Option<&ClientConnection>) -> Option<Carrier> {
-        match self.spoken.get() {
-            Some(Spoken::Http1) => self.take_idle(client).map(Carrier::Own),
-            Some(Spoken::Http2) if self.offer(wish) == Offer::Http1 => {
-                self.take_idle(client).map(Carrier::Own)
-            }
-            Some(Spoken::Http2) => self.take_stream(wish).map(Carrier::Shared),
-            None => None,
+        self.spoken.get()?;
+        match self.is_alone(wish) {
+            true => self.take_idle(client).map(Carrier::Own),
+            false => self.take_stream(wish).map(Carrier::Shared),
         }
     }
 
