@@ -68,6 +68,21 @@ pub fn part(request: &HeaderMap, kept: &HeaderMap, length: u64) -> Part {
     }
 }
 
+/// Whether the part that is asked for is the whole, as players of films and downloads begin: what may be fetched for one
+/// who asks so costs the origin no more than the part.
+pub fn is_of_all(request: &HeaderMap) -> bool {
+    let range = only(request, header::RANGE).and_then(|range| range.to_str().ok()?.split_once('='));
+    let Some((unit, Some((first, last)))) = range.map(|(unit, range)| (unit, range.split_once('-'))) else {
+        return false;
+    };
+    let first = first.trim();
+    !request.contains_key(header::IF_RANGE)
+        && unit.trim().eq_ignore_ascii_case("bytes")
+        && !first.is_empty()
+        && first.bytes().all(|byte| byte == b'0')
+        && last.trim().is_empty()
+}
+
 /// `If-Range`: a strong validator, compared exactly (section 13.1.5).
 fn is_same(request: &HeaderMap, kept: &HeaderMap) -> bool {
     let Some(wanted) = only(request, header::IF_RANGE) else { return false };
@@ -161,6 +176,19 @@ mod tests {
             assert_eq!(of(range), expected, "{range}");
         }
         assert_eq!(part(&map(&[("range", "bytes=0-")]), &map(&[]), 0), Part::Nothing);
+    }
+
+    #[test]
+    fn from_the_first_byte_to_the_last_is_all() {
+        let of = |lines: &[(&str, &str)]| is_of_all(&map(lines));
+        assert!(of(&[("range", "bytes=0-")]) && of(&[("range", "Bytes = 00- ")]));
+        for range in
+            ["bytes=1-", "bytes=-", "bytes=-0", "bytes=0-0", "bytes=0-,5-6", "lines=0-", "bytes 0-", "0-"]
+        {
+            assert!(!of(&[("range", range)]), "{range}");
+        }
+        assert!(!of(&[]) && !of(&[("range", "bytes=0-"), ("range", "bytes=0-")]));
+        assert!(!of(&[("range", "bytes=0-"), ("if-range", "\"a\"")]), "only who knows the whole can tell");
     }
 
     #[test]

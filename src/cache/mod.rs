@@ -36,7 +36,7 @@ pub mod tests;
 use std::hash::BuildHasher as _;
 use std::sync::LazyLock;
 
-pub use conditions::opaque;
+pub use conditions::{is_of_all, opaque};
 pub use cookies::is_ambiguous;
 pub use directives::Wish;
 pub use fill::{Fill, Heard, Pump, Pumped, Reader};
@@ -47,7 +47,7 @@ pub use memory::Memory;
 pub use opening::Opening;
 pub use partition::{Join, Lead, Partition, vary};
 pub use status::{CACHE_STATUS, Forwarded, Told};
-pub use stored::{Segments, Stored, TAGS, Use, is_for_sites, is_tagged, kept_headers, tags};
+pub use stored::{Segments, Stored, TAGS, Use, as_a_part, is_for_sites, is_tagged, kept_headers, tags};
 
 type Hasher = foldhash::fast::RandomState;
 

@@ -12,7 +12,7 @@ use super::conditions::is_not_modified;
 use super::judge::Terms;
 use super::key;
 use super::marks::Place;
-use super::stored::{Segments, Stored, not_modified};
+use super::stored::{Segments, Stored, as_a_part, not_modified};
 use crate::message::{Body, Response};
 
 /// The head of an answer that many may have.
@@ -46,6 +46,7 @@ impl Opening {
                 let mut response = Response::new(body);
                 *response.status_mut() = self.status;
                 *response.headers_mut() = self.headers.clone();
+                as_a_part(request, &mut response);
                 response
             }
         };

@@ -12,7 +12,7 @@ use http_body_util::StreamBody;
 use tokio::time::Instant;
 
 use super::account::Lease;
-use super::conditions::{Part, is_not_modified, part};
+use super::conditions::{Part, is_not_modified, is_of_all, part};
 use super::directives::{Wish, split};
 use super::judge::Terms;
 use super::key;
@@ -290,6 +290,23 @@ impl Segments {
 fn stream(parts: Vec<Bytes>, trailers: Option<HeaderMap>) -> Body {
     let frames = parts.into_iter().map(Frame::data).chain(trailers.map(Frame::trailers));
     Body::stream(StreamBody::new(futures_util::stream::iter(frames.map(Ok::<_, BodyError>))))
+}
+
+/// Tells who asked for all of it as a part that it is one: players take no other answer.
+pub fn as_a_part(request: &HeaderMap, response: &mut Response) {
+    if response.status() != StatusCode::OK
+        || response.headers().contains_key(header::CONTENT_RANGE)
+        || !is_of_all(request)
+    {
+        return;
+    }
+    let length = response.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+    let length = length.and_then(|length| length.parse::<u64>().ok());
+    if let Some(length) = length.filter(|length| *length > 0) {
+        *response.status_mut() = StatusCode::PARTIAL_CONTENT;
+        let all = range(&format!("0-{}", length - 1), length);
+        response.headers_mut().insert(header::CONTENT_RANGE, all);
+    }
 }
 
 /// 304 with the fields that RFC 9110 section 15.4.5 wants.

@@ -128,3 +128,78 @@ fn what_is_large_is_told_while_it_is_kept_and_then_in_parts() {
     assert_eq!(part("300000-").status, 416);
     assert_eq!(origin.count(), 1);
 }
+
+/// RFC 9110 section 14.2: a range may be ignored, and who asks for all of it costs the origin no more than a part.
+#[test]
+fn who_asks_for_all_by_a_range_has_it_kept_for_all() {
+    let origin = Origin::new(|asked| match asked.target() {
+        "/private" => {
+            ("Cache-Control: no-store\r\nConnection: close".into(), format!("answer {}", asked.number))
+        }
+        _ => fresh(asked),
+    });
+    let gateway = origin.behind("{}");
+    let part = |path: &str, range: &str| {
+        let answer = gateway.request("GET", "shop.example", path, &[&format!("Range: bytes={range}")], "");
+        let told = answer.field("content-range").map(str::to_owned);
+        (answer.status, told, answer.body)
+    };
+    let answered = |part: &str, body: &str| (206, Some(format!("bytes {part}/8")), body.to_owned());
+    assert_eq!(part(PATH, "0-"), answered("0-7", "answer 0"));
+    assert_eq!(origin.last().field("range"), None);
+    kept(|| gateway.get("shop.example", PATH));
+    assert_eq!(part(PATH, "7-"), answered("7-7", "0"));
+    assert_eq!(part(PATH, "0-"), answered("0-7", "answer 0"));
+    assert_eq!(origin.count(), 1);
+    // What is not kept is told as the part that it is, all the same.
+    for number in [1, 2] {
+        assert_eq!(part("/private", "0-"), answered("0-7", &format!("answer {number}")));
+    }
+    // The control: of what is not kept a part is asked for as it is, and keeps nothing.
+    for _ in 0..2 {
+        assert_eq!(part("/other", "1-").0, 200, "this origin knows no parts");
+        assert_eq!(origin.last().field("range"), Some("bytes=1-"));
+    }
+    assert_eq!(origin.count(), 5);
+}
+
+/// Sections 3 and 4.2.2: what is not there is kept where the policy says so, or the origin.
+#[test]
+fn what_is_not_there_is_kept_as_long_as_somebody_says() {
+    let origin = Origin::new(|asked| {
+        let more = if asked.target() == "/said" { "Cache-Control: max-age=600\r\n" } else { "" };
+        (format!("HTTP/1.1 404 Not Found\r\n{more}Connection: close"), format!("none {}", asked.number))
+    });
+    for (policy, path, is_kept) in [
+        ("{negativeTtl: 60s}", "/silent", true),
+        ("{defaultTtl: 60s}", "/silent", false),
+        ("{}", "/said", true),
+    ] {
+        let gateway = origin.behind(policy);
+        let ask = || gateway.get("shop.example", path);
+        if is_kept {
+            let answer = kept(ask);
+            assert_eq!((answer.status, ask().body == answer.body), (404, true), "{policy} {path}");
+        } else {
+            let bodies: Vec<_> = (0..3).map(|_| ask().body).collect();
+            assert!(bodies[0] != bodies[1] && bodies[1] != bodies[2], "{policy} {path}: {bodies:?}");
+        }
+    }
+}
+
+/// RFC 9213: what is said to caches like this one goes before what is said to all, which clients are told.
+#[test]
+fn what_is_said_to_caches_of_this_kind_goes_first() {
+    let origin = Origin::new(|asked| {
+        let (to_all, to_us) = match asked.target() {
+            "/kept" => ("no-store", "max-age=600"),
+            _ => ("max-age=600", "no-store"),
+        };
+        let fields = format!("Cache-Control: {to_all}\r\nCDN-Cache-Control: {to_us}\r\nConnection: close");
+        (fields, format!("answer {}", asked.number))
+    });
+    let gateway = origin.behind("{}");
+    assert_eq!(kept(|| gateway.get("shop.example", "/kept")).field("cache-control"), Some("no-store"));
+    let bodies: Vec<_> = (0..3).map(|_| gateway.get("shop.example", "/other").body).collect();
+    assert!(bodies[0] != bodies[1] && bodies[1] != bodies[2], "{bodies:?}");
+}

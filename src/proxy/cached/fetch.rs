@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{LiveCache, class, passed, told, without_conditions};
 use crate::cache::{
     Asked, Forwarded, Head, Heard, Join, Lead, Opening, Place, Pump, Reader, Refusal, Stored, Terms, Told,
-    Wish, is_for_sites, is_tagged, judge, kept_headers, key, opaque, tags, vary,
+    Wish, as_a_part, is_for_sites, is_tagged, judge, kept_headers, key, opaque, tags, vary,
 };
 use crate::filters::Collapse;
 use crate::message::{Body, ErrorKind, Exchange, Outbound, Request, Response, Side};
@@ -158,7 +158,10 @@ impl Fetch {
                     let told_so = if keeps { Told::stored(why) } else { Told::passed(why, None) };
                     told(opening.answer(&self.headers, body, opening.age_as_it_came()), told_so)
                 }
-                Settled::Passed(response, detail) => passed(response, why, detail),
+                Settled::Passed(mut response, detail) => {
+                    as_a_part(&self.headers, &mut response);
+                    passed(response, why, detail)
+                }
                 Settled::Again => {
                     self.forget(&self.key, stale.as_deref());
                     stale = None;

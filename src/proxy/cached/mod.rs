@@ -31,7 +31,7 @@ use super::request_head::Intake;
 use crate::cache::key;
 use crate::cache::{
     Asked, Forwarded, Heard, Join, Keying, Partition, Reader, Stored, TAGS, Terms, Told, Use, Wish,
-    is_ambiguous,
+    is_ambiguous, is_of_all,
 };
 use crate::filters::{CachePlan, ClientDirectives, Collapse};
 use crate::message::{ErrorKind, Exchange, ProxyError, Response};
@@ -162,7 +162,8 @@ where
         Some(Use::Validate { wished: true }) => Forwarded::Request,
         Some(_) => Forwarded::Stale,
     };
-    let asks_part = exchange.request.headers().contains_key(header::RANGE);
+    let headers = exchange.request.headers();
+    let asks_part = headers.contains_key(header::RANGE) && !is_of_all(headers);
     if is_head || (asks_part && stored.is_none()) {
         BUFFER.set(key);
         exchange.cached = Some(Cached::Miss);
