@@ -1,7 +1,8 @@
 //! What rate limits cost: CPU time a request of a local limit and of one that replicas count together in a real Redis,
 //! round trips of the latter, and the memory of a million clients. `cargo bench --bench rate_limits`.
 //!
-//! Exits with 1 when a goal is missed: 0.5 µs for a local limit, 15 µs and one round trip for a shared one, 100 MiB.
+//! Exits with 1 when a goal is missed: 0.5 µs for a local limit, 15 µs and one round trip for a shared one, 50 ms and then
+//! 1 ms of waiting for a Redis that hangs, 100 MiB.
 //! The same without redis-server (Debian: redis-server): the shared one is left out then, and the bench says so.
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -13,7 +14,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
@@ -100,6 +101,9 @@ fn main() -> ExitCode {
             let (spent, trips) = shared_rounds(&redis);
             row("a shared limit, 64 at once", &spent, "µs", 15.0);
             row("  round trips", &trips, "", 1.0);
+            let (first, after) = outage(&redis);
+            row("a store that hangs, 99th percentile, first second", &[first], "ms", 50.0);
+            row("  after", &[after], "ms", 1.0);
         }
     }
     if missed == 0 && is_whole { ExitCode::SUCCESS } else { ExitCode::FAILURE }
@@ -129,12 +133,7 @@ fn asked(filter: &dyn Filter, mut exchange: Exchange) -> bool {
 /// CPU of the asking and the sending thread a request, and how often Redis was asked for each.
 fn shared_rounds(redis: &Redis) -> (Vec<f64>, Vec<f64>) {
     let keep = Kept::default();
-    let url: StoreUrl = redis.url().parse().expect("a URL");
-    let questions = keep.store().questions(Duration::from_secs(5)).expect("once");
-    std::thread::spawn(move || {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-        runtime.block_on(keep_counting(questions, url, Telemetry::new(1)));
-    });
+    redis.counts(&keep, Duration::from_secs(5));
     let limits = json!([{"name": "fleet", "requests": 1_000_000_000, "per": "1h", "scope": "Global", "onStoreFailure": "Deny"}]);
     let filter = filter(limits, &keep);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
@@ -165,6 +164,49 @@ fn shared_rounds(redis: &Redis) -> (Vec<f64>, Vec<f64>) {
     (0..ROUNDS).map(round).unzip()
 }
 
+/// Milliseconds that 99 of 100 requests wait at most, one coming each millisecond: in the first second after the store
+/// stopped to answer, and in the three after that.
+fn outage(redis: &Redis) -> (f64, f64) {
+    let keep = Kept::default();
+    // As it is by default.
+    redis.counts(&keep, Duration::from_millis(5));
+    let limits = json!([{"name": "hung", "requests": 1_000_000_000, "per": "1h", "scope": "Global", "onStoreFailure": "Allow"}]);
+    let filter = filter(limits, &keep);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let waits = async |seconds: usize| {
+        let mut ticks = tokio::time::interval(Duration::from_millis(1));
+        let (mut waiting, mut waited, mut asked) = (FuturesUnordered::new(), Vec::new(), 0);
+        let ask = async |client: u32| {
+            let (mut exchange, began) = (exchange(client), Instant::now());
+            assert!(passes(&*filter, &mut exchange).await, "it is let pass");
+            began.elapsed().as_secs_f64() * 1e3
+        };
+        while waited.len() < seconds * 1_000 {
+            tokio::select! {
+                _ = ticks.tick(), if asked < seconds * 1_000 => {
+                    asked += 1;
+                    waiting.push(ask(asked as u32));
+                }
+                Some(took) = waiting.next() => waited.push(took),
+            }
+        }
+        waited.sort_by(f64::total_cmp);
+        (waited[waited.len() * 99 / 100], waited[waited.len() - 1])
+    };
+    let before = redis.questions();
+    until(|| {
+        runtime.block_on(passes(&*filter, &mut exchange(0)));
+        redis.questions() > before
+    });
+    redis.signal("-STOP");
+    let (first, longest) = runtime.block_on(waits(1));
+    // The control: they did wait.
+    assert!(longest >= 4.0, "nobody waited longer than {longest} ms: it does not hang");
+    let (after, _) = runtime.block_on(waits(3));
+    redis.signal("-CONT");
+    (first, after)
+}
+
 async fn passes(filter: &dyn Filter, exchange: &mut Exchange) -> bool {
     match filter.request(exchange) {
         Decision::Continue => true,
@@ -192,6 +234,22 @@ impl Redis {
 
     fn url(&self) -> String {
         format!("redis+unix://{}", self.folder.path().join("socket").display())
+    }
+
+    /// From now on it counts for filters that keep this, each of which waits so long.
+    fn counts(&self, keep: &Kept, patience: Duration) {
+        let url: StoreUrl = self.url().parse().expect("a URL");
+        let questions = keep.store().questions(patience).expect("once");
+        std::thread::spawn(move || {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(keep_counting(questions, url, Telemetry::new(1)));
+        });
+    }
+
+    fn signal(&self, signal: &str) {
+        let sent = Command::new("kill").args([signal, &self.process.id().to_string()]).status();
+        assert!(sent.expect("kill starts").success());
     }
 
     fn connect(&self) -> Option<redis::Connection> {
