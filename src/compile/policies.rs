@@ -433,8 +433,18 @@ impl Effective {
         let member = |part: &Part| PolicyMember { row: part.row, origin: part.origin.clone() };
         self.policy = self.parts.iter().map(member).collect();
         self.parts.sort_by_key(|part| (ring(part), part.row));
-        let filters = std::mem::take(&mut self.parts).into_iter();
-        self.filters = filters.filter_map(|part| Some((part.row, part.filter?.1))).collect();
+        for same in self.parts.chunk_by(|one, other| (one.row, ring(one)) == (other.row, ring(other))) {
+            let row = same[0].row;
+            let mut plans: Vec<_> =
+                same.iter().filter_map(|part| Some(part.filter.as_ref()?.1.clone())).collect();
+            if plans.len() > 1
+                && let Some(joined) = (REGISTRY[row].joined)(&plans)
+            {
+                plans = vec![joined];
+            }
+            self.filters.extend(plans.into_iter().map(|plan| (row, plan)));
+        }
+        self.parts.clear();
     }
 }
 

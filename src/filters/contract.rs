@@ -142,6 +142,12 @@ pub trait FilterKind: Member {
         vec![(Self::RING, plan.clone())]
     }
 
+    /// What several layers give to one ring as one filter, the outermost first. `None`: each is a filter of its own.
+    fn joined(plans: &[AnyPlan]) -> Option<AnyPlan> {
+        let _ = plans;
+        None
+    }
+
     fn link(plan: &Self::Plan, keep: &dyn Keep) -> Arc<dyn Filter>;
 }
 
@@ -371,6 +377,8 @@ pub struct Row {
     pub compile: fn(&Value, &mut dyn Scope) -> Result<AnyPlan, Vec<Problem>>,
     /// The filters that a plan becomes, each with its ring; none of a setting.
     pub parts: fn(&AnyPlan) -> Vec<(Ring, AnyPlan)>,
+    /// What several layers give to one ring, if it works as one filter.
+    pub joined: fn(&[AnyPlan]) -> Option<AnyPlan>,
     /// `None` for a setting.
     pub link: Option<Link>,
     pub own_headers: fn(&Value) -> Vec<HeaderName>,
@@ -395,6 +403,7 @@ pub const fn filter<K: FilterKind>() -> Row {
         schema: schema_of::<K>,
         compile: compile_any::<K>,
         parts: K::parts,
+        joined: K::joined,
         link: Some(|plan, keep| {
             K::link(plan.get::<K::Plan>().expect("a row links only plans that it compiled"), keep)
         }),
@@ -418,6 +427,7 @@ pub const fn room<M: Member>() -> Row {
         schema: schema_of::<M>,
         compile: compile_any::<M>,
         parts: |plan| vec![(Ring::Cache, plan.clone())],
+        joined: |_| None,
         link: None,
         own_headers: M::own_headers,
         credentials: M::credentials,
@@ -438,6 +448,7 @@ pub const fn setting<M: Member>() -> Row {
         schema: schema_of::<M>,
         compile: compile_any::<M>,
         parts: |_| Vec::new(),
+        joined: |_| None,
         link: None,
         own_headers: M::own_headers,
         credentials: M::credentials,

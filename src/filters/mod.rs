@@ -83,5 +83,5 @@ pub use request::{Plan as RequestPlan, Request};
 pub use response::{Plan as ResponsePlan, Response};
 pub use retry::{Retry, RetryPlan, Spec as RetrySpec};
 pub use session_affinity::{CookiePlan, Lifetime, SameSite, SessionPlan};
-pub use store::{Charged, Charges, Count, SCRIPT, Store};
+pub use store::{Charged, Charges, Count, SCRIPT, Store, Told, Verdict};
 pub use timeouts::{Timeouts, TimeoutsPlan};

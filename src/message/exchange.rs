@@ -58,12 +58,6 @@ pub struct Quotas {
     pub least: Option<Quota>,
     /// The answer tells some of them already.
     pub told: bool,
-    /// The one that refused works before authentication.
-    pub refused_early: bool,
-    /// Of the first of the rule's filters that count: the limits that it charged. Most rules have one such filter.
-    charged_first: Option<ChargedLimits>,
-    /// Of each of the others.
-    charged_more: Vec<ChargedLimits>,
     /// The limits that the store could not be asked about.
     pub fallbacks: Vec<Arc<str>>,
 }
@@ -85,29 +79,7 @@ pub struct Failed {
     pub origin: &'static str,
 }
 
-/// Limits of one filter that were charged, by their places as bits.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ChargedLimits {
-    /// On this replica.
-    pub here: u16,
-    /// In the store.
-    pub shared: u16,
-}
-
 impl Quotas {
-    /// A filter has charged these; those further in are still to come.
-    pub fn note_charged(&mut self, limits: ChargedLimits) {
-        match self.charged_first {
-            None => self.charged_first = Some(limits),
-            Some(_) => self.charged_more.push(limits),
-        }
-    }
-
-    /// What the innermost filter charged that was not asked yet.
-    pub fn take_charged(&mut self) -> ChargedLimits {
-        self.charged_more.pop().or_else(|| self.charged_first.take()).unwrap_or_default()
-    }
-
     pub fn merge(&mut self, quota: Option<Quota>) {
         if let Some(quota) = quota
             && self.least.as_ref().is_none_or(|least| quota.left < least.left)

@@ -28,9 +28,7 @@ pub use client_certificate::ClientCertificate;
 pub use coding::{Coding, Compressed, Wished};
 pub use decoding::Undecodable;
 pub use error::{ErrorKind, ProxyError, Side, Violation};
-pub use exchange::{
-    Answered, Asker, Captures, ChargedLimits, Exchange, Failed, Labels, Place, Quota, Quotas, RequestId,
-};
+pub use exchange::{Answered, Asker, Captures, Exchange, Failed, Labels, Place, Quota, Quotas, RequestId};
 pub use failure::{FailureCause, FailureDocument, FailureForm, escape_html};
 pub use frames::FrameBudget;
 pub use grpc::{GrpcStatus, grpc_timeout, is_grpc_call, set_grpc_timeout};

@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::filters::{Charged, Count, Store};
+use crate::filters::{Count, Store, Told, Verdict};
 use crate::route_map::RatePlan;
 use crate::upstream::{Counted, Together};
 use crate::values::BackendId;
@@ -29,9 +29,9 @@ impl Together for InStore {
     fn charge(&self) -> Option<Pin<Box<dyn Future<Output = Option<Counted>>>>> {
         let (store, count) = (Arc::clone(&self.store), self.count.clone());
         Some(Box::pin(async move {
-            match store.charge(vec![count])?.await? {
-                Charged::All(_) => Some(Ok(())),
-                Charged::Full { wait, .. } => Some(Err(wait.map_or(LONGEST, Duration::from_micros))),
+            match store.charge(vec![count])?.await {
+                Verdict::All(told) => (!told.contains(&Told::Away)).then_some(Ok(())),
+                Verdict::Full { wait, .. } => Some(Err(wait.map_or(LONGEST, Duration::from_micros))),
             }
         }))
     }

@@ -56,7 +56,7 @@ pub struct Rule {
     pub filters: Vec<(usize, AnyPlan)>,
     pub action: Action,
     /// Where each effective member of the policy comes from, in the order of the registry; of one row as often as it
-    /// works, in the order of the filters. For people only.
+    /// is given, the outermost first. For people only.
     pub policy: Vec<PolicyMember>,
 }
 

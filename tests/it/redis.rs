@@ -91,6 +91,13 @@ fn shop(limits: &str) -> String {
     )
 }
 
+/// On all routes of the namespace, beside their own.
+pub fn imposed(limits: &str) -> String {
+    format!(
+        "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayPolicy\nmetadata: {{name: imposed, namespace: test}}\nspec:\n  targetRefs: [{{kind: Namespace}}]\n  precedence: Override\n  policy: {{rateLimits: [{limits}]}}\n---\n"
+    )
+}
+
 fn gateway(redis: &Redis, limits: &str) -> Gateway {
     let arguments = ["--redis", &redis.url(), "--redis-timeout", "5s"];
     let gateway = Gateway::with(&[("route.yaml", &shop(limits))], &arguments);
@@ -141,6 +148,38 @@ fn four_replicas_grant_what_one_would_and_a_restart_forgives_nothing() {
     // The control: each for itself grants as much again.
     gateways[0].write("route.yaml", &shop("{name: fleet, requests: 100, per: 744h}"));
     until("a limit of its own", || (gateways[0].get("shop.example", "/").status == 204).then_some(()));
+}
+
+#[test]
+#[ignore = "needs redis-server: tests/run redis"]
+fn limits_of_a_policy_and_of_the_route_cost_one_round_trip_together() {
+    let redis = Redis::start();
+    let limit = |name, requests| format!("{{name: {name}, requests: {requests}, per: 744h, scope: Global}}");
+    let gateway = gateway(&redis, &limit("own", 4));
+    let asks = |requests: usize| {
+        let before = redis.asked();
+        let counts = statuses(std::slice::from_ref(&gateway), requests);
+        (counts, redis.asked() - before)
+    };
+    assert_eq!(asks(1), ([(204, 1)].into(), 1), "of the route alone");
+    gateway.write("imposed.yaml", &imposed(&limit("imposed", 1_000)));
+    until("the imposed limit", || gateway.get("shop.example", "/limits").field("ratelimit").map(drop));
+    let said = gateway.get("shop.example", "/");
+    assert_eq!(said.field("ratelimit-policy"), Some("\"imposed\";q=1000;w=2678400, \"own\";q=4;w=2678400"));
+    assert_eq!(asks(2), ([(204, 2)].into(), 2), "of both");
+    // The control: what counts before the client is known is asked before.
+    let early = limit("early", 100).replace('}', ", before: Authentication}");
+    gateway.write("imposed.yaml", &imposed(&format!("{}, {early}", limit("imposed", 1_000))));
+    until("the early limit", || {
+        let answer = gateway.get("shop.example", "/limits");
+        answer.fields.iter().any(|(_, value)| value.contains("early")).then_some(())
+    });
+    assert_eq!(
+        asks(1),
+        ([(429, 1)].into(), 2),
+        "the early one, and the others that it did not know to be full"
+    );
+    assert_eq!(asks(3), ([(429, 3)].into(), 3), "the early one");
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use rcgen::{CertificateParams, IsCa, Issuer, KeyPair};
 
 use crate::harness::{Gateway, Process, program, route, text, until};
+use crate::redis::imposed;
 
 const PASSWORD: &str = "canary";
 const SENTINEL_PASSWORD: &str = "watch";
@@ -313,4 +314,45 @@ fn a_cluster_counts_while_slots_move_and_nodes_die() {
     until("the promotion", || up(&gateway).then_some(()));
     assert_eq!(nodes[3].info("replication", "role"), "master");
     assert_eq!(until_used_up(&gateway, moved), 1, "ten in all, forgiving nothing");
+}
+
+#[test]
+#[ignore = "needs redis-server: tests/run redis"]
+fn limits_of_two_objects_are_charged_both_or_none_where_a_cluster_keeps_them_apart() {
+    let grounds = Grounds::new();
+    let lines =
+        ["cluster-enabled yes", "cluster-port BUS", "tls-cluster yes", "cluster-announce-ip 127.0.0.1"];
+    let node = grounds.server(&lines);
+    assert_eq!(node.says(&["CLUSTER", "ADDSLOTSRANGE", "0", "16383"]), "OK");
+    until("the cluster", || node.says(&["CLUSTER", "INFO"]).contains("cluster_state:ok").then_some(()));
+    let limit = |name, requests| {
+        format!("{{name: {name}, requests: {requests}, per: 744h, scope: Global, onStoreFailure: Deny}}")
+    };
+    let rules = "[{name: all, respond: {status: 204}}]";
+    let shop = |name: &str, requests| {
+        let own = limit("own", requests);
+        let spec =
+            format!("{{hostnames: [{name}.example], policy: {{rateLimits: [{own}]}}, rules: {rules}}}");
+        route(name, &spec)
+    };
+    let (tight, wide, imposed) = (shop("tight", 3), shop("wide", 1_000), imposed(&limit("imposed", 5)));
+    let files = [("tight.yaml", &*tight), ("wide.yaml", &wide), ("imposed.yaml", &imposed)];
+    // One knows of the slots, the other hears of them when it asks.
+    for kind in ["rediss+cluster", "rediss"] {
+        assert_eq!(node.says(&["FLUSHALL"]), "OK");
+        let url = format!("{kind}://:{PASSWORD}@{}", node.address());
+        let gateway = grounds.gateway(&url, &files);
+        until("the store", || up(&gateway).then_some(()));
+        assert_eq!(statuses(&gateway, "tight.example", 1), [204], "{kind}");
+        let before = node.asked();
+        assert_eq!(statuses(&gateway, "tight.example", 2), [204; 2]);
+        assert_eq!(node.asked() - before, 4, "two questions a request, each to one slot");
+        let slots: std::collections::BTreeSet<_> =
+            node.keys().iter().map(|(_, key)| node.says(&["CLUSTER", "KEYSLOT", key])).collect();
+        assert_eq!(slots.len(), 2, "the control: they are apart");
+        // Full: what the imposed one gave is given back.
+        assert_eq!(statuses(&gateway, "tight.example", 3), [429; 3]);
+        assert_eq!(statuses(&gateway, "wide.example", 3), [204, 204, 429], "five in all");
+        assert!(up(&gateway));
+    }
 }

@@ -59,6 +59,7 @@ pub async fn keep_counting(mut questions: mpsc::Receiver<Charges>, url: StoreUrl
                 state.tell(&nodes, &url, trouble, &telemetry);
             }
             question = questions.recv(), if asked.len() < MOST_AT_ONCE => match question {
+                Some(question) if nodes.are_apart(&question.counts) => say_apart(question),
                 Some(question) => match nodes.link_of(key_of(&question)) {
                     Some(link) => {
                         asked.push(Either::Right(Either::Right(ask(link, &script, Turn::first(question)))));
@@ -91,6 +92,7 @@ pub async fn keep_counting(mut questions: mpsc::Receiver<Charges>, url: StoreUrl
                         asked.clear();
                     }
                 }
+                Outcome::Apart(question) => say_apart(question),
                 Outcome::Unsettled(question) => {
                     nodes.changed();
                     let_go(question, &nodes);
@@ -151,9 +153,16 @@ impl State {
     }
 }
 
-/// All of a question are in one slot.
+/// All of a question are in one slot, or in one server that has them all.
 fn key_of(question: &Charges) -> &str {
     question.counts.first().map_or("", |count| &count.key)
+}
+
+/// It is asked again in parts.
+fn say_apart(question: Charges) {
+    if let Some(reply) = question.reply {
+        let _ = reply.send(Some(Charged::Apart(question.counts)));
+    }
 }
 
 /// Who counts this is away. As long as others count, that says nothing about the next question.
@@ -204,6 +213,8 @@ enum Outcome {
     },
     /// The cluster is being changed.
     Unsettled(Charges),
+    /// Its buckets are not in one slot, which a cluster behind one address says.
+    Apart(Charges),
 }
 
 async fn ping(mut link: Link) -> Outcome {
@@ -301,6 +312,7 @@ fn failed(error: RedisError, name: Arc<str>, turn: Turn) -> Outcome {
         ErrorKind::Server(ServerErrorKind::TryAgain | ServerErrorKind::ClusterDown) => {
             Outcome::Unsettled(turn.question)
         }
+        ErrorKind::Server(ServerErrorKind::CrossSlot) => Outcome::Apart(turn.question),
         _ if is_lost(&error) => Outcome::Lost { name, question: Some(turn.question), error: told(error) },
         _ => Outcome::Refused { name, question: turn.question, error: told(error) },
     }

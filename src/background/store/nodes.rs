@@ -13,7 +13,7 @@ use redis::{AsyncConnectionConfig, Cmd, ConnectionInfo, Script, Value};
 
 use super::place::{Kind, StoreUrl, at};
 use super::{PATIENCE, sent, told};
-use crate::filters::SCRIPT;
+use crate::filters::{Count, SCRIPT};
 
 /// A connection to a server, which is called by its address.
 #[derive(Clone)]
@@ -87,6 +87,16 @@ impl Nodes {
             None => 0,
         };
         self.known.get(owner).filter(|node| !node.refuses())?.link()
+    }
+
+    /// Several of them are not counted together.
+    pub fn are_apart(&self, counts: &[Count]) -> bool {
+        match counts.split_first() {
+            Some((first, others)) if !self.owners.is_empty() => {
+                others.iter().any(|other| slot(&other.key) != slot(&first.key))
+            }
+            _ => false,
+        }
     }
 
     pub fn link_to(&self, name: &str) -> Option<Link> {

@@ -1,8 +1,8 @@
 //! `rateLimits`: how much each client may ask. A limit is a bucket for each key (GCRA), kept under the name of the limit,
 //! so that what is left of it survives every change of routes.
 //!
-//! Invariants: of one rule's limits all are charged or none; a limit whose key cannot be told counts in one bucket for
-//! all such requests, so that no request escapes by being odd.
+//! Invariants: of a rule's limits, whoever gives them, all of one ring are charged or none; a limit whose key cannot be
+//! told counts in one bucket for all such requests, so that no request escapes by being odd.
 
 mod buckets;
 mod hashing;
@@ -131,7 +131,7 @@ impl JsonSchema for Spec {
     }
 }
 
-/// Limits of one ring that were written together.
+/// Limits of one ring, imposed ones before the rule's own.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan(Vec<Limit>);
 
@@ -250,6 +250,12 @@ impl FilterKind for RateLimits {
         let parts = [(Ring::EarlyRateLimits, early), (Ring::RateLimits, late)];
         let given = parts.into_iter().filter(|(_, limits)| !limits.is_empty());
         given.map(|(ring, limits)| (ring, AnyPlan::new(Plan(limits)))).collect()
+    }
+
+    /// So that those which are counted in the store are one question.
+    fn joined(plans: &[AnyPlan]) -> Option<AnyPlan> {
+        let limits = plans.iter().filter_map(AnyPlan::get::<Plan>).flat_map(|plan| plan.0.iter().cloned());
+        Some(AnyPlan::new(Plan(limits.collect())))
     }
 
     fn link(plan: &Plan, keep: &dyn Keep) -> Arc<dyn Filter> {

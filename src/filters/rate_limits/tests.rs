@@ -9,8 +9,9 @@ use std::time::Duration;
 use http::HeaderValue;
 use serde_json::{Value, json};
 
+use super::hashing::shared_prefix;
 use super::work::{RATE_LIMIT, RATE_LIMIT_POLICY};
-use super::{RateLimits, Spec};
+use super::{MAX_LIMITS, Plan, RateLimits, Spec};
 use crate::filters::chain::run;
 use crate::filters::contract::{AnyPlan, Filter, FilterKind, Keep, Member, Ring};
 use crate::filters::contract_tests::{FakeOutbound, NoScope, exchange, fail};
@@ -49,6 +50,20 @@ pub(super) fn linked(limits: Value, keep: &KeepAll) -> Vec<Arc<dyn Filter>> {
     let mut parts = RateLimits::parts(&compiled(limits).expect("valid"));
     parts.sort_by_key(|(ring, _)| *ring);
     parts.iter().map(|(_, plan)| RateLimits::link(plan.get().expect("its own"), keep)).collect()
+}
+
+/// What several objects give to a rule, the outer one first: one filter.
+pub(super) fn joined(given: &[(&str, Value)], keep: &KeepAll) -> Vec<Arc<dyn Filter>> {
+    let of = |(whose, limits): &(&str, Value)| {
+        let mut plan = compiled(limits.clone()).expect("valid").get::<Plan>().expect("its own").clone();
+        for limit in &mut plan.0 {
+            limit.whose = (*whose).into();
+            limit.shared.iter_mut().for_each(|shared| shared.prefix = shared_prefix(whose, &limit.name));
+        }
+        AnyPlan::new(plan)
+    };
+    let plan = RateLimits::joined(&given.iter().map(of).collect::<Vec<_>>()).expect("limits are joined");
+    vec![RateLimits::link(plan.get().expect("its own"), keep)]
 }
 
 /// A request of a named client; "" is nobody.
@@ -175,27 +190,61 @@ async fn of_several_limits_all_are_charged_or_none() {
     let (answer, _) = ask(&filters, by("a", &[])).await;
     assert_eq!(told(&answer)[0], "\"many\";r=3;t=720");
 
-    // Imposed and given: two filters, one behind the other.
-    let outer = linked(json!([{"name": "imposed", "requests": 3, "per": "1h"}]), &keep);
-    let both: Vec<_> = outer.iter().chain(&filters).cloned().collect();
+    // Imposed and given.
+    let imposed = json!([{"name": "imposed", "requests": 3, "per": "1h"}]);
+    let both = joined(&[("policy", imposed), ("", limits)], &keep);
     let (answer, _) = ask(&both, by("a", &[])).await;
     assert_eq!(
         told(&answer),
-        ["\"imposed\";r=2;t=1200", "\"many\";q=5;w=3600, \"few\";q=1;w=3600 | \"imposed\";q=3;w=3600"]
+        ["\"imposed\";r=2;t=1200", "\"imposed\";q=3;w=3600, \"many\";q=5;w=3600, \"few\";q=1;w=3600"]
     );
     for _ in 0..4 {
         assert!(!passes(&both, post()).await);
     }
     let (answer, _) = ask(&both, by("a", &[])).await;
-    assert_eq!(told(&answer)[0], "\"imposed\";r=1;t=1200", "refused further in: refunded here");
+    assert_eq!(told(&answer)[0], "\"imposed\";r=1;t=1200", "refused by another: not charged here");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_those_that_refuse_the_longest_is_told_whoever_gives_it() {
+    let limit = |name: &str, per: &str| json!([{"name": name, "requests": 1, "per": per}]);
+    let (short, long) = (("policy", limit("short", "10s")), ("route", limit("long", "1h")));
+    for given in [[short.clone(), long.clone()], [long, short]] {
+        let filters = joined(&given, &KeepAll::default());
+        assert!(passes(&filters, by("a", &[])).await);
+        let (answer, exchange) = ask(&filters, by("a", &[])).await;
+        assert_eq!(
+            (&*told(&answer)[0], answer.headers()["retry-after"].as_bytes()),
+            ("\"long\";r=0;t=3600", &b"3600"[..])
+        );
+        assert_eq!(&*exchange.limited.expect("told").limit, "long");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn more_limits_than_one_object_may_give_count_all() {
+    let keep = KeepAll::default();
+    let limit = |place: usize| json!({"name": format!("l{place}"), "requests": 5, "per": "1h"});
+    let full: Value = (0..MAX_LIMITS).map(limit).collect();
+    let tight = json!([{"name": "tight", "requests": 2, "per": "1h"}]);
+    let filters = joined(&[("one", full.clone()), ("two", full), ("three", tight)], &keep);
+    assert!(passes(&filters, by("a", &[])).await && passes(&filters, by("a", &[])).await);
+    let (answer, _) = ask(&filters, by("a", &[])).await;
+    assert_eq!(told(&answer)[0], "\"tight\";r=0;t=1800");
+    let last = MAX_LIMITS - 1;
+    for whose in ["one", "two"] {
+        let alone = joined(&[(whose, json!([limit(last)]))], &keep);
+        let (answer, _) = ask(&alone, by("a", &[])).await;
+        assert_eq!(told(&answer)[0], format!("\"l{last}\";r=2;t=720"), "twice before: a third was refused");
+    }
 }
 
 #[tokio::test(start_paused = true)]
 async fn refused_requests_use_up_nothing_before_authentication_either() {
     let keep = KeepAll::default();
     let early = |name: &str, requests: u32, key: &str| json!([{"name": name, "requests": requests, "per": "1h", "key": key, "before": "Authentication"}]);
-    let mut both = linked(early("everybody", 3, "'all'"), &keep);
-    both.extend(linked(early("each", 1, "identity.key"), &keep));
+    let given = [("policy", early("everybody", 3, "'all'")), ("route", early("each", 1, "identity.key"))];
+    let mut both = joined(&given, &keep);
     both.extend(linked(json!([{"name": "try", "requests": 1, "per": "1h", "dryRun": true}]), &keep));
     let from = |ip: &str| {
         let mut exchange = by("", &[]);

@@ -10,8 +10,8 @@ use super::hashing::{Hashed, shared_key};
 use super::{Limit, MAX_LIMITS, OnStoreFailure};
 use crate::expression::{Subject, Value};
 use crate::filters::contract::{Decision, Filter, Outcome};
-use crate::filters::store::{Charged, Count, Store};
-use crate::message::{ChargedLimits, ErrorKind, Exchange, ProxyError, Quota, Quotas, Response};
+use crate::filters::store::{Count, Store, Told, Verdict};
+use crate::message::{ErrorKind, Exchange, ProxyError, Quota, Quotas, Response};
 use crate::telemetry::Limited;
 use crate::values::Full;
 
@@ -45,9 +45,10 @@ enum Counted {
     Nowhere,
 }
 
-/// Those that apply, from the first place on; most rules have one.
+/// Those that apply, from the first place on; most rules have one. More than one object may give are elsewhere.
 struct Charges<'l> {
     list: [Option<Charge<'l>>; MAX_LIMITS],
+    more: Vec<Charge<'l>>,
     count: usize,
 }
 
@@ -85,11 +86,21 @@ impl Filter for Linked {
             return self.refuse(exchange, &refused);
         }
         match self.store.charge(self.counts(&charges, exchange)) {
-            None => self.without_store(exchange, &mut charges, now),
+            None => {
+                let told = charges.iter().map(|_| Told::Away).collect();
+                self.told(exchange, &mut charges, now, told)
+            }
             Some(answer) => Decision::Wait(Box::pin(async move {
                 match answer.await {
-                    None => self.without_store(exchange, &mut charges, now),
-                    Some(answer) => self.with_store(exchange, &mut charges, now, answer),
+                    Verdict::All(told) => self.told(exchange, &mut charges, now, told),
+                    Verdict::Full { place, wait } => {
+                        let full =
+                            charges.iter().filter(|charge| charge.counted == Counted::Shared).nth(place);
+                        match full {
+                            Some(charge) => self.full(exchange, charge, now, wait),
+                            None => ErrorKind::Internal.into(),
+                        }
+                    }
                 }
             })),
         }
@@ -97,19 +108,6 @@ impl Filter for Linked {
 
     fn response<'a>(&'a self, exchange: &'a mut Exchange, mut response: Response) -> Outcome<'a> {
         let refused = response.extensions().get() == Some(&ErrorKind::RateLimited);
-        let charged = exchange.quotas.take_charged();
-        if refused && exchange.quotas.refused_early == self.is_early() {
-            // By limits further in of the same ring, which were imposed or inherited: these were charged for nothing.
-            let mut charges = self.charges(exchange);
-            for (place, charge) in charges.iter_mut().enumerate() {
-                charge.counted = match (charged.here >> place & 1, charged.shared >> place & 1) {
-                    (1, _) => Counted::Done,
-                    (_, 1) => Counted::Shared,
-                    _ => Counted::Nowhere,
-                };
-            }
-            self.refund(&charges, exchange);
-        }
         if let Some(policy) = &self.policy {
             tell(policy, &mut exchange.quotas, response.headers_mut(), refused);
         }
@@ -131,27 +129,20 @@ impl Linked {
         Self { limits, shared, buckets, store, policy }
     }
 
-    /// All limits of a filter are of one ring.
-    fn is_early(&self) -> bool {
-        self.limits.iter().any(|(limit, _)| limit.before.is_some())
-    }
-
     /// The limits that apply, from the first place on.
     fn charges(&self, exchange: &Exchange) -> Charges<'_> {
-        let mut charges = Charges { list: [const { None }; MAX_LIMITS], count: 0 };
+        let mut charges = Charges { list: [const { None }; MAX_LIMITS], more: Vec::new(), count: 0 };
         let subject = Subject { exchange };
         // What cannot be decided is counted.
         let applies =
             |limit: &Limit| !matches!(limit.when.as_ref().map(|when| when.holds(&subject)), Some(Ok(false)));
-        let those = self.limits.iter().filter(|(limit, _)| applies(limit));
-        for (place, (limit, named)) in charges.list.iter_mut().zip(those) {
+        for (limit, named) in self.limits.iter().filter(|(limit, _)| applies(limit)) {
             let cost = match limit.cost.as_ref().map(|cost| cost.evaluate(&subject)) {
                 Some(Ok(Value::Int(cost))) => u64::try_from(cost).unwrap_or(1),
                 _ => 1,
             };
             let counted = if limit.shared.is_some() { Counted::Shared } else { Counted::Here };
-            *place = Some(Charge { limit, who: self.who(limit, *named, exchange), cost, counted });
-            charges.count += 1;
+            charges.push(Charge { limit, who: self.who(limit, *named, exchange), cost, counted });
         }
         charges
     }
@@ -225,71 +216,69 @@ impl Linked {
             self.refund(charges, exchange);
             return self.refuse(exchange, &refused);
         }
-        allow(exchange, allowed, charges)
+        exchange.quotas.merge(allowed.least);
+        if let Some(limit) = allowed.would_refuse {
+            exchange.limited = Some(Limited { limit, dry_run: true });
+        }
+        Decision::Continue
     }
 
-    /// As each limit says for this case.
-    fn without_store(
+    /// What the store says of each limit that it counts, or what that limit says for the case that it does not.
+    fn told(
         &self,
         exchange: &mut Exchange,
         charges: &mut Charges<'_>,
         now: u64,
+        told: Vec<Told>,
     ) -> Decision<'static> {
-        for charge in charges.iter_mut().filter(|charge| charge.counted == Counted::Shared) {
-            exchange.quotas.fallbacks.push(charge.limit.name.clone());
-            charge.counted = match charge.limit.shared.as_ref().map(|shared| shared.on_failure) {
-                Some(OnStoreFailure::Allow) => Counted::Nowhere,
-                Some(OnStoreFailure::Deny) if !charge.limit.dry_run => {
-                    return ErrorKind::StoreUnavailable.into();
+        let (mut allowed, mut is_denied) = (Allowed::default(), false);
+        let shared = charges.iter_mut().filter(|charge| charge.counted == Counted::Shared);
+        for (charge, told) in shared.zip(told) {
+            let on_failure = charge.limit.shared.as_ref().map(|shared| shared.on_failure);
+            match told {
+                Told::Empty(micros) => {
+                    allowed.note(charge.limit, now.saturating_add(micros.saturating_mul(1_000)), now);
                 }
-                _ => Counted::Here,
-            };
+                Told::Full => {
+                    charge.counted = Counted::Nowhere;
+                    allowed.would_refuse = Some(charge.limit.name.clone());
+                }
+                // Another one has denied: this one does nothing any more.
+                Told::Away if is_denied => charge.counted = Counted::Nowhere,
+                Told::Away => {
+                    exchange.quotas.fallbacks.push(charge.limit.name.clone());
+                    is_denied = on_failure == Some(OnStoreFailure::Deny) && !charge.limit.dry_run;
+                    let is_counted = on_failure != Some(OnStoreFailure::Allow) && !is_denied;
+                    charge.counted = if is_counted { Counted::Here } else { Counted::Nowhere };
+                }
+            }
+        }
+        if is_denied {
+            self.refund(charges, exchange);
+            return ErrorKind::StoreUnavailable.into();
+        }
+        exchange.quotas.merge(allowed.least);
+        if let Some(limit) = allowed.would_refuse {
+            exchange.limited = Some(Limited { limit, dry_run: true });
         }
         self.settle(exchange, charges, now)
     }
 
-    fn with_store(
+    /// A bucket in the store refuses, for so many microseconds or for ever.
+    fn full(
         &self,
         exchange: &mut Exchange,
-        charges: &mut Charges<'_>,
+        charge: &Charge<'_>,
         now: u64,
-        answer: Charged,
+        wait: Option<u64>,
     ) -> Decision<'static> {
-        let mut shared: Vec<_> =
-            charges.iter_mut().filter(|charge| charge.counted == Counted::Shared).collect();
-        match answer {
-            Charged::Full { place, wait } => {
-                let Some(charge) = shared.get(place) else { return ErrorKind::Internal.into() };
-                let full =
-                    wait.map_or(Full::Forever, |micros| Full::For(micros.saturating_mul(1_000).max(1)));
-                if let Full::For(wait) = full {
-                    let empty = charge.limit.rate.refused(now, wait, charge.cost);
-                    self.buckets.note(charge.who.full(), empty, now);
-                    self.buckets.note(charge.who.heard(), now.saturating_add(BELIEVED), now);
-                }
-                let refused = Refused { limit: charge.limit, full, left: 0 };
-                self.refuse(exchange, &refused)
-            }
-            Charged::All(told) => {
-                let mut allowed = Allowed::default();
-                for (charge, empty) in shared.iter_mut().zip(told) {
-                    match empty {
-                        Some(micros) => {
-                            allowed.note(charge.limit, now.saturating_add(micros.saturating_mul(1_000)), now);
-                        }
-                        None => {
-                            charge.counted = Counted::Nowhere;
-                            allowed.would_refuse = Some(charge.limit.name.clone());
-                        }
-                    }
-                }
-                exchange.quotas.merge(allowed.least);
-                if let Some(limit) = allowed.would_refuse {
-                    exchange.limited = Some(Limited { limit, dry_run: true });
-                }
-                self.settle(exchange, charges, now)
-            }
+        let full = wait.map_or(Full::Forever, |micros| Full::For(micros.saturating_mul(1_000).max(1)));
+        if let Full::For(wait) = full {
+            let empty = charge.limit.rate.refused(now, wait, charge.cost);
+            self.buckets.note(charge.who.full(), empty, now);
+            self.buckets.note(charge.who.heard(), now.saturating_add(BELIEVED), now);
         }
+        self.refuse(exchange, &Refused { limit: charge.limit, full, left: 0 })
     }
 
     /// The buckets in the store.
@@ -324,7 +313,6 @@ impl Linked {
     fn refuse(&self, exchange: &mut Exchange, refused: &Refused<'_>) -> Decision<'static> {
         exchange.limited = Some(Limited { limit: refused.limit.name.clone(), dry_run: false });
         exchange.quotas.told = true;
-        exchange.quotas.refused_early = self.is_early();
         let mut error = ProxyError::from(ErrorKind::RateLimited);
         let mut wait = None;
         // What costs more than the limit ever grants is never granted.
@@ -341,12 +329,20 @@ impl Linked {
 }
 
 impl<'l> Charges<'l> {
+    fn push(&mut self, charge: Charge<'l>) {
+        match self.list.get_mut(self.count) {
+            Some(place) => *place = Some(charge),
+            None => self.more.push(charge),
+        }
+        self.count += 1;
+    }
+
     fn iter(&self) -> impl Iterator<Item = &Charge<'l>> {
-        self.list[..self.count].iter().flatten()
+        self.list[..self.count.min(MAX_LIMITS)].iter().flatten().chain(&self.more)
     }
 
     fn iter_mut(&mut self) -> impl Iterator<Item = &mut Charge<'l>> {
-        self.list[..self.count].iter_mut().flatten()
+        self.list[..self.count.min(MAX_LIMITS)].iter_mut().flatten().chain(&mut self.more)
     }
 }
 
@@ -357,20 +353,6 @@ impl Allowed {
             self.least = Some(Quota { limit: limit.name.clone(), left, more: more.div_ceil(SECOND) });
         }
     }
-}
-
-fn allow(exchange: &mut Exchange, allowed: Allowed, charges: &Charges<'_>) -> Decision<'static> {
-    exchange.quotas.merge(allowed.least);
-    if let Some(limit) = allowed.would_refuse {
-        exchange.limited = Some(Limited { limit, dry_run: true });
-    }
-    let mut charged = ChargedLimits::default();
-    for (place, charge) in charges.iter().enumerate() {
-        charged.here |= u16::from(charge.counted == Counted::Done) << place;
-        charged.shared |= u16::from(charge.counted == Counted::Shared) << place;
-    }
-    exchange.quotas.note_charged(charged);
-    Decision::Continue
 }
 
 /// Tells the limits, and what is left of the tightest. What a backend says of its own limits would be taken for ours.
