@@ -393,7 +393,13 @@ fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
     // Who wrote its name meant to ask for certificates.
     object.retain(|name, value| !value.is_null() || name == "clientValidation");
     let shape = layer.shape.at("tls").expect("the schema has it");
-    warn_of_unknown(&mut object, shape, &at, layer.problems);
+    // What nobody knows here may be what asks for certificates, misspelled, or for a version.
+    let unknown: Vec<_> = object.keys().filter(|name| shape.at(name).is_none()).cloned().collect();
+    for name in &unknown {
+        object.remove(name);
+        layer.refuse(at.field(name), unknown_field(name, shape.names()));
+    }
+    let is_known = unknown.is_empty();
     let of = |name: &str| shape.at(name).expect("the schema has it");
     if let Some(mut mode) = object.remove("mode") {
         // Who wrote something meant more than the usual: nobody is shown a certificate by mistake.
@@ -425,6 +431,10 @@ fn tls(value: Value, layer: &mut Layer<'_>) -> RouteTls {
             layer.refuse(at, VALIDATION_NEEDS_REDIRECT);
             tls.redirect = true;
         }
+    }
+    if !is_known && !passes {
+        (tls.redirect, tls.min_version) = (true, TlsVersion::Tls13);
+        tls.client_validation.get_or_insert_default();
     }
     let at = at.field("certificateRefs");
     match object.remove("certificateRefs") {

@@ -118,6 +118,29 @@ fn a_least_version_that_cannot_be_read_is_the_newest() {
 }
 
 #[test]
+fn a_field_of_tls_that_nobody_knows_may_be_what_asks_for_certificates() {
+    let tls = |more: Value| {
+        let mut tls = json!({"certificateRefs": [{"name": "a"}], "redirect": false});
+        tls.as_object_mut().expect("an object").extend(more.as_object().expect("an object").clone());
+        let route = parse(&json!({"tls": tls, "rules": []}));
+        let tls = route.tls.expect("something");
+        (tls.redirect, tls.min_version, tls.client_validation, told(&route.problems))
+    };
+    let (redirect, least, clients, _) = tls(json!({}));
+    assert_eq!((redirect, least, clients), (false, TlsVersion::Tls12, None), "the control");
+    for name in ["clientValidations", "minversion", "clients"] {
+        let (redirect, least, clients, problems) = tls(json!({name: {}}));
+        assert_eq!((redirect, least, clients), (true, TlsVersion::Tls13, Some(Default::default())), "{name}");
+        let said = format!("Invalid spec.tls.{name}: there is no field {name:?}");
+        assert!(problems.iter().any(|problem| problem.starts_with(&said)), "{said} in {problems:?}");
+    }
+    // Who passes the connection through has nobody to ask.
+    let passed = parse(&json!({"tls": {"mode": "Passthrough", "clientValidations": {}}, "rules": []}));
+    let passed = passed.tls.expect("something");
+    assert_eq!((passed.min_version, passed.client_validation), (TlsVersion::Tls12, None));
+}
+
+#[test]
 fn a_broken_delegation_allows_nobody() {
     for broken in [
         json!({"namespaces": {"from": "Everyone"}}),

@@ -18,7 +18,7 @@ use crate::harness::{connect, read_answer, until};
 /// Known, and nobody who may do anything.
 const RIVAL: &str = "a41f09c2d7e83b5614f2c9d0e7b8a635";
 /// SHA-512 in 1,000 rounds of KEY and RIVAL.
-const HASHES: [&str; 2] = [
+pub const HASHES: [&str; 2] = [
     "$6$rounds=1000$acmeacme$2NYx0rJFR2jVr0k5d8L/NTjq2yrHey6Je5CCoHM3BhrtjgQfQpw4Q0PxH4V01a4YiciqCkp3Si1lKiziEgIZx.",
     "$6$rounds=1000$rivalrival$UHp0MstG/HyW6KmyDOHrlF3UNSVLm1t15GpzQKMdcN8G2wC0eEiV/Li.OFgenv0TTj65fuOcIDhIm8GTjVYlC/",
 ];

@@ -33,6 +33,8 @@ mod event_streams;
 mod examples;
 mod external_authorization;
 mod fail_closed;
+mod fail_closed_alone;
+mod fail_closed_gates;
 mod fail_closed_kinds;
 mod fault_injection;
 mod file_mode;
