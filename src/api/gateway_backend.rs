@@ -246,6 +246,10 @@ pub struct PassiveCheck {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1000))]
     pub consecutive_errors: Option<i32>,
+    /// Least good answers in a hundred, of 20 or more in ten seconds; any by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 100))]
+    pub min_success_percent: Option<i32>,
     /// How long the first time; n times that the n-th. 30s by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = ("duration(self) >= duration('1s') && duration(self) <= duration('1h')", "from 1s to 1h are possible"))]

@@ -1,4 +1,4 @@
-//! The admin listener: `/metrics`, `/livez`, `/readyz`, `/status`, and `/purge` for who has the token. Plain HTTP/1.1 on
+//! The admin listener: `/metrics`, `/livez`, `/readyz`, `/status`, `/endpoints`, and `/purge` for who has the token. Plain HTTP/1.1 on
 //! the control runtime, never on a port of the data path. Small and bounded: it shows, and changes nothing but what is
 //! kept of answers.
 
@@ -15,6 +15,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
+use super::endpoints;
 use super::purge::{self, Purger};
 use super::status::Status;
 use crate::lifecycle::{DrainSignal, Phase, Readiness};
@@ -108,14 +109,11 @@ impl Admin {
                 );
                 metrics
             }
-            "/status" => {
-                let mut status = plain(StatusCode::OK, self.status.render(&self.readiness, &self.drain));
-                status.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                status
-            }
+            "/status" => json(self.status.render(&self.readiness, &self.drain)),
+            "/endpoints" => json(endpoints::render(&self.purger.plane)),
             _ => plain(
                 StatusCode::NOT_FOUND,
-                "there are /metrics, /livez, /readyz, /status and /purge\n".into(),
+                "there are /metrics, /livez, /readyz, /status, /endpoints and /purge\n".into(),
             ),
         }
     }
@@ -130,6 +128,12 @@ impl Admin {
         }
         plain(StatusCode::SERVICE_UNAVAILABLE, format!("waiting for: {}\n", missing.join(", ")))
     }
+}
+
+fn json(text: String) -> Response<Full<Bytes>> {
+    let mut response = plain(StatusCode::OK, text);
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
 }
 
 fn plain(status: StatusCode, text: String) -> Response<Full<Bytes>> {

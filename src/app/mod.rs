@@ -3,6 +3,7 @@
 mod admin;
 mod announce;
 mod egress;
+mod endpoints;
 mod programmed;
 mod purge;
 mod reconcile;

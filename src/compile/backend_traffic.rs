@@ -109,6 +109,7 @@ fn check(check: &ActiveCheck) -> CheckPlan {
 fn ejection(check: &PassiveCheck) -> EjectionPlan {
     EjectionPlan {
         consecutive_errors: check.consecutive_errors.unwrap_or(5).unsigned_abs(),
+        least_success: check.min_success_percent.map(|least| least.clamp(1, 100) as u8),
         eject_for: check.eject_for.map_or(Duration::from_secs(30), |given| given.std()),
         max_percent: check.max_ejected_percent.unwrap_or(50).clamp(0, 100) as u8,
     }

@@ -178,6 +178,10 @@ impl Live {
         self.by_id.iter().filter(is_new).map(|(_, linked)| &linked.backend)
     }
 
+    pub fn backends(&self) -> impl Iterator<Item = &Arc<Backend>> {
+        self.by_id.values().map(|linked| &linked.backend)
+    }
+
     pub fn backend_by_id(&self, id: &BackendId) -> Option<&Arc<Backend>> {
         self.by_id.get(id).map(|linked| &linked.backend)
     }

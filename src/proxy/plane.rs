@@ -190,6 +190,11 @@ impl DataPlane {
         self.0.shared.live.load().backend_by_id(id).cloned()
     }
 
+    /// All of them, in no order.
+    pub fn backends(&self) -> Vec<Arc<Backend>> {
+        self.0.shared.live.load().backends().cloned().collect()
+    }
+
     /// How many connections each worker has.
     pub fn connections(&self) -> Vec<usize> {
         self.0.shared.desks.iter().map(|desk| desk.connections.load(Ordering::Relaxed)).collect()

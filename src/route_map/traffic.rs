@@ -69,6 +69,8 @@ pub enum Balance {
 pub struct EjectionPlan {
     /// Failures in a row, each a 5xx or no answer.
     pub consecutive_errors: u32,
+    /// With fewer good answers of late than so many in a hundred, too.
+    pub least_success: Option<u8>,
     /// The first time; longer with each further.
     pub eject_for: Duration,
     /// Of all endpoints so many in a hundred at most.
@@ -123,11 +125,11 @@ impl Display for TrafficPlan {
         self.key.iter().try_for_each(|key| write!(f, " of {key:?}"))?;
         self.slow_start.iter().try_for_each(|time| write!(f, ", new endpoints warm up for {time:?}"))?;
         if let Some(plan) = &self.ejection {
-            write!(
-                f,
-                ", ejects after {} errors for {:?}, at most {}%",
-                plan.consecutive_errors, plan.eject_for, plan.max_percent
-            )?;
+            write!(f, ", ejects after {} errors", plan.consecutive_errors)?;
+            plan.least_success
+                .iter()
+                .try_for_each(|least| write!(f, " or below {least}% of good answers"))?;
+            write!(f, " for {:?}, at most {}%", plan.eject_for, plan.max_percent)?;
         }
         if let Some(plan) = &self.check {
             let how = &plan.question;

@@ -354,7 +354,7 @@ impl Backend {
     /// What an answer says of its endpoint.
     pub(super) fn judged(&self, health: &Health, verdict: Verdict) {
         match verdict {
-            Verdict::Well => health.went_well(),
+            Verdict::Well => health.went_well(self.plan.traffic.ejection.as_ref()),
             Verdict::Bad => self.is_bad(health),
             Verdict::Open => {}
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::tally::Tally;
 use crate::route_map::{CheckPlan, EjectionPlan};
 
 /// An endpoint is ejected for so many times the first time at most.
@@ -29,6 +30,8 @@ pub(super) struct Health {
     born: Instant,
     /// In a row.
     errors: AtomicU32,
+    /// Of late, in a row or not.
+    tally: Tally,
     /// Ejections that a good stretch has not made forgotten.
     ejections: AtomicU32,
     /// Milliseconds after `born`; 0: never ejected, or long ago.
@@ -63,6 +66,7 @@ impl Health {
             address,
             born: Instant::now(),
             errors: AtomicU32::new(0),
+            tally: Tally::default(),
             ejections: AtomicU32::new(0),
             ejected_until: AtomicU64::new(0),
             warms: Default::default(),
@@ -131,7 +135,10 @@ impl Health {
     }
 
     /// An answer that is none of the server's failures.
-    pub fn went_well(&self) {
+    pub fn went_well(&self, plan: Option<&EjectionPlan>) {
+        if let Some(least) = plan.and_then(|plan| plan.least_success) {
+            self.tally.counts(false, self.millis(), least);
+        }
         if self.errors.load(Ordering::Relaxed) != 0 {
             self.errors.store(0, Ordering::Relaxed);
         }
@@ -140,7 +147,8 @@ impl Health {
     /// Whether this was the error that makes it unfit; then [`Health::eject`] it if the others allow.
     pub fn failed(&self, plan: &EjectionPlan) -> bool {
         let errors = self.errors.fetch_add(1, Ordering::Relaxed).saturating_add(1);
-        errors >= plan.consecutive_errors && self.standing_of_requests() != Standing::Ejected
+        let is_often = plan.least_success.is_some_and(|least| self.tally.counts(true, self.millis(), least));
+        (errors >= plan.consecutive_errors || is_often) && self.standing_of_requests() != Standing::Ejected
     }
 
     /// A check found it well, or not. Some: that made it fit or unfit.
@@ -175,6 +183,7 @@ impl Health {
         let until = self.millis().saturating_add(time.as_millis() as u64).max(1);
         self.ejected_until.store(until, Ordering::Relaxed);
         self.errors.store(0, Ordering::Relaxed);
+        self.tally.clear();
         time
     }
 
@@ -246,8 +255,12 @@ mod tests {
     use super::*;
     use crate::route_map::Question;
 
-    const PLAN: EjectionPlan =
-        EjectionPlan { consecutive_errors: 3, eject_for: Duration::from_secs(30), max_percent: 50 };
+    const PLAN: EjectionPlan = EjectionPlan {
+        consecutive_errors: 3,
+        least_success: None,
+        eject_for: Duration::from_secs(30),
+        max_percent: 50,
+    };
 
     fn health() -> Health {
         Health::new(([127, 0, 0, 1], 80).into())
@@ -258,9 +271,27 @@ mod tests {
         let health = health();
         for _ in 0..10 {
             assert!(!health.failed(&PLAN) && !health.failed(&PLAN));
-            health.went_well();
+            health.went_well(Some(&PLAN));
         }
         assert!(!health.failed(&PLAN) && !health.failed(&PLAN) && health.failed(&PLAN));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn errors_that_are_too_many_count_though_never_in_a_row() {
+        for (least, expected) in [(None, false), (Some(50), false), (Some(51), true)] {
+            let (health, plan) = (health(), EjectionPlan { least_success: least, ..PLAN });
+            advance(Duration::from_secs(5)).await;
+            let mut is_found = false;
+            for _ in 0..50 {
+                health.went_well(Some(&plan));
+                is_found |= health.failed(&plan);
+            }
+            assert_eq!(is_found, expected, "{least:?}");
+            health.eject(&plan);
+            assert!(!health.failed(&plan), "it is left alone already");
+            advance(Duration::from_secs(30)).await;
+            assert!(!health.failed(&plan), "and begins anew");
+        }
     }
 
     #[tokio::test(start_paused = true)]
@@ -275,7 +306,7 @@ mod tests {
         secs(5).await;
         assert_eq!(health.standing(), Standing::Recovering(55));
         assert!(!health.failed(&PLAN) && !health.failed(&PLAN), "one error in a while is nothing new");
-        health.went_well();
+        health.went_well(Some(&PLAN));
         assert!(!health.failed(&PLAN) && !health.failed(&PLAN) && health.failed(&PLAN));
         assert_eq!(health.eject(&PLAN), Duration::from_secs(60));
         secs(60 + 10).await;

@@ -31,6 +31,8 @@ mod repeatable;
 mod replay;
 mod retry;
 mod socket;
+mod states;
+mod tally;
 #[cfg(test)]
 mod tests;
 mod throttle;
@@ -53,6 +55,7 @@ pub use passage::Passage;
 pub use pool::{Answer, Pools, Tries};
 pub use presence::Presence;
 pub use proxy_header::ClientConnection;
+pub use states::{EndpointState, Fitness};
 pub use throttle::{Bucket, Counted, Together};
 pub use tls::certified_key;
 pub use trust::system_authorities;

@@ -81,6 +81,40 @@ fn requests_of_one_key_meet_at_one_endpoint() {
     }
 }
 
+#[test]
+fn requests_stay_in_the_gateway_s_own_zone_where_the_service_wants_it() {
+    let (servers, ports) = servers(2);
+    let slice = |at: usize, zone: &str| {
+        format!(
+            "apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: web-{zone}, namespace: test, labels: {{kubernetes.io/service-name: web}}}}\naddressType: IPv4\nports: [{{port: {}}}]\nendpoints: [{{addresses: [127.0.0.1], zone: {zone}}}]\n---\n",
+            ports[at]
+        )
+    };
+    let spec = "{hostnames: [shop.example], rules: [{name: all, backendRefs: [{name: web, port: 80}]}]}";
+    let manifests = |more: &str| {
+        let service = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: web, namespace: test}}\nspec: {{ports: [{{port: 80}}]{more}}}\n---\n"
+        );
+        [&*service, &slice(0, "a"), &slice(1, "b"), &route("shop", spec)].concat()
+    };
+    let near = manifests(", trafficDistribution: PreferSameZone");
+    let asked = |gateway: &Gateway| (0..24).map(|_| name(gateway, "/", &[])).collect::<BTreeSet<_>>();
+    let gateway = Gateway::with(&[("all.yaml", &near)], &["--zone", "b"]);
+    assert_eq!(asked(&gateway), ["server-1".to_owned()].into());
+    let told = gateway.ask_admin("/endpoints").json();
+    let places = told["backends"][0]["endpoints"].as_array().expect("a list");
+    for place in places {
+        let is_near = place["address"] == format!("127.0.0.1:{}", ports[1]);
+        assert_eq!(place["near"], is_near, "{told}");
+    }
+    // The controls: a Service that does not want it, and a gateway that does not know where it is.
+    gateway.write("all.yaml", &manifests(""));
+    until("both to be asked", || (asked(&gateway).len() == 2).then_some(()));
+    let gateway = Gateway::start(&[("all.yaml", &near)]);
+    assert_eq!(asked(&gateway).len(), 2);
+    drop(servers);
+}
+
 /// A server that takes a while to answer; and how many connections it has had open at once.
 struct Slow {
     port: u16,

@@ -1,5 +1,6 @@
 //! Active health checks in the whole program.
 
+use std::collections::BTreeMap;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
@@ -217,4 +218,85 @@ fn a_server_without_grpc_s_health_service_is_unwell() {
     let backend = two([one.address, two_.address], check);
     let gateway = Gateway::start(&[("backend.yaml", &backend), ("route.yaml", &route("shop", TO_TWO))]);
     gauge(&gateway, 2);
+}
+
+/// What `/endpoints` says of a backend's endpoints, by port.
+fn states(gateway: &Gateway, backend: &str) -> BTreeMap<u16, String> {
+    let told = gateway.ask_admin("/endpoints").json();
+    let backends = told["backends"].as_array().expect("a list");
+    let Some(found) = backends.iter().find(|entry| entry["backend"] == backend) else {
+        return BTreeMap::new();
+    };
+    let endpoints = found["endpoints"].as_array().expect("a list").iter();
+    let state = |endpoint: &serde_json::Value| {
+        let address: SocketAddr = endpoint["address"].as_str().expect("told").parse().expect("an address");
+        (address.port(), endpoint["state"].as_str().expect("told").to_owned())
+    };
+    endpoints.map(state).collect()
+}
+
+#[test]
+fn the_admin_port_tells_how_each_endpoint_stands() {
+    let (one, two_) = (Server::start("one"), Server::start("two"));
+    let echoes = ["three", "four"].map(Backend::start);
+    // So slowly that it can be seen.
+    let check = ", loadBalancer: {slowStart: 15m}, healthCheck: {active: {path: '/healthz?deep=1', interval: 100ms, timeout: 100ms, healthyAfter: 1, unhealthyAfter: 1}}";
+    let ejects = ", healthCheck: {passive: {consecutiveErrors: 1, ejectFor: 1h}}";
+    let others = two([echoes[0].address, echoes[1].address], ejects).replace("name: two", "name: others");
+    let other_route = route(
+        "others",
+        &TO_TWO.replace("shop.example", "others.example").replace("name: two", "name: others"),
+    );
+    let gateway = Gateway::start(&[
+        ("backend.yaml", &(two([one.address, two_.address], check) + &others)),
+        ("route.yaml", &(route("shop", TO_TWO) + &other_route)),
+    ]);
+    let (checked, judged) = ("GatewayBackend/test/two", "GatewayBackend/test/others");
+    let good = |ports: [u16; 2]| BTreeMap::from(ports.map(|port| (port, "good".to_owned())));
+    let [first, second] = [one.address.port(), two_.address.port()];
+    let echoing = echoes.each_ref().map(|echo| echo.address.port());
+    assert_eq!((states(&gateway, checked), states(&gateway, judged)), (good([first, second]), good(echoing)));
+
+    one.well.store(false, Ordering::SeqCst);
+    until("the check to tell", || (states(&gateway, checked)[&first] == "unhealthy").then_some(()));
+    assert_eq!(states(&gateway, checked)[&second], "good");
+    one.well.store(true, Ordering::SeqCst);
+    until("it to come back", || (states(&gateway, checked)[&first] == "recovering").then_some(()));
+    let told = gateway.ask_admin("/endpoints").json();
+    let (backend, place) = (&told["backends"][0], &told["backends"][0]["endpoints"][0]);
+    assert_eq!(backend["backend"], checked, "who is not well stands first: {told}");
+    assert!(place["share"].as_u64().is_some_and(|share| (10..20).contains(&share)), "{told}");
+    assert_eq!(place.get("near"), None, "without a zone nothing is near");
+
+    assert_eq!(gateway.get("others.example", "/status/503").status, 503);
+    let stands = states(&gateway, judged).into_values().collect::<Vec<_>>();
+    assert_eq!(stands.iter().filter(|state| *state == "ejected").count(), 1, "{stands:?}");
+    assert_eq!(stands.iter().filter(|state| *state == "good").count(), 1, "{stands:?}");
+}
+
+#[test]
+fn each_replica_asks_once_for_all_its_workers() {
+    let (once, often) = (Server::start("once"), Server::start("often"));
+    let backend = |name: &str, server: &Server, interval: &str| {
+        format!(
+            "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{namespace: test, name: {name}}}\nspec: {{hosts: [{{address: 127.0.0.1, port: {}}}], healthCheck: {{active: {{path: '/healthz?deep=1', interval: {interval}, timeout: 100ms}}}}}}\n---\n",
+            server.address.port()
+        )
+    };
+    let to = |name: &str| {
+        let backend = format!("{{kind: GatewayBackend, name: {name}}}");
+        route(
+            name,
+            &format!("{{hostnames: [{name}.test], rules: [{{name: all, backendRefs: [{backend}]}}]}}"),
+        )
+    };
+    let files = [backend("once", &once, "1h"), backend("often", &often, "100ms"), to("once"), to("often")];
+    let gateway = Gateway::start(&[("all.yaml", &files.concat())]);
+    // On both of the two workers.
+    for _ in 0..16 {
+        assert_eq!((gateway.get("once.test", "/").status, gateway.get("often.test", "/").status), (200, 200));
+    }
+    // The first of each is asked within a second.
+    until("a while to pass", || (often.checks.load(Ordering::SeqCst) > 25).then_some(()));
+    assert_eq!(once.checks.load(Ordering::SeqCst), 1);
 }

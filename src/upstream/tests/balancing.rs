@@ -21,7 +21,12 @@ fn balanced(balance: Balance) -> TrafficPlan {
 }
 
 fn ejecting(max_percent: u8) -> TrafficPlan {
-    let plan = EjectionPlan { consecutive_errors: 3, eject_for: Duration::from_secs(30), max_percent };
+    let plan = EjectionPlan {
+        consecutive_errors: 3,
+        least_success: None,
+        eject_for: Duration::from_secs(30),
+        max_percent,
+    };
     TrafficPlan { ejection: Some(plan), ..TrafficPlan::default() }
 }
 
@@ -141,6 +146,30 @@ fn an_endpoint_that_fails_again_and_again_is_left_alone_and_comes_back_in_steps(
         assert_eq!(bad.requests() - 3 - first, 50);
         let totals = backend.stats.totals().expect("counted");
         assert_eq!((totals.ejected, totals.ejections), (0, 1));
+    });
+}
+
+#[test]
+fn an_endpoint_that_fails_often_and_never_in_a_row_is_left_alone_where_the_plan_looks_at_that() {
+    local_paused(async {
+        for (least, is_ejected) in [(None, false), (Some(50), false), (Some(70), true)] {
+            let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+            let third = Scripted::start(|_| {
+                let step = |number| Step::Answer(if number % 3 == 2 { ERROR } else { OK });
+                (0..600).map(step).collect()
+            });
+            let third = third.await;
+            let mut traffic = ejecting(50);
+            traffic.ejection.as_mut().expect("given").least_success = least;
+            let backend = before(&[&good, &third], traffic);
+            let pools = pools();
+            let errors = ask(&pools, &backend, 200).await;
+            assert_eq!(third.requests() < 40, is_ejected, "{least:?}: {}", third.requests());
+            assert_eq!(good.requests() + third.requests(), 200);
+            assert_eq!(errors, third.requests() / 3, "{least:?}");
+            let totals = backend.stats.totals().expect("counted");
+            assert_eq!(totals.ejections, u64::from(is_ejected));
+        }
     });
 }
 

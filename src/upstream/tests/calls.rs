@@ -106,8 +106,12 @@ fn an_endpoint_whose_calls_fail_is_ejected_wherever_the_status_stands() {
                 Multiplexing::start(100, vec![bad]).await,
                 Multiplexing::start(100, vec![Step::Call("0")]).await,
             );
-            let ejection =
-                EjectionPlan { consecutive_errors: 3, eject_for: Duration::from_secs(60), max_percent: 50 };
+            let ejection = EjectionPlan {
+                consecutive_errors: 3,
+                least_success: None,
+                eject_for: Duration::from_secs(60),
+                max_percent: 50,
+            };
             let traffic = TrafficPlan { ejection: Some(ejection), ..TrafficPlan::default() };
             let (pools, backend) = (pools(), backend_of(&[worse.address, better.address], traffic));
             for _ in 0..20 {

@@ -110,7 +110,12 @@ async fn one(pools: &Pools, backend: &Arc<Backend>) -> bool {
 async fn run(balance: Balance, fault: Fault) -> (Seen, usize) {
     let endpoints = futures_util::future::join_all((0..ENDPOINTS).map(|_| Endpoint::start())).await;
     let addresses: Vec<_> = endpoints.iter().map(|endpoint| endpoint.address).collect();
-    let plan = EjectionPlan { consecutive_errors: 5, eject_for: Duration::from_secs(30), max_percent: 50 };
+    let plan = EjectionPlan {
+        consecutive_errors: 5,
+        least_success: None,
+        eject_for: Duration::from_secs(30),
+        max_percent: 50,
+    };
     let traffic = TrafficPlan { balance, ejection: Some(plan), ..TrafficPlan::default() };
     let backend = backend_with(&addresses, HostHeader::Preserve, traffic);
     let workers: Vec<_> =

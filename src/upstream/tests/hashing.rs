@@ -15,7 +15,12 @@ use crate::upstream::{Aim, Backend, Guard, Loopback};
 const KEYS: u64 = 20_000;
 
 fn hashed(addresses: &[SocketAddr]) -> Arc<Backend> {
-    let plan = EjectionPlan { consecutive_errors: 3, eject_for: Duration::from_secs(30), max_percent: 100 };
+    let plan = EjectionPlan {
+        consecutive_errors: 3,
+        least_success: None,
+        eject_for: Duration::from_secs(30),
+        max_percent: 100,
+    };
     let traffic = TrafficPlan {
         balance: Balance::ConsistentHash,
         key: Some(Expression::parse("request.path", &REQUEST, Kind::ANY).expect("a key")),

@@ -75,6 +75,21 @@ fn more_requests_than_a_connection_may_have_open_another() {
 }
 
 #[test]
+fn no_connection_carries_more_than_a_hundred_at_once_whatever_the_endpoint_permits() {
+    local(async {
+        for (requests, connections) in [(100, 1), (101, 2), (201, 3)] {
+            let server = Multiplexing::start(1000, vec![Step::When(requests)]).await;
+            let (pools, backend) = (pools(), server.backend());
+            let all = (0..requests).map(|_| pools.send(&backend, get(), None, SendLimits::default()));
+            for outcome in join_all(all).await {
+                whole(outcome).await;
+            }
+            assert_eq!(server.connections.get(), connections, "{requests}");
+        }
+    });
+}
+
+#[test]
 fn a_refused_request_is_sent_again_whatever_it_is_and_one_that_was_given_up_is_not() {
     local(async {
         let refused = vec![Step::Reset(Reason::REFUSED_STREAM), Step::Ok];
@@ -433,6 +448,34 @@ fn an_idle_connection_is_closed_below_a_minute_and_an_old_one_gets_no_new_reques
 }
 
 #[test]
+fn a_connection_that_had_as_many_requests_as_it_may_finishes_them_and_gets_no_more() {
+    local(async {
+        // The first is under way until all are there that one connection takes in a test.
+        let server = Multiplexing::start(100, [&[Step::When(1001)][..], &[Step::Ok]].concat()).await;
+        let (pools, backend) = (pools(), server.backend());
+        let long = async { whole(pools.send(&backend, get(), None, SendLimits::default()).await).await };
+        let others = async {
+            while server.requests() == 0 {
+                tokio::task::yield_now().await;
+            }
+            for _ in 0..999 {
+                whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
+            }
+            assert_eq!((server.connections.get(), server.requests()), (1, 1000));
+            whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
+            assert_eq!(server.connections.get(), 2);
+        };
+        let (first, ()) = tokio::join!(long, others);
+        assert_eq!(first, "ok");
+        while server.open.get() > 1 {
+            tokio::task::yield_now().await;
+        }
+        whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
+        assert_eq!(server.connections.get(), 2);
+    });
+}
+
+#[test]
 fn what_slow_readers_leave_does_not_hold_up_the_others() {
     local(async {
         let server = Multiplexing::start(100, vec![Step::Echo]).await;
@@ -459,8 +502,12 @@ fn what_slow_readers_leave_does_not_hold_up_the_others() {
 fn a_client_s_broken_body_costs_neither_the_endpoint_nor_the_connection() {
     local(async {
         let server = Multiplexing::start(100, vec![Step::Ok]).await;
-        let ejection =
-            EjectionPlan { consecutive_errors: 1, eject_for: Duration::from_secs(30), max_percent: 100 };
+        let ejection = EjectionPlan {
+            consecutive_errors: 1,
+            least_success: None,
+            eject_for: Duration::from_secs(30),
+            max_percent: 100,
+        };
         let traffic = TrafficPlan { ejection: Some(ejection), ..TrafficPlan::default() };
         let backend = speaking(&[server.address], HostHeader::Preserve, traffic, BackendProtocol::Http2);
         let pools = pools();

@@ -14,7 +14,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
 
-use super::scripted::{OK, backend, backend_with, get, head, kind, local, pools, refused, request, settle};
+use super::scripted::{
+    OK, Scripted, Step, backend, backend_with, get, head, kind, local, pools, refused, request, settle,
+};
 use crate::message::{Body, BodyError, ErrorKind, ProxyError, Request};
 use crate::route_map::{EjectionPlan, HostHeader, RetryPlan, TrafficPlan};
 use crate::upstream::repeatable::Repeatable;
@@ -265,6 +267,22 @@ fn a_body_that_its_sender_breaks_off_is_nobodys_retry() {
 }
 
 #[test]
+fn what_has_begun_is_never_repeated() {
+    local(async {
+        // Half of an answer, and the end; whoever came again would get the same.
+        let server =
+            Scripted::start(|_| vec![Step::Last("HTTP/1.1 200 OK\r\ncontent-length: 8\r\n\r\nhalf")]);
+        let server = server.await;
+        let plan = RetryPlan { non_idempotent: true, ..plan(2, &[500, 502, 503]) };
+        let sent = send(&pools(), &[server.address], get(), &plan).await;
+        let answer = sent.outcome.expect("a head").response;
+        assert_eq!((answer.status(), sent.retries), (StatusCode::OK, 0));
+        assert!(answer.into_body().read(100).await.is_err(), "it is cut");
+        assert_eq!(server.requests(), 1);
+    });
+}
+
+#[test]
 fn a_try_that_takes_too_long_leaves_time_for_the_next() {
     local(async {
         let server = Reader::start(&[SILENCE, OK]).await;
@@ -416,8 +434,12 @@ fn what_nobody_asks_for_again_is_not_kept() {
 fn retries_go_where_it_is_better_and_not_to_one_that_is_left_alone() {
     local(async {
         let (flaky, dead) = (Reader::start(&[LATER, LATER, OK]).await, Reader::start(&[CLOSE]).await);
-        let ejection =
-            EjectionPlan { consecutive_errors: 1, eject_for: Duration::from_secs(30), max_percent: 50 };
+        let ejection = EjectionPlan {
+            consecutive_errors: 1,
+            least_success: None,
+            eject_for: Duration::from_secs(30),
+            max_percent: 50,
+        };
         let traffic = TrafficPlan { ejection: Some(ejection), ..TrafficPlan::default() };
         let backend = backend_with(&[dead.address, flaky.address], HostHeader::Preserve, traffic);
         let pools = pools();

@@ -392,8 +392,12 @@ fn of_a_name_s_addresses_the_one_that_answers_is_not_waited_for() {
 #[test]
 fn only_who_would_be_asked_is_tried_beside_another_the_other_family_first() {
     local(async {
-        let ejection =
-            EjectionPlan { consecutive_errors: 1, eject_for: Duration::from_secs(30), max_percent: 50 };
+        let ejection = EjectionPlan {
+            consecutive_errors: 1,
+            least_success: None,
+            eject_for: Duration::from_secs(30),
+            max_percent: 50,
+        };
         let traffic = TrafficPlan { ejection: Some(ejection), ..TrafficPlan::default() };
         let backend = backend_with(&[], HostHeader::Own, traffic);
         let addresses = ["127.0.0.1:1", "127.0.0.2:1", "127.0.0.3:1", "[::1]:1"];

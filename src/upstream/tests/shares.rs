@@ -20,7 +20,12 @@ fn addresses(count: u8) -> Vec<SocketAddr> {
 }
 
 fn plan(balance: Balance) -> TrafficPlan {
-    let plan = EjectionPlan { consecutive_errors: 1, eject_for: Duration::from_secs(30), max_percent: 100 };
+    let plan = EjectionPlan {
+        consecutive_errors: 1,
+        least_success: None,
+        eject_for: Duration::from_secs(30),
+        max_percent: 100,
+    };
     TrafficPlan { balance, ejection: Some(plan), ..TrafficPlan::default() }
 }
 
@@ -147,6 +152,24 @@ fn without_anything_near_zones_are_all_the_same_and_nothing_is_lost_if_all_is_ne
             assert!(shares(&pool).values().all(|share| is_about(*share, 25.0)));
             all.iter().for_each(|one| eject(&backend, *one));
             assert!(pool.next(&[], &[], Aim::Anywhere).is_some(), "one of them may be back");
+        }
+    });
+}
+
+#[test]
+fn with_fewer_fit_endpoints_than_the_plan_says_all_are_asked() {
+    local_paused(async {
+        for (panic_percent, asked) in [(50, 10), (40, 4), (0, 4)] {
+            let all = addresses(10);
+            let traffic = TrafficPlan { panic_percent, ..plan(Balance::RoundRobin) };
+            let backend = backend_with(&all, HostHeader::Preserve, traffic);
+            let pool = worker(&backend);
+            all[..5].iter().for_each(|one| eject(&backend, *one));
+            assert_eq!(shares(&pool).len(), 5, "half of them is not less than half");
+            eject(&backend, all[5]);
+            let shares = shares(&pool);
+            assert_eq!((shares.len(), backend.is_in_panic()), (asked, asked == 10), "{panic_percent}");
+            assert!(shares.values().all(|share| is_about(*share, 100.0 / asked as f64)), "{shares:?}");
         }
     });
 }
