@@ -414,7 +414,12 @@ impl Drop for Followed {
 
 #[cfg(test)]
 mod tests {
+    use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+
     use super::*;
+    use crate::route_map::{BackendPlan, BackendTarget, HostHeader};
+    use crate::telemetry::Telemetry;
+    use crate::values::{BackendId, ObjectName};
 
     #[test]
     fn of_each_hundred_requests_exactly_so_many_are_copied() {
@@ -464,6 +469,99 @@ mod tests {
         assert_eq!((late_one.get(), last.get()), (Some(10), Some(4)));
         assert_eq!(late(&mut waiting, |due| *due < 11), Some(10));
         assert_eq!((late(&mut waiting, |due| *due < 11), late(&mut waiting, |_| true)), (Some(4), None));
+    }
+
+    /// A request whose body comes as `sender` says, and is followed by a copy.
+    fn followed(worker: &Rc<Worker>, told: &Told) -> (UnboundedSender<Bytes>, Body) {
+        let namespace = "shop".into();
+        let (sender, mut pieces) = unbounded_channel();
+        let body = futures_util::stream::poll_fn(move |context| {
+            pieces.poll_recv(context).map(|piece| piece.map(|piece| Ok::<_, BodyError>(Frame::data(piece))))
+        });
+        let mut request = Request::new(Body::stream(StreamBody::new(body)));
+        let copy = Copy {
+            head: head_of(&request),
+            backend: backend(),
+            lines: HeadLines::new(Default::default(), "x-request-id", b"7"),
+            worker: Rc::clone(worker),
+            told: told.clone(),
+            client: None,
+            read: BytesMut::new(),
+            trailers: None,
+            whole: None,
+            until: Instant::now() + PATIENCE,
+            _seat: worker.mirrored.take(&namespace).expect("a seat"),
+        };
+        copy.follow(&mut request);
+        (sender, std::mem::take(request.body_mut()))
+    }
+
+    /// Nobody is there.
+    fn backend() -> Arc<Backend> {
+        let service = ObjectName::new("shop", "next");
+        let plan = BackendPlan {
+            id: BackendId::Service { service: service.clone(), port: 80 },
+            target: BackendTarget::Service { service, port: 80 },
+            host_header: HostHeader::Preserve,
+            tls: None,
+            traffic: Default::default(),
+            credential: None,
+            protocol: Default::default(),
+            proxy_header: None,
+        };
+        Arc::new(Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend("next")))
+    }
+
+    #[test]
+    fn a_body_that_takes_too_long_has_no_copy_and_goes_on_whole() {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        tokio::task::LocalSet::new().block_on(&runtime, async {
+            let telemetry = Telemetry::new(1);
+            let (worker, shop): (_, Arc<str>) = (Worker::alone(&telemetry), "shop".into());
+            let told = Told { stats: telemetry.rule(&shop, &shop, &shop), worker: 0 };
+            let came_to = |outcome: &str, reason: &str| {
+                let end = format!("outcome=\"{outcome}\",reason=\"{reason}\"}} ");
+                let metrics = telemetry.render();
+                let found = metrics.lines().find_map(|line| line.split_once(&end).map(|(_, count)| count));
+                found.map_or(0, |count| count.parse::<u32>().expect("a number"))
+            };
+            let goes_on = async |sender: &UnboundedSender<Bytes>, body: &mut Body| {
+                sender.send("more".into()).expect("it is read");
+                body.frame().await.expect("open").expect("whole").into_data().expect("data")
+            };
+            // The control: in time to its end.
+            let (sender, mut body) = followed(&worker, &told);
+            tokio::time::advance(PATIENCE - Duration::from_millis(1)).await;
+            assert_eq!(goes_on(&sender, &mut body).await, "more");
+            drop(sender);
+            assert!(body.frame().await.is_none());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(
+                (came_to("failed", "NoHealthyEndpoints"), came_to("dropped", "body_too_slow")),
+                (1, 0)
+            );
+
+            // One that goes on for longer: its seat is free as soon as that is seen.
+            let (sender, mut body) = followed(&worker, &told);
+            assert_eq!(goes_on(&sender, &mut body).await, "more");
+            assert_eq!(worker.mirrored.0.borrow().all, 1);
+            tokio::time::advance(PATIENCE).await;
+            assert_eq!(goes_on(&sender, &mut body).await, "more", "the request itself goes on");
+            assert_eq!((worker.mirrored.0.borrow().all, came_to("dropped", "body_too_slow")), (0, 1));
+
+            // One that has stopped gives its seat to who wants it, and only then.
+            let (_silent, _unread) = followed(&worker, &told);
+            let others = taken(&worker.mirrored, "shop");
+            tokio::time::advance(PATIENCE).await;
+            assert_eq!((worker.mirrored.0.borrow().all, came_to("dropped", "body_too_slow")), (128, 1));
+            assert!(worker.mirrored.take(&shop).is_some());
+            assert_eq!((others.len(), came_to("dropped", "body_too_slow")), (127, 2));
+            assert_eq!(came_to("failed", "NoHealthyEndpoints"), 1, "no copy was sent of those");
+        });
     }
 
     #[test]

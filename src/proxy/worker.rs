@@ -222,6 +222,45 @@ impl Worker {
     }
 }
 
+#[cfg(test)]
+impl Worker {
+    /// One that serves nothing, for tests of what it does beside requests.
+    pub fn alone(telemetry: &Telemetry) -> Rc<Self> {
+        let settings = Settings {
+            http: Vec::new(),
+            https: Vec::new(),
+            workers: 1,
+            trusted_hops: 0,
+            proxy_protocol: Default::default(),
+            loopback_backends: true,
+            egress: Default::default(),
+            own_ports: true,
+            public_https_port: None,
+            installation: "test".into(),
+            cache_memory: 0,
+            limits: Default::default(),
+        };
+        let live = Arc::new(ArcSwap::from_pointee(Live::empty()));
+        let shared = Shared {
+            settings: Arc::new(settings),
+            https_port: None,
+            telemetry: telemetry.clone(),
+            log: AccessLog::default(),
+            drain: crate::lifecycle::Drain::new().1,
+            guard: Guard::new(crate::upstream::Loopback::Allowed),
+            tls: tls::Configurations::new(&live).expect("configurations"),
+            live,
+            generation: Default::default(),
+            laps: Laps::default(),
+            keep: Kept::new(0, crate::cache::Forwarders::Nobody),
+            crowd: None,
+            pace: None,
+            desks: vec![Desk { connections: Default::default(), inbox: mpsc::channel(1).0 }],
+        };
+        Self::new(0, Arc::new(shared))
+    }
+}
+
 fn following(phase: Phase) -> Phase {
     match phase {
         Phase::Serving => Phase::Leaving,

@@ -415,6 +415,58 @@ fn a_name_is_passed_through_or_ours_and_never_both() {
 }
 
 #[test]
+fn the_first_such_route_closes_nothing_and_takes_no_connection_from_before() {
+    let db = Server::start("db", "db.shop.example");
+    let folder = tempfile::tempdir().expect("a folder");
+    let (secret, ca) = crate::harness::certificate(folder.path(), "ours", "web.shop.example");
+    let ours = "{hostnames: [web.shop.example], tls: {certificateRefs: [{name: ours}]}, rules: [{name: all, respond: {status: 200, text: ours}}]}";
+    let gateway = Gateway::start(&[("ours.yaml", &(secret + &route("ours", ours)))]);
+    let kept = || tls(gateway.https, &ca, "web.shop.example").expect("ours").0;
+    let mut kept = [kept(), kept()];
+    let asks_again = |stream: &mut StreamOwned<ClientConnection, TcpStream>| {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: web.shop.example\r\n\r\n").expect("open");
+        let mut answer = Vec::new();
+        while !answer.ends_with(b"\r\n\r\nours") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte).expect("open");
+            answer.push(byte[0]);
+        }
+    };
+    kept.iter_mut().for_each(asks_again);
+    // Clients that take their time before the first message.
+    let [slow, other] = [connect(gateway.https), connect(gateway.https)];
+    kept.iter_mut().for_each(asks_again);
+    for _ in 0..8 {
+        // On both workers, behind what was accepted before.
+        assert_eq!(gateway.get_tls(&ca, "web.shop.example", "/").expect("ours").body, "ours");
+    }
+
+    let first = passed("db", "db.shop.example", &to("db"), "") + &db.manifest("db");
+    gateway.write("db.yaml", &first);
+    until("it to be passed through", || tls(gateway.https, &db.ca, "db.shop.example").ok());
+    let connections = db.connections.load(Ordering::Relaxed);
+    let begin = |socket: TcpStream, ca: &std::path::Path, host: &str| {
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(ca).expect("PEM")).expect("an authority");
+        let config = rustls::ClientConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+            .with_safe_default_protocol_versions()
+            .expect("known versions")
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        let name = host.to_owned().try_into().expect("a name");
+        StreamOwned::new(ClientConnection::new(Arc::new(config), name).expect("a client"), socket)
+    };
+    let refused =
+        say(begin(slow, &db.ca, "db.shop.example"), b"x").expect_err("it is ours, and not its name");
+    assert!(refused.to_string().contains("alert"), "{refused}");
+    assert_eq!(db.connections.load(Ordering::Relaxed), connections, "nobody else saw it");
+    asks_again(&mut begin(other, &ca, "web.shop.example"));
+    kept.iter_mut().for_each(asks_again);
+    // The control: a new one is passed through.
+    assert_eq!(ask(&gateway, &db, "db.shop.example", ""), "db");
+}
+
+#[test]
 fn a_backend_is_told_whose_connection_it_is() {
     // A gateway that ends TLS, behind one that passes it through.
     let folder = tempfile::tempdir().expect("a folder");

@@ -232,3 +232,84 @@ async fn a_connection_that_comes_with_the_drain_is_served_or_refused_but_never_r
     }
     gateway.ended().await;
 }
+
+/// The next frame: kind, flags, stream, payload. None: the connection's end.
+async fn next_frame(socket: &mut TcpStream) -> Option<(u8, u8, u32, Vec<u8>)> {
+    let mut head = [0; 9];
+    socket.read_exact(&mut head).await.ok()?;
+    let mut payload = vec![0; usize::from(head[0]) << 16 | usize::from(head[1]) << 8 | usize::from(head[2])];
+    socket.read_exact(&mut payload).await.ok()?;
+    Some((head[3], head[4], u32::from_be_bytes([head[5], head[6], head[7], head[8]]), payload))
+}
+
+#[tokio::test]
+async fn http2_hears_goaway_twice_and_what_crosses_the_first_is_answered() {
+    use super::proxy_limits::{HEAD, PREFACE, frame};
+    const DATA: u8 = 0;
+    const HEADERS: u8 = 1;
+    const PING: u8 = 6;
+    const GOAWAY: u8 = 7;
+    const END_STREAM: u8 = 1;
+    let gateway = Gateway::start();
+    gateway.serve(&[("", respond("ok"))], &[]);
+    let mut socket = TcpStream::connect(gateway.http()).await.expect("connects");
+    let begin = [PREFACE, &frame(4, 0, 0, &[]), &frame(HEADERS, 5, 1, HEAD)].concat();
+    socket.write_all(&begin).await.expect("sent");
+    let (mut named, mut answered) = (Vec::new(), Vec::new());
+    let conversation = async {
+        while let Some((kind, flags, stream, payload)) = next_frame(&mut socket).await {
+            match kind {
+                DATA | HEADERS if flags & END_STREAM != 0 => {
+                    answered.push(stream);
+                    if stream == 1 {
+                        gateway.drain.advance(Phase::Draining);
+                    }
+                }
+                GOAWAY => {
+                    named.push(u32::from_be_bytes([payload[0], payload[1], payload[2], payload[3]]));
+                    if named.len() == 1 {
+                        // It was on its way.
+                        socket.write_all(&frame(HEADERS, 5, 3, HEAD)).await.expect("open");
+                    }
+                }
+                PING if flags & 1 == 0 => socket.write_all(&frame(PING, 1, 0, &payload)).await.expect("open"),
+                _ => {}
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, conversation).await.expect("an end in time");
+    assert_eq!((&named[..], &answered[..]), (&[i32::MAX as u32, 3][..], &[1, 3][..]));
+    gateway.ended().await;
+}
+
+#[tokio::test]
+async fn a_websocket_lasts_while_the_gateway_drains_and_ends_when_it_closes() {
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let gateway = Gateway::before(listener.local_addr().expect("bound"));
+    let mut client = TcpStream::connect(gateway.http()).await.expect("connects");
+    let upgrade = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    client.write_all(upgrade).await.expect("sent");
+    let (mut backend, _) = listener.accept().await.expect("asked");
+    read_message(&mut backend, &mut Vec::new()).await.expect("a request");
+    let switch = b"HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    backend.write_all(switch).await.expect("sent");
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(client.read_u8().await.expect("the 101"));
+    }
+    for phase in [Phase::Leaving, Phase::Draining] {
+        gateway.drain.advance(phase);
+        let (mut there, mut back) = ([0; 4], [0; 4]);
+        client.write_all(b"more").await.expect("open");
+        backend.read_exact(&mut there).await.expect("open");
+        backend.write_all(&there).await.expect("open");
+        client.read_exact(&mut back).await.expect("open");
+        assert_eq!(&back, b"more", "while it is {phase:?}");
+    }
+    gateway.drain.advance(Phase::Closing);
+    for side in [&mut client, &mut backend] {
+        let end = tokio::time::timeout(PATIENCE, side.read(&mut [0; 1])).await.expect("an end in time");
+        assert!(matches!(end, Ok(0) | Err(_)), "{end:?}");
+    }
+    gateway.ended().await;
+}

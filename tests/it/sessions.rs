@@ -196,6 +196,18 @@ fn a_field_carries_it_as_well_and_https_makes_cookies_secure() {
             assert_eq!(again.field("x-session"), None);
         }
     }
+
+    let folder = tempfile::tempdir().expect("a folder");
+    let (secret, ca) = crate::harness::certificate(folder.path(), "ours", "shop.example");
+    let both = "tls: {certificateRefs: [{name: ours}], redirect: false}, rules:";
+    let by_cookie = to(&format!("sessionAffinity: {{{SIGNED}}}"), &[("three", 1)]).replace("rules:", both);
+    gateway.write("all.yaml", &[&*manifests[0], SECRET, &secret, &by_cookie].concat());
+    gateway.until_status("TLS", |_| gateway.get_tls(&ca, "shop.example", "/").is_ok());
+    let secured = gateway.get_tls(&ca, "shop.example", "/").expect("an answer");
+    for (answer, is_secure) in [(secured, true), (gateway.get("shop.example", "/"), false)] {
+        let cookie = answer.field("set-cookie").expect("a session begins");
+        assert_eq!(cookie.ends_with("; Secure"), is_secure, "{cookie}");
+    }
 }
 
 #[test]
