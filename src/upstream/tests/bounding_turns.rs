@@ -81,8 +81,12 @@ fn a_waiter_that_leaves_passes_its_wake_on() {
 fn who_waits_goes_to_no_endpoint_that_was_ejected_meanwhile() {
     local_paused(async {
         let ((bad, failing), (good, fine)) = (Counting::start().await, Counting::start().await);
-        let ejection =
-            EjectionPlan { consecutive_errors: 3, eject_for: Duration::from_secs(600), max_percent: 50 };
+        let ejection = EjectionPlan {
+            consecutive_errors: 3,
+            least_success: None,
+            eject_for: Duration::from_secs(600),
+            max_percent: 50,
+        };
         let traffic = TrafficPlan { ejection: Some(ejection.clone()), ..bounded(2, 100) };
         let backend = backend(1, &[bad, good], traffic);
         let workers = workers(1);
