@@ -21,7 +21,8 @@ use crate::upstream::{Aim, Backend, ClientConnection, Guard, Loopback, Pools, Se
 const ANSWER: Duration = Duration::from_millis(10);
 /// Less than it takes until who waits looks by itself.
 pub(super) const SOON: Duration = Duration::from_millis(90);
-const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+pub(super) const SWITCH: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
 
 pub(super) fn bounded(connections: u32, pending: u32) -> TrafficPlan {
     TrafficPlan { connections: Some(ConnectionBounds { connections, pending }), ..TrafficPlan::default() }

@@ -25,7 +25,7 @@ fn backend(workers: usize, addresses: &[SocketAddr], traffic: TrafficPlan) -> Ar
     asked_by(workers, addresses, HostHeader::Preserve, traffic, BackendProtocol::Http2)
 }
 
-fn patient() -> SendLimits<'static> {
+pub(super) fn patient() -> SendLimits<'static> {
     SendLimits { connect: Some(Duration::from_secs(15)), ..SendLimits::default() }
 }
 

@@ -4,6 +4,7 @@ mod answers;
 mod balancing;
 mod bounding;
 mod bounding_http2;
+mod bounding_tls;
 mod bounding_turns;
 mod calls;
 mod failing;
