@@ -3,6 +3,8 @@ import json
 import os
 import subprocess
 
+from .wait import until
+
 
 class CommandFailed(AssertionError):
     """The message holds the command and all that it printed."""
@@ -45,6 +47,11 @@ class Kube:
                 return str(e)
             raise
         raise AssertionError(f"accepted, and should not be:\n{manifests}")
+
+    def established(self, crd):
+        """Waits until its objects can be made. For a moment after it was applied its conditions are null, which kubectl
+        takes for an error and not for something to wait for."""
+        until(f"{crd} is established", lambda: self.kubectl("wait", "--for=condition=Established", f"crd/{crd}"), every=0.2)
 
     def namespace(self, name, **labels):
         self.apply(json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": labels}}))

@@ -13,7 +13,7 @@ class Api(unittest.TestCase):
     def setUpClass(cls):
         cls.kube = world.kube
         cls.kube.kubectl("apply", "-f", ROOT / "crds")  # plainly: it fits into kubectl's annotation
-        cls.kube.kubectl("wait", "--for=condition=Established", "crd/gatewayroutes.portcullis.dev")
+        cls.kube.established("gatewayroutes.portcullis.dev")
         cls.kube.namespace("api")
         until("kubectl knows it", lambda: "gwr" in cls.kube.kubectl("api-resources"))
 

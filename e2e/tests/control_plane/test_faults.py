@@ -140,7 +140,7 @@ class Faults(gateways.ThreeReplicas):
         self.assertEqual(told[True], told[False])
         # The control: with the grant, whose kind is installed only now, it is served.
         self.kube.apply(json.dumps(GRANTS))
-        self.kube.kubectl("wait", "--for=condition=Established", f"crd/{GRANTS['metadata']['name']}")
+        self.kube.established(GRANTS["metadata"]["name"])
         self.addCleanup(self.kube.delete, "crd", GRANTS["metadata"]["name"])
         self.kube.apply(json.dumps({
             "apiVersion": "gateway.networking.k8s.io/v1beta1", "kind": "ReferenceGrant", "metadata": {"name": "g"},
