@@ -159,9 +159,7 @@ mod tests {
     use tokio::net::{TcpListener, TcpStream};
 
     use super::*;
-    use crate::route_map::{
-        Address, BackendPlan, BackendTarget, Endpoint, EndpointSet, HostHeader, TrafficPlan,
-    };
+    use crate::route_map::{Address, BackendPlan, BackendTarget, Endpoint, EndpointSet, TrafficPlan};
     use crate::telemetry::Telemetry;
     use crate::upstream::Loopback;
     use crate::values::{BackendId, ObjectName};
@@ -199,14 +197,11 @@ mod tests {
             unhealthy_after: 1,
         };
         let plan = BackendPlan {
-            id: BackendId::GatewayBackend(ObjectName::new("ns", name)),
-            target: BackendTarget::Hosts(vec![(Address::Name("a".into()), port)]),
-            host_header: HostHeader::Preserve,
-            tls: None,
             traffic: TrafficPlan { check: Some(check), ..TrafficPlan::default() },
-            credential: None,
-            protocol: Default::default(),
-            proxy_header: None,
+            ..BackendPlan::new(
+                BackendId::GatewayBackend(ObjectName::new("ns", name)),
+                BackendTarget::Hosts(vec![(Address::Name("a".into()), port)]),
+            )
         };
         let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend(name));
         backend.set_endpoints(EndpointSet { endpoints: addresses, known: true, ..EndpointSet::default() });

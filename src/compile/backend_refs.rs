@@ -104,14 +104,12 @@ pub(super) fn of_origin(origin: &Origin) -> Arc<BackendPlan> {
         Err(_) => Address::Name(Arc::clone(&origin.host)),
     };
     Arc::new(BackendPlan {
-        id: BackendId::Origin(origin.clone()),
-        target: BackendTarget::Hosts(vec![(address, origin.port)]),
         host_header: HostHeader::Own,
         tls: matches!(origin.scheme, OriginScheme::Https).then(|| Arc::new(by_its_own_name())),
-        traffic: Default::default(),
-        credential: None,
-        protocol: Default::default(),
-        proxy_header: None,
+        ..BackendPlan::new(
+            BackendId::Origin(origin.clone()),
+            BackendTarget::Hosts(vec![(address, origin.port)]),
+        )
     })
 }
 

@@ -114,14 +114,9 @@ fn plan(
         };
         let target = BackendTarget::Service { service: name, port: service.port };
         return Some(BackendPlan {
-            id,
-            target,
             host_header: fixed_host.map_or(HostHeader::Preserve, HostHeader::Name),
-            tls: None,
-            traffic: Default::default(),
-            credential: None,
             protocol,
-            proxy_header: None,
+            ..BackendPlan::new(id, target)
         });
     }
     let hosts = spec.hosts.as_deref().unwrap_or_default();
@@ -147,16 +142,7 @@ fn plan(
         None if named => HostHeader::Own,
         None => HostHeader::Preserve,
     };
-    Some(BackendPlan {
-        id,
-        target: BackendTarget::Hosts(addresses),
-        host_header,
-        tls: None,
-        traffic: Default::default(),
-        credential: None,
-        protocol: Default::default(),
-        proxy_header: None,
-    })
+    Some(BackendPlan { host_header, ..BackendPlan::new(id, BackendTarget::Hosts(addresses)) })
 }
 
 fn address(host: &BackendHost, options: &Options) -> Result<Address, (Reason, String)> {

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::question::Asker;
-use crate::route_map::{BackendPlan, BackendProtocol, BackendTarget, Endpoint, EndpointSet, HostHeader};
+use crate::route_map::{BackendPlan, BackendProtocol, BackendTarget, Endpoint, EndpointSet};
 use crate::snapshot::{EndpointAddress, EndpointSliceData, Snapshot};
 use crate::values::{BackendId, ObjectName, Reason};
 
@@ -127,14 +127,5 @@ fn by_family<'w>(world: &'w Snapshot, service: &ObjectName) -> Vec<&'w EndpointS
 
 /// The plan of a Service's port that passed `check`.
 pub(super) fn plan(id: &BackendId, service: ObjectName, port: u16, protocol: BackendProtocol) -> BackendPlan {
-    BackendPlan {
-        id: id.clone(),
-        target: BackendTarget::Service { service, port },
-        host_header: HostHeader::Preserve,
-        tls: None,
-        traffic: Default::default(),
-        credential: None,
-        protocol,
-        proxy_header: None,
-    }
+    BackendPlan { protocol, ..BackendPlan::new(id.clone(), BackendTarget::Service { service, port }) }
 }

@@ -417,7 +417,7 @@ mod tests {
     use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
 
     use super::*;
-    use crate::route_map::{BackendPlan, BackendTarget, HostHeader};
+    use crate::route_map::{BackendPlan, BackendTarget};
     use crate::telemetry::Telemetry;
     use crate::values::{BackendId, ObjectName};
 
@@ -499,16 +499,8 @@ mod tests {
     /// Nobody is there.
     fn backend() -> Arc<Backend> {
         let service = ObjectName::new("shop", "next");
-        let plan = BackendPlan {
-            id: BackendId::Service { service: service.clone(), port: 80 },
-            target: BackendTarget::Service { service, port: 80 },
-            host_header: HostHeader::Preserve,
-            tls: None,
-            traffic: Default::default(),
-            credential: None,
-            protocol: Default::default(),
-            proxy_header: None,
-        };
+        let id = BackendId::Service { service: service.clone(), port: 80 };
+        let plan = BackendPlan::new(id, BackendTarget::Service { service, port: 80 });
         Arc::new(Backend::new(Arc::new(plan), 0, Telemetry::new(1).backend("next")))
     }
 
@@ -539,6 +531,7 @@ mod tests {
             assert_eq!(goes_on(&sender, &mut body).await, "more");
             drop(sender);
             assert!(body.frame().await.is_none());
+            // The clock is paused: it goes on once nobody has anything left to do.
             tokio::time::sleep(Duration::from_millis(1)).await;
             assert_eq!(
                 (came_to("failed", "NoHealthyEndpoints"), came_to("dropped", "body_too_slow")),

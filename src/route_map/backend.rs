@@ -34,6 +34,20 @@ pub enum ProxyHeader {
 }
 
 impl BackendPlan {
+    /// Plain HTTP/1.1 with the client's Host, and nothing else asked for.
+    pub fn new(id: BackendId, target: BackendTarget) -> Self {
+        Self {
+            id,
+            target,
+            host_header: HostHeader::Preserve,
+            tls: None,
+            traffic: TrafficPlan::default(),
+            credential: None,
+            protocol: BackendProtocol::default(),
+            proxy_header: None,
+        }
+    }
+
     /// What tells apart whom requests reach and as whom, whatever else changes.
     pub fn print(&self) -> [u8; 32] {
         let mut print = digest::Context::new(&digest::SHA256);

@@ -456,16 +456,7 @@ mod tests {
         };
         let hostname: Hostname = "shop.example".parse().expect("a hostname");
         let target = BackendTarget::Service { service: shop("orders"), port: 80 };
-        let backend = BackendPlan {
-            id: id.clone(),
-            target,
-            host_header: HostHeader::Preserve,
-            tls: None,
-            traffic: Default::default(),
-            credential: None,
-            protocol: Default::default(),
-            proxy_header: None,
-        };
+        let backend = BackendPlan::new(id.clone(), target);
         RouteMap {
             hosts: [(hostname.clone(), Arc::new(Host::new(Some(hostname), Some(tls), table)))].into(),
             catch_all: None,

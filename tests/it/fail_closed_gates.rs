@@ -22,7 +22,7 @@ const TELLS_ALL: &str = "request: {headers: {set: [{name: X-Consumer, value: acm
 /// Who asks, and how.
 pub struct Visitor {
     pub what: String,
-    host: String,
+    pub host: String,
     target: &'static str,
     kind: &'static str,
     fields: Vec<String>,
@@ -34,7 +34,7 @@ pub struct Visitor {
 }
 
 impl Visitor {
-    fn new(what: &str, fields: &[String]) -> Self {
+    pub fn new(what: &str, fields: &[String]) -> Self {
         Self {
             what: what.into(),
             host: String::new(),
@@ -47,11 +47,19 @@ impl Visitor {
         }
     }
 
+    pub fn at(self, host: &str) -> Self {
+        Self { host: host.into(), ..self }
+    }
+
+    pub fn with_body(self, body: &'static str) -> Self {
+        Self { body, ..self }
+    }
+
     fn target(self, target: &'static str) -> Self {
         Self { target, ..self }
     }
 
-    fn showing(self, leaf: Option<&Arc<Leaf>>) -> Self {
+    pub fn showing(self, leaf: Option<&Arc<Leaf>>) -> Self {
         Self { shows: Some(leaf.cloned()), ..self }
     }
 
@@ -109,7 +117,7 @@ impl Gate {
         others: Vec<Visitor>,
     ) -> Self {
         let host = file.replace(".yaml", ".example");
-        let at = |visitor: Visitor| Visitor { host: host.clone(), ..visitor };
+        let at = |visitor: Visitor| visitor.at(&host);
         let bad = |mut visitor: Visitor| {
             visitor.fields.push(BAD.into());
             at(visitor)
@@ -367,16 +375,16 @@ pub fn by_requests() -> Vec<Gate> {
             "by-size.yaml",
             "{maxBodySize: '16'}",
             plain("a small body"),
-            vec![Visitor { body: "{\"n\": 1000000000000}", ..plain("a large body") }],
+            vec![plain("a large body").with_body("{\"n\": 1000000000000}")],
         ),
         validated(
             "by-schema.yaml",
             "{bodySchema: {secretRef: {name: schema, key: order.json}}}",
             plain("a good body"),
             vec![
-                Visitor { body: "{\"n\": \"one\"}", ..plain("a bad body") },
-                Visitor { body: "", ..plain("no body") },
-                Visitor { body: "{\"n\": 1, \"n\": \"one\"}", ..plain("two bodies in one") },
+                plain("a bad body").with_body("{\"n\": \"one\"}"),
+                plain("no body").with_body(""),
+                plain("two bodies in one").with_body("{\"n\": 1, \"n\": \"one\"}"),
                 Visitor { kind: "text/plain", ..plain("a body of another type") },
             ],
         ),

@@ -11,9 +11,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use rcgen::SanType;
 
-use super::client_certificates::{Authority, Leaf, client, config, secret};
+use super::client_certificates::{Authority, Leaf, client, secret};
 use super::fail_closed::{Change, Counts, Files, KEY, Scene, WRONG, object};
-use crate::harness::{connect, read_answer, until};
+use super::fail_closed_gates::Visitor;
+use crate::harness::until;
 
 /// Known, and nobody who may do anything.
 const RIVAL: &str = "a41f09c2d7e83b5614f2c9d0e7b8a635";
@@ -22,52 +23,10 @@ pub const HASHES: [&str; 2] = [
     "$6$rounds=1000$acmeacme$2NYx0rJFR2jVr0k5d8L/NTjq2yrHey6Je5CCoHM3BhrtjgQfQpw4Q0PxH4V01a4YiciqCkp3Si1lKiziEgIZx.",
     "$6$rounds=1000$rivalrival$UHp0MstG/HyW6KmyDOHrlF3UNSVLm1t15GpzQKMdcN8G2wC0eEiV/Li.OFgenv0TTj65fuOcIDhIm8GTjVYlC/",
 ];
-const GOOD_BODY: &str = "{\"n\": 1}";
 const BAD_BODY: &str = "{\"n\": \"one\"}";
 
-/// Who asks, and how.
-struct Visitor {
-    what: &'static str,
-    host: &'static str,
-    fields: Vec<String>,
-    body: &'static str,
-    /// Over TLS: with which certificate.
-    shows: Option<Option<Arc<Leaf>>>,
-}
-
-fn visitor(what: &'static str, host: &'static str, fields: &[String]) -> Visitor {
-    Visitor { what, host, fields: fields.to_vec(), body: GOOD_BODY, shows: None }
-}
-
-impl Visitor {
-    fn with_body(self, body: &'static str) -> Self {
-        Self { body, ..self }
-    }
-
-    fn showing(self, leaf: Option<&Arc<Leaf>>) -> Self {
-        Self { shows: Some(leaf.cloned()), ..self }
-    }
-
-    /// The status; 0 where there is no answer.
-    fn ask(&self, http: SocketAddr, https: SocketAddr) -> u16 {
-        let Some(leaf) = &self.shows else { return self.over(connect(http)) };
-        let name = self.host.to_owned().try_into().expect("a name");
-        let connection = rustls::ClientConnection::new(config(leaf.as_deref(), &[]), name).expect("a client");
-        self.over(rustls::StreamOwned::new(connection, connect(https)))
-    }
-
-    fn over(&self, mut stream: impl Read + Write) -> u16 {
-        let (host, body) = (self.host, self.body);
-        let fields: String = self.fields.iter().map(|field| format!("{field}\r\n")).collect();
-        let head = format!(
-            "POST /x HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n{fields}\r\n{body}",
-            body.len()
-        );
-        match stream.write_all(head.as_bytes()).and_then(|()| read_answer(&mut stream)) {
-            Ok(answer) => answer.status,
-            Err(_) => 0,
-        }
-    }
+fn visitor(what: &str, host: &str, fields: &[String]) -> Visitor {
+    Visitor::new(what, fields).at(host)
 }
 
 /// Who vouches for whom.
@@ -321,7 +280,7 @@ const CHANGES: &[(&str, &str, Change)] = &[
 fn passes(scene: &Scene, certificates: &Certificates) {
     for friend in friends(certificates) {
         let (http, https) = (scene.gateway.http, scene.gateway.https);
-        until(&format!("{} to pass", friend.what), || (friend.ask(http, https) == 200).then_some(()));
+        until(&format!("{} to pass", friend.what), || (friend.ask((http, https)) == 200).then_some(()));
     }
 }
 
@@ -339,7 +298,7 @@ fn whatever_becomes_of_them_nobody_passes_whom_authorization_would_refuse() {
             let mut knocks = 0;
             while !stop.load(Ordering::SeqCst) {
                 for other in &others {
-                    assert_ne!(other.ask(http, https), 200, "{} of {}", other.what, other.host);
+                    assert_ne!(other.ask((http, https)), 200, "{} of {}", other.what, other.host);
                     knocks += 1;
                 }
             }
@@ -352,7 +311,7 @@ fn whatever_becomes_of_them_nobody_passes_whom_authorization_would_refuse() {
                 assert_ne!(changed.as_ref(), Some(&whole), "{file}: {what} changes nothing");
                 scene.put(file, changed.as_deref());
                 for other in &others {
-                    assert_ne!(other.ask(http, https), 200, "{file}: {what}: {}", other.what);
+                    assert_ne!(other.ask((http, https)), 200, "{file}: {what}: {}", other.what);
                 }
                 assert_eq!(scene.strangers(), 0, "{file}: {what}");
                 scene.put(file, Some(&whole));
@@ -380,7 +339,7 @@ fn the_control_without_authorization_the_rival_passes_everywhere() {
     let others = others(&certificates);
     let rivals: Vec<_> = others.iter().filter(|other| other.what.starts_with("the rival's")).collect();
     for rival in &rivals {
-        assert_eq!(rival.ask(http, https), 200, "{}", rival.what);
+        assert_eq!(rival.ask((http, https)), 200, "{}", rival.what);
     }
     assert_eq!((rivals.len(), scene.strangers()), (4, 4));
 }

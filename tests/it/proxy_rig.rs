@@ -12,9 +12,9 @@ use portcullis::lifecycle::{Drain, Phase};
 use portcullis::message::{ErrorKind, Labels};
 use portcullis::proxy::{DataPlane, Limits, Settings};
 use portcullis::route_map::{
-    Action, BackendPlan, BackendTarget, Endpoint, EndpointSet, ForwardPlan, Host, HostHeader, HostTls,
-    MatchEntry, MatchPlan, MatchTable, PathPredicate, Predicates, RespondPlan, RouteMap, Rule, Standing,
-    WeightedBackend, WeightedTarget,
+    Action, BackendPlan, BackendTarget, Endpoint, EndpointSet, ForwardPlan, Host, HostTls, MatchEntry,
+    MatchPlan, MatchTable, PathPredicate, Predicates, RespondPlan, RouteMap, Rule, Standing, WeightedBackend,
+    WeightedTarget,
 };
 use portcullis::telemetry::{AccessLog, Telemetry};
 use portcullis::values::{BackendId, ObjectName};
@@ -123,16 +123,8 @@ pub fn route_map(
 }
 
 pub fn plan(name: &str) -> BackendPlan {
-    BackendPlan {
-        id: backend_id(name),
-        target: BackendTarget::Service { service: ObjectName::new("ns", name), port: 80 },
-        host_header: HostHeader::Preserve,
-        tls: None,
-        traffic: Default::default(),
-        credential: None,
-        protocol: Default::default(),
-        proxy_header: None,
-    }
+    let target = BackendTarget::Service { service: ObjectName::new("ns", name), port: 80 };
+    BackendPlan::new(backend_id(name), target)
 }
 
 pub fn backend_id(name: &str) -> BackendId {

@@ -446,23 +446,15 @@ mod tests {
     use crate::filters::TimeoutsPlan;
     use crate::message::{ErrorKind, Labels};
     use crate::route_map::{
-        BackendPlan, Comparison, Endpoint, HeaderPredicate, HostHeader, MatchEntry, MatchPlan, MatchTable,
-        PathPredicate, Predicates, Standing, Unserved, WeightedBackend,
+        BackendPlan, Comparison, Endpoint, HeaderPredicate, MatchEntry, MatchPlan, MatchTable, PathPredicate,
+        Predicates, Standing, Unserved, WeightedBackend,
     };
     use crate::values::ObjectName;
 
     fn backend() -> BackendPlan {
         let service = ObjectName::new("shop", "orders");
-        BackendPlan {
-            id: BackendId::Service { service: service.clone(), port: 80 },
-            target: BackendTarget::Service { service, port: 80 },
-            host_header: HostHeader::Preserve,
-            tls: None,
-            traffic: Default::default(),
-            credential: None,
-            protocol: Default::default(),
-            proxy_header: None,
-        }
+        let id = BackendId::Service { service: service.clone(), port: 80 };
+        BackendPlan::new(id, BackendTarget::Service { service, port: 80 })
     }
 
     fn entry(rule: &str, path: PathPredicate, predicates: Predicates, action: Action) -> MatchEntry {

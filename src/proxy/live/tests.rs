@@ -3,8 +3,8 @@
 use super::*;
 use crate::filters::TimeoutsPlan;
 use crate::route_map::{
-    BackendTarget, ForwardPlan, HostHeader, MatchEntry, MatchPlan, MatchTable, PathPredicate, Predicates,
-    Standing, WeightedBackend,
+    BackendTarget, ForwardPlan, MatchEntry, MatchPlan, MatchTable, PathPredicate, Predicates, Standing,
+    WeightedBackend,
 };
 
 fn id(name: &str) -> BackendId {
@@ -13,16 +13,7 @@ fn id(name: &str) -> BackendId {
 
 fn plan(name: &str) -> Arc<BackendPlan> {
     let target = BackendTarget::Service { service: ObjectName::new("ns", name), port: 80 };
-    Arc::new(BackendPlan {
-        id: id(name),
-        target,
-        host_header: HostHeader::Preserve,
-        tls: None,
-        traffic: Default::default(),
-        credential: None,
-        protocol: Default::default(),
-        proxy_header: None,
-    })
+    Arc::new(BackendPlan::new(id(name), target))
 }
 
 fn host(name: &str, backend: &str) -> Arc<Host> {

@@ -141,16 +141,9 @@ pub(super) fn asked_by(
     protocol: BackendProtocol,
 ) -> Arc<Backend> {
     let service = ObjectName::new("shop", "orders");
-    let plan = BackendPlan {
-        id: BackendId::Service { service: service.clone(), port: 80 },
-        target: BackendTarget::Service { service, port: 80 },
-        host_header: host,
-        tls: None,
-        traffic,
-        credential: None,
-        protocol,
-        proxy_header: None,
-    };
+    let id = BackendId::Service { service: service.clone(), port: 80 };
+    let plain = BackendPlan::new(id, BackendTarget::Service { service, port: 80 });
+    let plan = BackendPlan { host_header: host, traffic, protocol, ..plain };
     let backend = Backend::new(Arc::new(plan), 0, Telemetry::new(workers).backend("orders"));
     backend.set_endpoints(set(addresses));
     Arc::new(backend)
