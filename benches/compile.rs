@@ -66,7 +66,7 @@ fn main() -> ExitCode {
         row(&format!("{routes} routes, {RULES} rules each"), millis(spent), "ms", goal);
         row("  memory a rule, map, memo and reports", bytes, "B", 2_048.0);
         let (_drain, plane) = plane();
-        let (spent, ()) = timed(|| plane.install(kept.0.map.clone(), BTreeMap::new()));
+        let (spent, _) = timed(|| plane.install(kept.0.map.clone(), BTreeMap::new()));
         row("  installed, for the first time", millis(spent), "ms", goal);
         let bytes = (ALIVE.load(Relaxed) - before) as f64 / (routes * RULES) as f64;
         // With the counters, filters and pools of each rule.
@@ -111,7 +111,7 @@ fn one_change(mut world: Snapshot, mut memo: Memo, plane: &DataPlane) -> (f64, f
             let host = compiled.map.host(&format!("h{}.example.test", round * 1_000 + 1)).expect("a host");
             assert!(host.to_string().contains("/changed"), "the change is in the map");
             memo = next;
-            let (installed, ()) = timed(|| plane.install(compiled.map, BTreeMap::new()));
+            let (installed, _) = timed(|| plane.install(compiled.map, BTreeMap::new()));
             (millis(spent), millis(spent + installed))
         })
         .collect();

@@ -74,6 +74,9 @@ async fn connection(stream: TcpStream, admin: Arc<Admin>) {
 impl Admin {
     async fn respond(&self, request: Request<hyper::body::Incoming>) -> Response<Full<Bytes>> {
         if request.uri().path() != "/purge" {
+            if matches!(request.uri().path(), "/status" | "/metrics") {
+                self.status.settled(self.purger.plane.installs()).await;
+            }
             return self.answer(request.method(), request.uri().path());
         }
         if request.method() != Method::POST {

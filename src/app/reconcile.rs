@@ -48,7 +48,6 @@ pub struct Reconcile {
 /// What is being compiled.
 struct Job {
     world: Arc<Snapshot>,
-    sequence: u64,
     /// When the oldest change in it came.
     since: Instant,
 }
@@ -56,8 +55,7 @@ struct Job {
 /// A job that was done: installed, or `None` when the compiler failed and the map before goes on serving.
 struct Done {
     world: Arc<Snapshot>,
-    sequence: u64,
-    compiled: Option<Compiled>,
+    compiled: Option<(u64, Compiled)>,
 }
 
 struct State {
@@ -69,7 +67,6 @@ struct State {
     /// When the oldest and the newest change came that no compile has seen.
     dirty: Option<(Instant, Instant)>,
     compiling: bool,
-    sequence: u64,
     /// The backends of the installed map that follow a Service.
     followers: BTreeMap<ObjectName, Vec<(BackendId, u16)>>,
     /// Services whose endpoints changed while a compile ran: a map that is installed with older ones is put right.
@@ -157,7 +154,6 @@ impl State {
             synced: false,
             dirty: None,
             compiling: false,
-            sequence: 0,
             followers: BTreeMap::new(),
             changed_meanwhile: BTreeSet::new(),
         }
@@ -204,20 +200,19 @@ impl State {
     fn start(&mut self) -> Job {
         let since = self.dirty.take().map_or_else(Instant::now, |(oldest, _)| oldest);
         self.compiling = true;
-        self.sequence += 1;
-        Job { world: Arc::new(self.world.clone()), sequence: self.sequence, since }
+        Job { world: Arc::new(self.world.clone()), since }
     }
 
     fn finish(&mut self, done: Done) -> Option<Published> {
         self.compiling = false;
         let meanwhile = std::mem::take(&mut self.changed_meanwhile);
-        let compiled = done.compiled?;
+        let (sequence, compiled) = done.compiled?;
         self.followers = followers(&compiled.map);
         self.names.wanted(with_hosts(&compiled.map));
         for service in &meanwhile {
             self.refresh(service);
         }
-        Some(Published { sequence: done.sequence, compiled, world: done.world })
+        Some(Published { sequence, compiled, world: done.world })
     }
 
     /// The second path: no route changes, only where requests go.
@@ -322,17 +317,17 @@ impl Compiler {
             let compiled = self.compile(&job.world);
             if compiled.is_some() {
                 self.telemetry.control().propagated(job.since.elapsed());
+                let (counts, certificates) = programmed(&self.installed);
+                self.telemetry.control().installed(counts, certificates);
             }
-            let done = Done { world: job.world, sequence: job.sequence, compiled };
-            if finished.blocking_send(done).is_err() {
+            if finished.blocking_send(Done { world: job.world, compiled }).is_err() {
                 return;
             }
-            let (counts, certificates) = programmed(&self.installed);
-            self.telemetry.control().installed(counts, certificates);
         }
     }
 
-    fn compile(&mut self, world: &Snapshot) -> Option<Compiled> {
+    /// The number of the install, and what was installed.
+    fn compile(&mut self, world: &Snapshot) -> Option<(u64, Compiled)> {
         let memo = std::mem::take(&mut self.memo);
         let began = Instant::now();
         // `compile` is total, and its tests hold it to that. Should it panic all the same, the world goes on being
@@ -344,11 +339,10 @@ impl Compiler {
         };
         self.telemetry.control().compiled(began.elapsed());
         self.memo = memo;
-        self.install(world, &compiled.map);
-        Some(compiled)
+        Some((self.install(world, &compiled.map), compiled))
     }
 
-    fn install(&mut self, world: &Snapshot, map: &Arc<RouteMap>) {
+    fn install(&mut self, world: &Snapshot, map: &Arc<RouteMap>) -> u64 {
         let endpoints = map
             .backends
             .iter()
@@ -357,7 +351,7 @@ impl Compiler {
                 (id.clone(), first_endpoints(world, &self.names, &plan.target, self.zone.as_deref()))
             })
             .collect();
-        self.plane.install(Arc::clone(map), endpoints);
         self.installed = Arc::clone(map);
+        self.plane.install(Arc::clone(map), endpoints)
     }
 }

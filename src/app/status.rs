@@ -1,6 +1,7 @@
 //! `/status`: what this process serves and what it has to say about it, as JSON for people and scripts.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::Serialize;
 use tokio::sync::watch;
@@ -16,6 +17,9 @@ use crate::values::Severity;
 
 /// At most so many entries of each list; `omitted` counts the others.
 const MOST: usize = 1_000;
+
+/// Who asks gets an answer all the same when nothing is told of an install for so long.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 pub struct Status {
     pub started: Instant,
@@ -93,6 +97,13 @@ fn is_zero(generation: &i64) -> bool {
 }
 
 impl Status {
+    /// Waits until what is told is of the last of so many `installs`: between one and its news lies a moment.
+    pub async fn settled(&self, installs: u64) {
+        let mut published = self.published.clone();
+        let told = published.wait_for(|told| told.as_ref().map_or(0, |told| told.sequence) >= installs);
+        let _ = tokio::time::timeout(PATIENCE, told).await;
+    }
+
     pub fn render(&self, readiness: &Readiness, drain: &DrainSignal) -> String {
         let published = self.published.borrow().clone();
         let now = Instant::now();
@@ -174,4 +185,40 @@ fn failures<'a>(published: &'a Published, omitted: &mut usize) -> Vec<Unread<'a>
 
 fn place(origin: Option<&Origin>) -> Option<String> {
     origin.map(|origin| format!("{}:{}", origin.file, origin.line))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::compile::Compiled;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_told_is_of_the_map_that_serves() {
+        let published = |sequence| {
+            let compiled = Compiled { map: Arc::default(), reports: Vec::new() };
+            Some(Arc::new(Published { sequence, compiled, world: Arc::default() }))
+        };
+        let (tell, heard) = watch::channel(None);
+        let status = Status {
+            started: Instant::now(),
+            addresses: Addresses::default(),
+            published: heard,
+            installed_at: watch::channel(None).1,
+            telemetry: Telemetry::new(1),
+        };
+        let began = Instant::now();
+        status.settled(0).await;
+        let later = async {
+            tokio::time::sleep(PATIENCE / 4).await;
+            tell.send_replace(published(1));
+            tokio::time::sleep(PATIENCE / 4).await;
+            tell.send_replace(published(2));
+        };
+        tokio::join!(later, status.settled(2));
+        assert_eq!(began.elapsed(), PATIENCE / 2);
+        status.settled(2).await;
+        assert_eq!(began.elapsed(), PATIENCE / 2);
+        status.settled(3).await;
+        assert_eq!(began.elapsed(), PATIENCE * 3 / 2);
+    }
 }

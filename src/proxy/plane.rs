@@ -143,8 +143,9 @@ impl DataPlane {
 
     /// Serves `map` from the next request on; state of what did not change is kept, no connection is closed. Returns
     /// when every worker will use it for requests that it accepts from now on. `endpoints` are those of the backends
-    /// that are new in `map` or whose plan changed, so that no request finds them empty; the others keep theirs.
-    pub fn install(&self, map: Arc<RouteMap>, endpoints: BTreeMap<BackendId, EndpointSet>) {
+    /// that are new in `map` or whose plan changed, so that no request finds them empty; the others keep theirs. The
+    /// result is what `installs` says from then on.
+    pub fn install(&self, map: Arc<RouteMap>, endpoints: BTreeMap<BackendId, EndpointSet>) -> u64 {
         let shared = &self.0.shared;
         // What takes a while is done before the lock is taken: endpoints that change meanwhile do not wait for it.
         let known = shared.live.load_full();
@@ -166,9 +167,15 @@ impl DataPlane {
         }
         shared.live.store(Arc::new(live));
         // Workers compare this number with each request.
-        shared.generation.fetch_add(1, Ordering::Release);
+        let installs = shared.generation.fetch_add(1, Ordering::Release) + 1;
         shared.keep.begin();
         shared.keep.sweep(Instant::now());
+        installs
+    }
+
+    /// How many maps were installed.
+    pub fn installs(&self) -> u64 {
+        self.0.shared.generation.load(Ordering::Acquire)
     }
 
     /// Endpoints of a backend of the installed map; unknown backends are ignored.
