@@ -1,6 +1,11 @@
 //! Rate limits in the whole program: two workers share one count, which outlives a change of routes.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::json;
+
 use crate::harness::{Backend, Gateway, route, until};
+use crate::tokens::Key;
 
 fn shop(limits: &str, rules: &str) -> String {
     route(
@@ -62,4 +67,58 @@ fn attempts_are_counted_before_anybody_is_known() {
         |key: &str| gateway.request("GET", "shop.example", "/", &[&format!("X-Api-Key: {key}")], "").status;
     let good = "6d0f7c1e5b9a4d3f8e2c1b0a9f8e7d6c";
     assert_eq!(["wrong", good, "wrong", good].map(ask), [401, 204, 401, 429]);
+}
+
+/// Of one address, two users and two tenants; who has none of the claim shares a bucket with all such.
+#[test]
+fn a_claim_of_a_token_says_who_is_counted() {
+    let key = Key::new("k");
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after the epoch").as_secs();
+    let token = |user: &str, tenant: Option<&str>| {
+        let mut claims =
+            json!({"iss": "https://login.example", "aud": "shop", "sub": user, "exp": now + 600});
+        if let Some(tenant) = tenant {
+            claims["tenant"] = tenant.into();
+        }
+        key.sign(&json!({"alg": "ES256", "kid": "k", "typ": "at+jwt"}), &claims)
+    };
+    let keys = json!({"keys": [key.jwk()]});
+    let users = format!("{{issuer: 'https://login.example', audiences: [shop], jwks: {{inline: '{keys}'}}}}");
+    let authentication = format!("{{failures: {{requests: 0}}, anyOf: [{{name: users, jwt: {users}}}]}}");
+    // A host a key, so that each has buckets of its own.
+    let host = |name: &str, key: &str| {
+        route(
+            name,
+            &format!(
+                "{{hostnames: [{name}.example], policy: {{authentication: {authentication}, rateLimits: [{{name: fair, requests: 2, per: 744h{key}}}]}}, rules: [{{name: all, respond: {{status: 204}}}}]}}"
+            ),
+        )
+    };
+    let routes = [
+        host("claim", ", key: identity.claims.tenant"),
+        host("user", ""),
+        host("place", ", key: client.address"),
+    ];
+    let gateway = Gateway::start(&[("routes.yaml", &routes.concat())]);
+    let asks = [
+        ("alice", Some("red")),
+        ("bob", Some("red")),
+        ("alice", Some("red")),
+        ("alice", Some("blue")),
+        ("alice", Some("blue")),
+        ("bob", Some("blue")),
+        ("bob", None),
+        ("carol", None),
+        ("bob", None),
+    ];
+    let statuses = |host: &str| {
+        asks.map(|(user, tenant)| {
+            let field = format!("Authorization: Bearer {}", token(user, tenant));
+            gateway.request("GET", host, "/", &[&field], "").status
+        })
+    };
+    assert_eq!(statuses("claim.example"), [204, 204, 429, 204, 204, 429, 204, 204, 429]);
+    // The controls: the same tokens, counted by what else is known of who shows them.
+    assert_eq!(statuses("user.example"), [204, 204, 204, 429, 429, 204, 429, 204, 429]);
+    assert_eq!(statuses("place.example"), [204, 204, 429, 429, 429, 429, 429, 429, 429]);
 }
