@@ -216,10 +216,7 @@ impl Linked {
             self.refund(charges, exchange);
             return self.refuse(exchange, &refused);
         }
-        exchange.quotas.merge(allowed.least);
-        if let Some(limit) = allowed.would_refuse {
-            exchange.limited = Some(Limited { limit, dry_run: true });
-        }
+        allowed.tell(exchange);
         Decision::Continue
     }
 
@@ -257,10 +254,7 @@ impl Linked {
             self.refund(charges, exchange);
             return ErrorKind::StoreUnavailable.into();
         }
-        exchange.quotas.merge(allowed.least);
-        if let Some(limit) = allowed.would_refuse {
-            exchange.limited = Some(Limited { limit, dry_run: true });
-        }
+        allowed.tell(exchange);
         self.settle(exchange, charges, now)
     }
 
@@ -351,6 +345,13 @@ impl Allowed {
         let (left, more) = limit.rate.left(until, now);
         if !limit.dry_run && self.least.as_ref().is_none_or(|least| left < least.left) {
             self.least = Some(Quota { limit: limit.name.clone(), left, more: more.div_ceil(SECOND) });
+        }
+    }
+
+    fn tell(self, exchange: &mut Exchange) {
+        exchange.quotas.merge(self.least);
+        if let Some(limit) = self.would_refuse {
+            exchange.limited = Some(Limited { limit, dry_run: true });
         }
     }
 }
