@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 
 use super::asked::Inquiry;
-use super::authentication::Credential;
+use super::credential::Credential;
 use super::fetched::{FetchPlan, Fetched, OwnHost};
 use super::offload::Offload;
 use super::store::Store;

@@ -18,12 +18,14 @@ mod client_token_tests;
 mod contract;
 #[cfg(test)]
 mod contract_tests;
+mod credential;
 mod fetched;
 mod header_edits;
 mod held;
 mod oauth_client;
 mod offload;
 mod path_change;
+mod places;
 mod query_edits;
 mod registry;
 mod store;
@@ -53,7 +55,7 @@ mod validation;
 pub use asked::{
     About, Answer, Answers, AskPlan, Asked, Inquiry, NoAnswer, NotAsked, Question, Reply, Wanted,
 };
-pub use authentication::{Credential, Plan as AuthenticationPlan, Token, unverified_issuer};
+pub use authentication::{Plan as AuthenticationPlan, Token, unverified_issuer};
 pub use authorization::{Action as AuthorizationAction, Authorization, Plan as AuthorizationPlan};
 pub use backend_path::{PATH as BACKEND_PATH, PATH_OF_BACKEND, backend_path};
 pub use cache::{ClientDirectives, Collapse, Key as CacheKey, Plan as CachePlan};
@@ -66,6 +68,7 @@ pub use contract::{
 #[cfg(test)]
 pub use contract_tests::NoScope;
 pub use cors::Cors;
+pub use credential::Credential;
 pub use errors::Plan as ErrorsPlan;
 pub use ext_auth::Plan as ExtAuthPlan;
 pub use failures::ServeStale;

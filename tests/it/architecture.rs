@@ -177,15 +177,20 @@ fn no_member_of_policy_imports_another_one() {
         ("src/lib.rs", "//! Crate.\npub mod filters;\n"),
         (
             "src/filters/mod.rs",
-            "//! Members.\nmod contract;\nmod cors;\nmod limits;\nmod registry;\npub use cors::{Cors, Plan as CorsPlan};\n",
+            "//! Members.\n#[cfg(test)]\nmod tests;\nmod contract;\nmod cors;\nmod limits;\nmod registry;\npub use cors::{Cors, Plan as CorsPlan};\n",
         ),
+        ("src/filters/tests.rs", "//! Tests.\nuse super::cors::Cors;\n"),
         ("src/filters/contract.rs", "//! What a member is.\npub trait Member {}\n"),
         ("src/filters/registry.rs", "//! All.\nuse super::{cors, limits};\n"),
         (
             "src/filters/cors.rs",
             "//! One.\nuse super::contract::Member;\npub struct Cors;\nimpl Member for Cors {}\n",
         ),
-        ("src/filters/limits/mod.rs", "//! Two.\nmod cors;\nimpl super::contract::Member for Limits {}\n"),
+        (
+            "src/filters/limits/mod.rs",
+            "//! Two.\nmod cors;\n#[cfg(test)]\nmod tests;\nimpl super::contract::Member for Limits {}\n",
+        ),
+        ("src/filters/limits/tests.rs", "//! Tests.\n"),
         // A file of its own that has the name of a member.
         ("src/filters/limits/cors.rs", "//! Of two.\nuse super::cors::of_two;\n"),
     ];
@@ -445,12 +450,18 @@ fn module(path: &str) -> Option<&str> {
     (!matches!(name, "lib" | "main")).then_some(name)
 }
 
-/// The text without comments and without what stands below `#[cfg(test)]`.
+/// The text without comments and without its tests: what stands from the module that has them on. A module of tests that
+/// is another file ends nothing.
 fn code(text: &str) -> String {
-    let tests = ["mod ", "pub mod ", "pub(crate) mod ", "pub(super) mod "];
-    let end = tests.iter().filter_map(|word| text.find(&format!("#[cfg(test)]\n{word}"))).min();
-    let shipped = &text[..end.unwrap_or(text.len())];
-    let lines = shipped.lines().map(|line| line.split("//").next().unwrap_or_default());
+    let is_tests = |line: &str| {
+        let line = line.strip_prefix("pub").unwrap_or(line);
+        let line = line.split_once(") ").filter(|_| line.starts_with('(')).map_or(line, |(_, rest)| rest);
+        line.trim_start().starts_with("mod ") && line.ends_with('{')
+    };
+    let lines: Vec<_> = text.lines().collect();
+    let end = lines.windows(2).position(|pair| pair[0] == "#[cfg(test)]" && is_tests(pair[1]));
+    let shipped = &lines[..end.unwrap_or(lines.len())];
+    let lines = shipped.iter().map(|line| line.split("//").next().unwrap_or_default());
     lines.collect::<Vec<_>>().join("\n")
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
 use super::entry::{Checked, Entry, EntryKind, Gate, Scheme, fingerprint};
 use super::key_table::KeyTable;
-use super::places::{Found, Place, PlaceSpec};
+use crate::filters::places::{Found, Place, PlaceSpec};
 use crate::filters::{Keep, Scope};
 use crate::message::{Exchange, Identity, KnownIdentity, Request};
 use crate::values::{FieldPath, LabelSelector, Problem, Reason, SecretRef};

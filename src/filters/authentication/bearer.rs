@@ -3,8 +3,8 @@
 use http::HeaderMap;
 use http::header::AUTHORIZATION;
 
-use super::entry::AUTHORIZATION_FIELD;
-use super::places::Place;
+use crate::filters::credential::{after_scheme, strip_scheme};
+use crate::filters::places::Place;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Bearer<'r> {
@@ -35,23 +35,6 @@ pub fn find(headers: &HeaderMap) -> Bearer<'_> {
 /// Takes `Authorization` away where it shows a bearer token, unless it is `kept`.
 pub fn strip(headers: &mut HeaderMap, kept: Option<&Place>) {
     strip_scheme(headers, b"bearer", kept);
-}
-
-/// The same for any scheme, in small letters.
-pub fn strip_scheme(headers: &mut HeaderMap, name: &[u8], kept: Option<&Place>) {
-    let mut fields = headers.get_all(AUTHORIZATION).iter();
-    if kept != Some(&AUTHORIZATION_FIELD)
-        && fields.any(|field| after_scheme(field.as_bytes(), name).is_some())
-    {
-        headers.remove(AUTHORIZATION);
-    }
-}
-
-/// What follows the name of a scheme, which is in any case (RFC 9110 section 11.1) and has a space behind it.
-pub fn after_scheme<'f>(field: &'f [u8], name: &[u8]) -> Option<&'f [u8]> {
-    let (scheme, rest) = field.split_at_checked(name.len())?;
-    let ends = rest.first().is_none_or(|sign| matches!(sign, b' ' | b'\t'));
-    (scheme.eq_ignore_ascii_case(name) && ends).then_some(rest)
 }
 
 /// `b64token` without its padding, which no form of ours has.

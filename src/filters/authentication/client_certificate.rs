@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
 use super::entry::{Checked, Entry, EntryKind, Gate, Scheme};
-use super::places::Place;
+use crate::filters::places::Place;
 use crate::filters::{Keep, Scope};
 use crate::message::{ClientCertificate, Exchange, Identity, IdentityKind, KnownIdentity, Request};
 use crate::values::{FieldPath, Problem};

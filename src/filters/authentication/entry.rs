@@ -5,11 +5,10 @@ use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::{digest, hmac};
-use http::header::AUTHORIZATION;
 use http::{HeaderMap, HeaderValue};
 
 use super::brake::{Admission, Brake, Shown};
-use super::places::Place;
+use crate::filters::places::Place;
 use crate::filters::{Keep, Scope};
 use crate::message::{ErrorKind, Exchange, Identity, KnownIdentity, LocalFuture, Request};
 use crate::values::{FieldPath, Problem};
@@ -70,9 +69,6 @@ pub enum Checked {
     /// It is judged once something that was asked for has come.
     Later(Admission, LocalFuture<'static, Self>),
 }
-
-/// Where tokens and passwords stand.
-pub static AUTHORIZATION_FIELD: Place = Place::Header(AUTHORIZATION);
 
 /// SHA-256 of a credential: what it is looked up by, so that no comparison takes longer for a better guess.
 pub type Fingerprint = [u8; 32];

@@ -12,12 +12,11 @@ mod brake;
 mod claim_headers;
 mod claims;
 mod client_certificate;
-mod credential;
 mod entry;
 mod introspection;
 mod jwt;
 mod key_table;
-mod places;
+mod named;
 #[cfg(test)]
 mod tests;
 mod verdicts;
@@ -35,11 +34,11 @@ use tokio::time::Instant;
 
 use self::bearer::Bearer;
 use self::brake::{Admission, Brake, Failures};
-pub use self::credential::Credential;
 use self::entry::{Checked, Entry, EntryKind, Gate, Scheme};
 pub use self::jwt::{Compact as Token, unverified_issuer};
-use self::places::Place;
 use crate::filters::contract::{Decision, Filter, FilterKind, Keep, Member, Ring, Scope};
+use crate::filters::credential::Credential;
+use crate::filters::places::Place;
 use crate::message::{ErrorKind, Exchange, LocalFuture, ProxyError, Request};
 use crate::values::{Duration, FieldPath, Problem, Reason};
 
@@ -298,7 +297,7 @@ impl Member for Authentication {
     }
 
     fn credentials(written: &Value) -> Vec<Credential> {
-        credential::named_in(written)
+        named::named_in(written)
     }
 
     fn instead_of(plan: &Plan, named: &[&Credential]) -> Option<Plan> {

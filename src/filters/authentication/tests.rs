@@ -10,7 +10,7 @@ use http::header::WWW_AUTHENTICATE;
 use serde_json::{Value, json};
 
 use super::entry::fingerprint;
-use super::{Authentication, Plan, Spec, credential};
+use super::{Authentication, Plan, Spec, named};
 use crate::expression::{Environment, Expression, Kind, Template};
 use crate::filters::contract::{Derive, Filter, FilterKind, Keep, Member, Scope, Selection};
 use crate::filters::contract_tests::{FakeOutbound, exchange, fail};
@@ -289,7 +289,7 @@ async fn disabled_lets_everybody_pass_as_nobody() {
 /// As where a rule says Disabled, or takes other credentials than its route.
 #[tokio::test]
 async fn what_policies_name_that_another_takes_the_place_of_goes_no_further() {
-    let named = credential::named_in(&json!({"anyOf": [
+    let named = named::named_in(&json!({"anyOf": [
         {"name": "keys", "apiKey": {"from": [{"header": "X-Key"}, {"query": "key"}, {"cookie": "key"}], "forward": true}},
         {"name": "users", "jwt": {}}, {"name": "people", "basicAuth": {}}, {"name": "more", "apiKey": {}},
     ]}));
@@ -323,7 +323,7 @@ async fn what_policies_name_that_another_takes_the_place_of_goes_no_further() {
         assert_eq!((one.request.uri().to_string().as_str(), found), ("/a?b=1", left), "{scheme}");
     }
     // What it takes itself, it takes as it says; there is nothing besides.
-    let own = credential::named_in(&api_key(json!({})));
+    let own = named::named_in(&api_key(json!({})));
     assert_eq!(Authentication::instead_of(&known, &own.iter().collect::<Vec<_>>()), None);
     assert_eq!(Authentication::instead_of(&disabled, &[]), None);
 }

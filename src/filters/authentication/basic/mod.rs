@@ -22,10 +22,10 @@ use serde::{Deserialize, Serialize};
 
 use self::known::{Known, Question, Turn};
 use self::users::Users;
-use super::bearer::{after_scheme, strip_scheme};
 use super::claim_headers::{ClaimHeaders, ClaimToHeader};
-use super::entry::{AUTHORIZATION_FIELD, Checked, Entry, EntryKind, Fingerprint, Gate, Scheme, keyed};
-use super::places::Place;
+use super::entry::{Checked, Entry, EntryKind, Fingerprint, Gate, Scheme, keyed};
+use crate::filters::credential::{AUTHORIZATION_FIELD, after_scheme, strip_scheme};
+use crate::filters::places::Place;
 use crate::filters::{Keep, Offload, Scope};
 use crate::message::{ErrorKind, Exchange, KnownIdentity, LocalFuture, Request};
 use crate::values::{FieldPath, Problem, Reason, SecretRef};

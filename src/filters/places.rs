@@ -9,7 +9,7 @@ use kube::KubeSchema;
 use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 
-use crate::filters::query_edits::is_spelling_of;
+use super::query_edits::is_spelling_of;
 use crate::message::Request;
 use crate::values::{FieldPath, Problem, Reason, is_same_field};
 

@@ -1,33 +1,11 @@
-//! Credentials that a policy names, by kind and place: what goes no further where another policy has taken its place.
+//! Credentials that `authentication` names, read from what is written.
 
 use serde_json::Value;
 
 use super::api_key;
-use super::bearer::strip_scheme;
-use super::places::Place;
-use crate::message::Request;
+use crate::filters::credential::Credential;
 
-/// What clients may show, whether anybody judges it or not.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Credential {
-    Key(Place),
-    /// A bearer token, whoever issued it.
-    Token,
-    Password,
-}
-
-impl Credential {
-    /// Takes away whatever there is of its kind, but what stands in the place that is `kept`.
-    pub(super) fn strip(&self, request: &mut Request, kept: Option<&Place>) {
-        match self {
-            Self::Key(place) => place.strip(request, kept),
-            Self::Token => strip_scheme(request.headers_mut(), b"bearer", kept),
-            Self::Password => strip_scheme(request.headers_mut(), b"basic", kept),
-        }
-    }
-}
-
-/// Those that `authentication` names as it is written, right or wrong. Certificates are no part of a request.
+/// Those that are named, right or wrong. Certificates are no part of a request.
 pub fn named_in(written: &Value) -> Vec<Credential> {
     let mut named = Vec::new();
     let entries = written.get("anyOf").and_then(Value::as_array).into_iter().flatten();
@@ -48,6 +26,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::filters::places::Place;
 
     #[test]
     fn what_is_named_is_read_as_far_as_it_can_be() {
