@@ -65,9 +65,14 @@ impl Process {
         self.log.lock().expect("no panic holds it").clone()
     }
 
+    /// What the kernel tells of it.
+    pub fn told(&self) -> PathBuf {
+        Path::new("/proc").join(self.child.id().to_string())
+    }
+
     /// Seconds of CPU so far.
     pub fn cpu(&self) -> f64 {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        let stat = std::fs::read_to_string(self.told().join("stat")).expect("it runs");
         let fields: Vec<&str> = stat.rsplit(')').next().expect("fields").split_whitespace().collect();
         let ticks = |at: usize| fields[at].parse::<f64>().expect("ticks");
         (ticks(11) + ticks(12)) / 100.0
@@ -141,7 +146,10 @@ impl Gateway {
     pub fn launched(mut command: Command, folder: tempfile::TempDir, arguments: &[&str]) -> Self {
         command.arg("run").arg("--manifests").arg(folder.path());
         command.args(["--http", "127.0.0.1:0", "--https", "127.0.0.1:0", "--admin", "127.0.0.1:0"]);
-        command.args(["--workers", "2"]).args(arguments).stdout(Stdio::null());
+        if !arguments.contains(&"--workers") {
+            command.args(["--workers", "2"]);
+        }
+        command.args(arguments).stdout(Stdio::null());
         let mut process = Process::start(command);
         let [http, https, admin] = ["http", "https", "admin"].map(|listener| {
             until("its addresses", || {

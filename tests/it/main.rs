@@ -46,6 +46,7 @@ mod hints;
 mod http2_backends;
 mod introspection;
 mod json_schema_suite;
+mod left_out;
 mod limits;
 mod long_lived;
 mod lookup;
@@ -77,3 +78,5 @@ mod trailers;
 mod transforms;
 mod uploads;
 mod websockets;
+#[cfg(target_os = "linux")]
+mod workers;
