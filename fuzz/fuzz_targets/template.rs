@@ -1,5 +1,5 @@
 //! Any text as a template, with any target to take its values from, cut at a NUL: whatever they are, a field's value stays
-//! on its line, a parameter one parameter, and a path a path in normal form.
+//! on its line, a parameter one parameter, a method one word, and a path a path in normal form.
 #![cfg_attr(not(test), no_main)]
 
 #[cfg(not(test))]
@@ -8,7 +8,7 @@ mod request;
 #[cfg(test)]
 use super::request;
 
-use portcullis::expression::{PathTemplate, Subject, Template, WHOLE_REQUEST};
+use portcullis::expression::{MethodTemplate, PathTemplate, Subject, Template, WHOLE_REQUEST};
 use portcullis::message::Request;
 
 #[cfg(not(test))]
@@ -33,6 +33,11 @@ pub fn check(input: &[u8]) -> bool {
     if let Ok(text) = template.query(&subject) {
         let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~%".contains(&byte);
         assert!(text.bytes().all(is_plain), "more than a value: {text}");
+    }
+    if let Ok(Ok(method)) = MethodTemplate::new(template.clone()).map(|method| method.fill(&subject)) {
+        let word = method.as_str();
+        assert!(word.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/'), "more than a word: {word}");
+        assert!(!matches!(word, "" | "CONNECT" | "TRACE"), "never sent: {word}");
     }
     let Ok(path) = PathTemplate::new(template) else { return true };
     let Ok(path) = path.fill(&subject) else { return true };

@@ -58,9 +58,10 @@ pub struct CallSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 2048))]
     pub when: Option<String>,
-    /// GET by default.
+    /// GET by default; POST, PUT, PATCH, DELETE, or a name with ${expression} in it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(extend("enum" = ["GET", "POST", "PUT", "PATCH", "DELETE"]))]
+    #[schemars(length(min = 1, max = 2048))]
+    #[x_kube(validation = ("self in ['GET', 'POST', 'PUT', 'PATCH', 'DELETE'] || self.contains('${')", METHOD))]
     pub method: Option<String>,
     /// Path and query, with ${expression} in them.
     #[schemars(length(min = 1, max = 2048), regex(pattern = "^/"))]
@@ -89,6 +90,10 @@ pub struct CallSpec {
     pub on_error: Option<OnErrorSpec>,
 }
 
+/// Of those without an expression.
+pub(super) const METHODS: &[&str] = &["GET", "POST", "PUT", "PATCH", "DELETE"];
+pub(super) const METHOD: &str =
+    "a call's method is GET, POST, PUT, PATCH, DELETE, or a name with ${expression} in it";
 pub(super) const RESERVED_NAME: &str = "the name means something else in expressions; choose another";
 pub(super) const CALL_TIMEOUT: &str = "the timeout of a call is more than 0s and at most 30s";
 

@@ -1,6 +1,6 @@
 //! What the CRD's rules refuse in an aggregation, for files, which have no API server.
 
-use super::aggregate::{AggregateSpec, CALL_TIMEOUT, CallSpec, RESERVED, RESERVED_NAME};
+use super::aggregate::{AggregateSpec, CALL_TIMEOUT, CallSpec, METHOD, METHODS, RESERVED, RESERVED_NAME};
 use crate::values::{Duration, FieldPath};
 
 const LONGEST_CALL: Duration = Duration::from_secs(30);
@@ -30,6 +30,9 @@ fn of_call(call: &CallSpec, at: &FieldPath, found: &mut Vec<(FieldPath, String)>
     }
     if call.depends_on.contains(&call.name) {
         refuse(at.field("dependsOn"), "a call cannot wait for itself");
+    }
+    if call.method.as_deref().is_some_and(|method| !METHODS.contains(&method) && !method.contains("${")) {
+        refuse(at.field("method"), METHOD);
     }
     if call.body.is_some() && matches!(call.method.as_deref(), None | Some("GET")) {
         refuse(at.field("body"), "a GET has no body; set method");

@@ -3,13 +3,13 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use http::{HeaderName, Method};
+use http::HeaderName;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::asking::Asking;
 use super::backend_refs::{self, Reference};
 use crate::api::{AggregateResponseSpec, AggregateSpec, CallHeadersSpec, CallSpec, OnErrorSpec};
-use crate::expression::{Kind, KnownCalls, PathTemplate, REQUEST, Template};
+use crate::expression::{Kind, KnownCalls, MethodTemplate, PathTemplate, REQUEST, Template};
 use crate::filters::{
     HeaderEdits, HeadersSpec, Member as _, QueryParamSpec, Retry, RetryPlan, Scope, TimeoutsPlan,
     is_forbidden,
@@ -141,6 +141,7 @@ impl Lowering<'_, '_> {
     ) -> Option<CallPlan> {
         let target = self.target(spec, &at.field("backendRef"));
         let when = self.expression(spec.when.as_deref(), at.field("when"), Kind::BOOL);
+        let method = self.method(spec.method.as_deref().unwrap_or("GET"), at.field("method"));
         let path = self.path(&spec.path, at.field("path"));
         let params = self.params(&spec.query, &at.field("query"));
         let headers = spec.headers.clone().unwrap_or_default();
@@ -151,15 +152,13 @@ impl Lowering<'_, '_> {
         let retry = self.retry(spec, &at.field("retry"));
         // One try is all of it where there is one only.
         let whole = timeouts.backend_request.filter(|_| retry.is_none());
-        let method = spec.method.as_deref().unwrap_or("GET");
-        let method = Method::from_bytes(method.as_bytes()).expect("the schema has a list of methods");
         let (path, query) = path?;
         Some(CallPlan {
             name: spec.name.as_str().into(),
             target,
             needs: needs.into(),
             when: when?,
-            method,
+            method: method?,
             path,
             query,
             params: params?,
@@ -210,6 +209,15 @@ impl Lowering<'_, '_> {
         let template = self.asking.template(at, source, &REQUEST);
         self.take_over();
         template
+    }
+
+    fn method(&mut self, source: &str, at: FieldPath) -> Option<MethodTemplate> {
+        let template = self.template(source, at.clone())?;
+        let method = MethodTemplate::new(template).ok();
+        if method.is_none() {
+            self.refuse(at, format!("around its expressions {source:?} is no name of a method that is sent"));
+        }
+        method
     }
 
     fn path(&mut self, source: &str, at: FieldPath) -> Option<(PathTemplate, Option<Template>)> {

@@ -41,6 +41,7 @@ pub enum Why {
     ControlCharacter,
     EmptySegment,
     DotSegment,
+    NoMethod,
     TooLong,
 }
 
@@ -65,6 +66,7 @@ impl Why {
             Self::ControlCharacter => "the value has control characters",
             Self::EmptySegment => "the value leaves a segment of the path empty",
             Self::DotSegment => "the value makes a dot segment of the path",
+            Self::NoMethod => "the value makes no method that is sent",
             Self::TooLong => "what is filled in is too long",
         }
     }

@@ -48,7 +48,7 @@ pub use kind::{Kind, Scalar};
 pub use parse::{MAX_DEPTH, MAX_NODES, MAX_SOURCE};
 pub use reads::Read;
 pub use refused::Refused;
-pub use template::{PathTemplate, Template};
+pub use template::{MethodTemplate, NoMethod, PathTemplate, Template};
 pub use value::Value;
 
 use self::fault::Meter;

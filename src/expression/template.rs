@@ -5,7 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use http::HeaderValue;
+use http::{HeaderValue, Method};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 use super::calls::KnownCalls;
@@ -19,6 +19,8 @@ use crate::values::{InvalidPathRewrite, PathRewrite, PathRewriteSpec};
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 /// What is filled in makes no text longer than this.
 const MAX_FILLED: usize = 16 << 10;
+/// No registered method has a longer name.
+const MAX_METHOD: usize = 32;
 
 /// Parsed and checked: comparable and printable by its text.
 #[derive(Clone)]
@@ -36,6 +38,18 @@ enum Part {
 /// A path whose segments may hold expressions. What is filled in never adds a segment or takes one away.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PathTemplate(Template);
+
+/// The name of a method, which may hold expressions. What is filled in makes a method that may be sent, or none.
+#[derive(Clone, Debug, PartialEq)]
+pub struct MethodTemplate {
+    template: Template,
+    /// Where it holds no expression.
+    fixed: Option<Method>,
+}
+
+/// What stands around the expressions is no part of a method's name, or makes one that is never sent.
+#[derive(Debug, PartialEq, Eq)]
+pub struct NoMethod;
 
 impl Template {
     /// # Errors
@@ -276,6 +290,37 @@ impl PathTemplate {
     pub fn source(&self) -> &str {
         &self.0.source
     }
+}
+
+impl MethodTemplate {
+    /// # Errors
+    /// The text around the expressions is no part of a method's name, or makes one that is never sent.
+    pub fn new(template: Template) -> Result<Self, NoMethod> {
+        let outline = sendable(&template.outline()).ok_or(NoMethod)?;
+        let fixed = template.as_text().is_some().then_some(outline);
+        Ok(Self { template, fixed })
+    }
+
+    /// # Errors
+    /// A value cannot be had, or makes no method that is sent.
+    pub fn fill(&self, subject: &Subject<'_>) -> Result<Method, Fault> {
+        if let Some(fixed) = &self.fixed {
+            return Ok(fixed.clone());
+        }
+        let filled = self.template.text(subject, |filled, value| filled.push_str(value))?;
+        sendable(&filled).ok_or(Fault { at: 0, why: Why::NoMethod })
+    }
+
+    pub fn source(&self) -> &str {
+        self.template.source()
+    }
+}
+
+/// A method by its name, letter by letter as it is written. CONNECT would make a tunnel of the connection, and TRACE
+/// sends back what was sent, credentials of ours among it.
+fn sendable(name: &str) -> Option<Method> {
+    let method = Method::from_bytes(name.as_bytes()).ok().filter(|_| name.len() <= MAX_METHOD);
+    method.filter(|method| !matches!(*method, Method::CONNECT | Method::TRACE))
 }
 
 /// `..;x` is taken for `..` by some servers.

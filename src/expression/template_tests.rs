@@ -97,6 +97,37 @@ fn what_is_wrong_is_told_with_its_place_in_the_whole_text() {
 }
 
 #[test]
+fn a_method_is_one_that_is_sent_or_there_is_none() {
+    let method = |source: &str| MethodTemplate::new(template(source));
+    for source in
+        ["", "TRACE", "CONNECT", "G T", "GET ${path.id}", "${path.id}/", "$${x}", "a\n", "GET\u{e9}"]
+    {
+        assert_eq!(method(source), Err(NoMethod), "{source:?}");
+    }
+    let long = "x".repeat(33);
+    for (source, value, expected) in [
+        ("GET", "", Ok("GET")),
+        ("PURGE", "", Ok("PURGE")),
+        ("${request.headers['x']}", "PATCH", Ok("PATCH")),
+        ("${request.headers['x']}", "patch", Ok("patch")),
+        ("${request.headers['x'] == '1' ? 'PUT' : 'POST'}", "1", Ok("PUT")),
+        ("VERSION-${request.headers['x']}", "CONTROL", Ok("VERSION-CONTROL")),
+        ("${request.headers['x']}", "TRACE", Err(Why::NoMethod)),
+        ("CON${request.headers['x']}", "NECT", Err(Why::NoMethod)),
+        ("${request.headers['x']}", "", Err(Why::NoMethod)),
+        ("${request.headers['x']}", "GET /", Err(Why::NoMethod)),
+        ("${request.headers['x']}", "GET\u{e9}", Err(Why::NoMethod)),
+        ("${request.headers['x']}", long.as_str(), Err(Why::NoMethod)),
+        ("${request.headers['y']}", "", Err(Why::NoSuchKey)),
+    ] {
+        let exchange = with(value.as_bytes());
+        let filled = method(source).expect(source).fill(&Subject { exchange: &exchange });
+        let filled = filled.map(|method| method.to_string()).map_err(|fault| fault.why);
+        assert_eq!(filled, expected.map(str::to_owned), "{source} {value}");
+    }
+}
+
+#[test]
 fn around_expressions_a_path_is_in_normal_form() {
     for source in [
         "a/${path.id}",

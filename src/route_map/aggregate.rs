@@ -4,10 +4,10 @@ use std::fmt::{self, Display, Formatter};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, Method};
+use http::HeaderName;
 
 use super::action::WeightedTarget;
-use crate::expression::{Expression, PathTemplate, Template};
+use crate::expression::{Expression, MethodTemplate, PathTemplate, Template};
 use crate::filters::{HeaderEdits, RetryPlan, TimeoutsPlan};
 use crate::message::RawJson;
 
@@ -30,7 +30,7 @@ pub struct CallPlan {
     /// Places of the calls that must be over before.
     pub needs: Box<[usize]>,
     pub when: Option<Expression>,
-    pub method: Method,
+    pub method: MethodTemplate,
     pub path: PathTemplate,
     /// What stands behind the question mark of the path.
     pub query: Option<Template>,
@@ -115,7 +115,7 @@ impl Display for CallPlan {
         if let Some(when) = &self.when {
             write!(f, "when {when:?}, ")?;
         }
-        write!(f, "{} {}", self.method, self.path.source())?;
+        write!(f, "{} {}", self.method.source(), self.path.source())?;
         for (place, (name, value)) in self.params.iter().enumerate() {
             let mark = if place == 0 && self.query.is_none() { '?' } else { '&' };
             write!(f, "{mark}{name}{}", value.source())?;

@@ -359,6 +359,59 @@ fn each_call_has_its_own_tries_and_all_have_one_end() {
 }
 
 #[test]
+fn a_call_is_sent_and_repeated_by_the_method_that_its_expression_gives() {
+    let backend = Scripted::start(|target, stream| {
+        let status = if target == "/busy" { "503 Busy" } else { "200 OK" };
+        let length = if target == "/busy" { 0 } else { 2 << 20 };
+        let _ = write!(stream, "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    });
+    let method = ", method: \"${request.query.how}\", body: \"{'a': 1}\", onError: {omit: true}";
+    let calls = [
+        call("length", "/length", method),
+        call("busy", "/busy", &format!("{method}, retry: {{attempts: 1, codes: [503], backoff: 1ms}}")),
+        call("plain", "/busy?plain", ", onError: {value: {}}"),
+    ];
+    let files = backend.manifest("one") + &aggregate(&calls.join(", "), ", errorsMember: true");
+    let gateway = Gateway::start(&[("a.yaml", &files)]);
+    for (how, tries, has_body, partial) in [
+        ("GET", 2, false, "length, busy, plain"),
+        // Nothing comes of what a HEAD is told the length of.
+        ("HEAD", 2, false, "busy, plain"),
+        ("PUT", 2, true, "length, busy, plain"),
+        ("DELETE", 2, true, "length, busy, plain"),
+        ("OPTIONS", 2, true, "length, busy, plain"),
+        ("POST", 1, true, "length, busy, plain"),
+        ("PATCH", 1, true, "length, busy, plain"),
+        ("PURGE", 1, true, "length, busy, plain"),
+        ("TRACE", 0, false, "length, busy, plain"),
+        ("CONNECT", 0, false, "length, busy, plain"),
+        ("GET%20/admin", 0, false, "length, busy, plain"),
+        ("", 0, false, "length, busy, plain"),
+    ] {
+        let before = backend.heads().len();
+        let answer = gateway.get("shop.example", &format!("/users/1/home?how={how}"));
+        assert_eq!((answer.status, field(&answer, "portcullis-partial")), (200, Some(partial)), "{how}");
+        assert_eq!(answer.body.contains(r#""length":null"#), how == "HEAD", "{how}: {}", answer.body);
+        let reason = if tries == 0 { "ExpressionFailed\"}" } else { "CallFailed\",\"status\":503}" };
+        assert!(
+            answer.body.contains(&format!("{{\"call\":\"busy\",\"reason\":\"{reason}")),
+            "{how}: {}",
+            answer.body
+        );
+        let heads = backend.heads().split_off(before);
+        let start = format!("{how} /busy HTTP/1.1\r\n");
+        let busy: Vec<_> = heads.iter().filter(|head| head.starts_with(&start)).collect();
+        assert_eq!(busy.len(), tries, "{how}: {heads:?}");
+        for head in busy {
+            let told = (head.ends_with("{\"a\":1}"), head.to_lowercase().contains("content-type"));
+            assert_eq!(told, (has_body, has_body), "{how}: {head}");
+        }
+        let length = usize::from(tries > 0);
+        assert_eq!(heads.len(), tries + length + 1, "the plain call is always made: {how}: {heads:?}");
+    }
+}
+
+#[test]
 fn a_partial_answer_stays_uncached_whatever_a_transform_says() {
     let backend = Scripted::start(shop);
     let calls = [
@@ -463,6 +516,11 @@ fn a_graph_is_shown_and_a_wrong_one_refused() {
             "calls[0].headers.pass[0]: connection belongs to one connection",
         ),
         (call("a", "/a/../b", ""), "calls[0].path: around its expressions"),
+        (call("a", "/", ", method: TRACE"), "calls[0].method: a call's method is GET, POST, PUT"),
+        (
+            call("a", "/", ", method: \"${request.method}/\""),
+            "calls[0].method: around its expressions \"${request.method}/\" is no name of a method",
+        ),
         (call("a", "/", ", when: \"1 + 1\""), "calls[0].when: the expression gives int, expected bool"),
     ] {
         std::fs::write(&file, backend.clone() + &aggregate(&calls, "")).expect("written");

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use http::header::{self, HeaderName};
 use http::uri::{PathAndQuery, Uri};
-use http::{HeaderMap, HeaderValue};
+use http::{HeaderMap, HeaderValue, Method};
 
 use crate::expression::{Fault, Subject, Why};
 use crate::message::{Body, ErrorKind, Exchange, FixedHost, ProxyError, Request};
@@ -58,12 +58,15 @@ fn made(call: &CallPlan, exchange: &Exchange) -> Result<Begun, Fault> {
         return Ok(Begun::Skipped);
     }
     let mut request = Request::default();
-    *request.method_mut() = call.method.clone();
+    let method = call.method.fill(&subject)?;
+    // A body of these means nothing (RFC 9110 section 9.3), so it is not even made.
+    let body = call.body.as_ref().filter(|_| !matches!(method, Method::GET | Method::HEAD));
+    *request.method_mut() = method;
     *request.uri_mut() = target(call, &subject)?;
     let filled = call.headers.fill(&subject)?;
     let headers = request.headers_mut();
     *headers = fields(call, exchange);
-    if let Some(body) = &call.body {
+    if let Some(body) = body {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         let body = Bytes::from(body.json(&subject, MAX_BODY)?);
         call.headers.apply(headers, filled);

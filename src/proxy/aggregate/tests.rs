@@ -12,7 +12,7 @@ use http::{HeaderValue, StatusCode};
 use tokio::time::Instant;
 
 use super::*;
-use crate::expression::{Expression, Kind, KnownCalls, PathTemplate, REQUEST, Template};
+use crate::expression::{Expression, Kind, KnownCalls, MethodTemplate, PathTemplate, REQUEST, Template};
 use crate::filters::{HeaderEdits, TimeoutsPlan};
 use crate::message::{
     Body, BodyError, Client, Labels, LocalFuture, Outbound, Protocol, RawJson, RequestId, Scheme,
@@ -20,7 +20,7 @@ use crate::message::{
 use crate::route_map::{AnswerPlan, BodyPlan};
 use crate::values::{BackendId, ObjectName};
 
-struct NoKeep;
+pub(super) struct NoKeep;
 
 impl Keep for NoKeep {
     fn state(
@@ -46,6 +46,7 @@ struct Backends {
     says: RefCell<BTreeMap<String, Says>>,
     /// Targets, with the milliseconds at which they were asked.
     asked: RefCell<Vec<(String, u128)>>,
+    methods: RefCell<Vec<String>>,
     bodies: RefCell<Vec<String>>,
     under_way: Rc<Cell<usize>>,
     since: Cell<Option<Instant>>,
@@ -82,6 +83,7 @@ impl super::Backends for Backends {
         self.since.set(Some(since));
         let target = request.uri().to_string();
         self.asked.borrow_mut().push((target.clone(), since.elapsed().as_millis()));
+        self.methods.borrow_mut().push(request.method().to_string());
         if let Body::Full(body) = request.body() {
             self.bodies.borrow_mut().push(String::from_utf8_lossy(body).into_owned());
         }
@@ -114,6 +116,11 @@ fn known(names: &[Written<'_>], over: impl IntoIterator<Item = usize>) -> KnownC
     KnownCalls::new(names.iter().map(|call| Arc::from(call.0)).collect(), over)
 }
 
+fn method(source: &str, calls: Option<&KnownCalls>) -> MethodTemplate {
+    let template = Template::parse_among(source, &REQUEST, calls).expect("a template");
+    MethodTemplate::new(template).expect("a method")
+}
+
 impl Case {
     fn new(calls: &[Written<'_>]) -> Self {
         let plan = |(name, needs, path, on_error): &Written<'_>| {
@@ -127,7 +134,7 @@ impl Case {
                 }),
                 needs: (*needs).into(),
                 when: None,
-                method: http::Method::GET,
+                method: method("GET", None),
                 path: PathTemplate::new(path).expect("a path"),
                 query,
                 params: [].into(),
@@ -446,10 +453,53 @@ async fn a_body_is_sent_as_json_of_what_came_before() {
     let mut case =
         Case::new(&[("user", &[], "/user", OnError::Fail), ("save", &[0], "/save", OnError::Fail)]);
     case = case.says("user", 0, 200, "{\"id\":1.10}").says("save", 0, 204, "");
-    case.plan.calls[1].method = http::Method::POST;
+    case.plan.calls[1].method = method("POST", None);
     case.plan.calls[1].body = Some(case.expression("{'of': user.body.id, 'by': request.host}", Kind::ANY));
     assert_eq!(case.run().await.expect("an answer").2, "{\"user\":{\"id\":1.10},\"save\":null}");
     assert_eq!(*case.backends.bodies.borrow(), ["{\"of\":1.10,\"by\":\"shop.example\"}"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_method_is_what_came_before_says_or_costs_its_call() {
+    let body = "{\"x\":1}";
+    for (said, expected) in [
+        ("\"POST\"", Some(("POST", Some(body)))),
+        ("\"DELETE\"", Some(("DELETE", Some(body)))),
+        ("\"BASELINE-CONTROL\"", Some(("BASELINE-CONTROL", Some(body)))),
+        // A body of these means nothing.
+        ("\"GET\"", Some(("GET", None))),
+        ("\"HEAD\"", Some(("HEAD", None))),
+        ("\"TRACE\"", None),
+        ("\"CONNECT\"", None),
+        ("\"\"", None),
+        ("\"GET /admin\"", None),
+        ("\"GET\\r\\n\"", None),
+        ("{}", None),
+    ] {
+        let mut case =
+            Case::new(&[("how", &[], "/how", OnError::Fail), ("save", &[0], "/save", value("\"kept\""))]);
+        case = case.says("how", 0, 200, said).says("save", 0, 200, "1");
+        let known = KnownCalls::new(["how".into(), "save".into()].into(), [0]);
+        case.plan.calls[1].method = method("${how.body}", Some(&known));
+        case.plan.calls[1].body = Some(case.expression("{'x': 1}", Kind::ANY));
+        let mut exchange = case.exchange();
+        let (_, partial, answer) = case.run_with(&mut exchange).await.expect("an answer");
+        let failed = outcomes(&case.plan, &exchange).map(|(_, outcome, _)| outcome).nth(1);
+        let (methods, bodies) = (case.backends.methods.borrow(), case.backends.bodies.borrow());
+        assert_eq!(
+            methods.get(1).map(|method| (method.as_str(), bodies.first().map(String::as_str))),
+            expected,
+            "{said}"
+        );
+        let outcome = match expected {
+            Some(_) => ("ok", "", format!("{{\"how\":{said},\"save\":1}}")),
+            None => ("CallFailed", "save", format!("{{\"how\":{said},\"save\":\"kept\"}}")),
+        };
+        assert_eq!((failed, partial.as_str(), answer), (Some(outcome.0), outcome.1, outcome.2), "{said}");
+    }
+    let mut case = Case::new(&[("user", &[], "/user", OnError::Fail)]).says("user", 0, 200, "1");
+    case.plan.calls[0].method = method("${request.query.nothing}", None);
+    assert_eq!(case.run().await, Err((None, "ExpressionFailed")), "of the client's request alone");
 }
 
 #[tokio::test(start_paused = true)]
