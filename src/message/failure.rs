@@ -6,6 +6,7 @@ use std::sync::Arc;
 use http::HeaderValue;
 use serde_json::Value;
 
+use crate::message::accept::Accepted;
 use crate::message::{RequestId, Violation};
 
 /// In which form.
@@ -33,22 +34,9 @@ pub struct FailureDocument<'a> {
 }
 
 impl FailureForm {
-    /// By `Accept`: who takes JSON gets it, and who says nothing; browsers get a page.
+    /// What the client likes best by its `Accept`; a problem document where it says nothing, or likes nothing of it.
     pub fn of(accept: Option<&HeaderValue>) -> Self {
-        let Some(accept) = accept.and_then(|value| value.to_str().ok()) else { return Self::Problem };
-        let takes = |wanted: &[&str]| {
-            accept.split(',').any(|range| {
-                let mut parts = range.split(';').map(str::trim);
-                let media = parts.next().unwrap_or_default();
-                wanted.iter().any(|wanted| media.eq_ignore_ascii_case(wanted)) && !parts.any(is_zero)
-            })
-        };
-        match () {
-            () if takes(&["application/json", "application/problem+json"]) => Self::Problem,
-            () if takes(&["text/html", "application/xhtml+xml"]) => Self::Page,
-            () if takes(&["text/plain", "text/*"]) => Self::Text,
-            () => Self::Problem,
-        }
+        accept.and_then(|accept| Accepted::of(accept.as_bytes()).choose()).unwrap_or_default()
     }
 
     pub const fn content_type(self) -> &'static str {
@@ -59,12 +47,6 @@ impl FailureForm {
             Self::Grpc => "application/grpc",
         }
     }
-}
-
-/// A weight that says that this is not taken (RFC 9110 section 12.4.2).
-fn is_zero(parameter: &str) -> bool {
-    let weight = parameter.split_once('=').filter(|(name, _)| name.trim().eq_ignore_ascii_case("q"));
-    weight.is_some_and(|(_, weight)| weight.trim().parse() == Ok(0.0_f32))
 }
 
 impl FailureDocument<'_> {
@@ -183,29 +165,6 @@ pub fn escape_html(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn form(accept: &'static str) -> FailureForm {
-        FailureForm::of(Some(&HeaderValue::from_static(accept)))
-    }
-
-    #[test]
-    fn each_client_gets_the_form_that_it_asks_for() {
-        assert_eq!(
-            form("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"),
-            FailureForm::Page
-        );
-        assert_eq!((form("text/plain"), form("text/*")), (FailureForm::Text, FailureForm::Text));
-        for accept in
-            ["*/*", "application/json, text/plain", "application/problem+json, text/html", "image/png"]
-        {
-            assert_eq!(form(accept), FailureForm::Problem, "{accept}");
-        }
-        assert_eq!(FailureForm::of(None), FailureForm::Problem);
-        // What is named with a weight of nothing is not taken.
-        assert_eq!(form("application/json; q=0, text/html;level=1"), FailureForm::Page);
-        assert_eq!(form("text/html;q=0.000, TEXT/PLAIN;Q=0.1"), FailureForm::Text);
-        assert_eq!(form("text/html;q=0, text/plain;q=0.0, */*"), FailureForm::Problem);
-    }
 
     #[test]
     fn a_cause_is_told_with_what_lies_behind_it() {

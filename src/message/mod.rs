@@ -2,6 +2,7 @@
 //!
 //! Everything here lives on one worker thread: futures and bodies are `!Send` by design.
 
+mod accept;
 mod body;
 mod called;
 mod client;
@@ -21,6 +22,7 @@ mod raw_json;
 mod strict_json;
 mod websocket;
 
+pub use accept::{accept_of, thousandths};
 pub use body::{Body, BodyError, TooLarge};
 pub use called::Called;
 pub use client::{Client, Protocol, Scheme, Vouched};

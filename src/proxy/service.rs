@@ -33,7 +33,7 @@ use crate::filters;
 use crate::lifecycle::Phase;
 use crate::message::{
     Body, Client, ErrorKind, Exchange, FailureCause, Labels, Outbound, Protocol, ProxyError, Request,
-    RequestId, Response, Scheme, is_grpc_call,
+    RequestId, Response, Scheme, accept_of, is_grpc_call,
 };
 use crate::route_map::{Action, AggregatePlan, Found, RequestView};
 use crate::telemetry::CallStatus;
@@ -59,7 +59,7 @@ pub async fn answer(
         _ => None,
     };
     let mut account = Box::new(Account::new(worker, request.method().clone(), protocol, connection.scheme));
-    let accept = request.headers().get(http::header::ACCEPT).cloned();
+    let accept = accept_of(request.headers());
     let call = if is_grpc_call(request.method(), request.headers()) { Call::Grpc } else { Call::Http };
     account.call = (call == Call::Grpc).then_some(CallStatus::Missing);
     let mut told = Told { trailers: false, accept, call, tunnel: Cell::new(None) };

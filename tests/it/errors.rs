@@ -195,7 +195,15 @@ async fn each_client_gets_its_form_and_no_tag_comes_through() {
         (&body["title"], &body["status"]),
         (&serde_json::json!("gone: /orders"), &serde_json::json!(503))
     );
-    assert!(ask(&gateway, "accept: text/plain\r\n").await.ends_with("\r\n\r\ngone: /orders"));
+    // Lines are one list, in which the heaviest is taken.
+    for fields in [
+        "accept: text/plain\r\n",
+        "accept: application/json;q=0.5, text/plain;q=0.6\r\n",
+        "accept: application/json;q=0.5\r\naccept: text/html;q=0.1\r\naccept: text/plain\r\n",
+    ] {
+        let told = ask(&gateway, fields).await;
+        assert!(told.ends_with("\r\n\r\ngone: /orders"), "{fields}: {told}");
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use http::HeaderMap;
 use http::header::ACCEPT_ENCODING;
 
-use crate::message::Coding;
+use crate::message::{Coding, thousandths};
 
 /// So many members are read; more are no browser's.
 const MEMBERS: usize = 32;
@@ -85,15 +85,6 @@ fn quality(parameters: &str) -> Option<u16> {
         }
     }
     Some(found)
-}
-
-fn thousandths(text: &str) -> Option<u16> {
-    let (whole, part) = text.split_once('.').unwrap_or((text, ""));
-    if !matches!(whole, "0" | "1") || part.len() > 3 || !part.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
-    }
-    let found = format!("{whole}{part:0<3}").parse().ok()?;
-    (found <= 1000).then_some(found)
 }
 
 #[cfg(test)]

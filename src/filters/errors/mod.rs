@@ -21,7 +21,7 @@ use super::contract::{Decision, Filter, FilterKind, Keep, Member, Outcome, Ring,
 use super::failures::{About, On, Origin, ServeStale};
 use super::header_edits::{HeaderEdits, HeadersSpec};
 use crate::expression::{FAILURE, Kind, Subject};
-use crate::message::{Asker, ErrorKind, Exchange, Failed, Response};
+use crate::message::{Asker, ErrorKind, Exchange, Failed, Response, accept_of};
 use crate::values::{Duration, FieldPath, Problem, Reason};
 
 pub struct Errors;
@@ -241,7 +241,7 @@ impl Filter for Plan {
         exchange.asker = Some(Box::new(Asker {
             method: request.method().clone(),
             uri: request.uri().clone(),
-            accept: request.headers().get(http::header::ACCEPT).cloned(),
+            accept: accept_of(request.headers()),
         }));
         Decision::Continue
     }
