@@ -187,6 +187,12 @@ fn permitted(ip: IpAddr, options: &Options) -> Result<(), (Reason, String)> {
     if ip.is_multicast() {
         return refused("a multicast address");
     }
+    if egress.denies(ip) {
+        let message = format!(
+            "{ip} is in a network where the installation lets no backend be (--egress-deny, in the chart egress.deny); name another host, or have the network taken out there"
+        );
+        return Err((Reason::UnsupportedValue, message));
+    }
     if egress.opens(ip) {
         return Ok(());
     }

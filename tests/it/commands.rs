@@ -157,6 +157,13 @@ fn check_judges_as_a_cluster_would_where_it_is_asked_to() {
     assert_eq!(check(&loopback, &[]).0, Some(0));
     let (code, said) = check(&loopback, &["--cluster"]);
     assert!(code == Some(1) && said.contains("127.0.0.1"), "{said}");
+    for mode in [&[][..], &["--cluster", "--egress-allow", "127.0.0.1"]] {
+        assert_eq!(check(&loopback, mode).0, Some(0), "the control: {mode:?}");
+        let (code, said) = check(&loopback, &[mode, &["--egress-deny", "127.0.0.0/24"]].concat());
+        let told = said.contains("spec.hosts[0].address")
+            && said.contains("--egress-deny, in the chart egress.deny");
+        assert!(code == Some(1) && told, "{mode:?}: {said}");
+    }
     assert_eq!(check(&limited, &[]).0, Some(0));
     assert_eq!(check(&limited, &["--cluster", "--redis"]).0, Some(0));
     let (_, said) = check(&limited, &["--cluster"]);

@@ -13,6 +13,7 @@ use portcullis::compile::{
 };
 use portcullis::route_map::BackendTarget;
 use portcullis::snapshot::{self, Change, Object, Origin, Snapshot};
+use portcullis::values::PrivateHosts;
 
 #[test]
 fn every_case_compiles_to_what_stands_beside_it() {
@@ -154,9 +155,11 @@ fn options(text: &str) -> Options {
         match word.split_once('=') {
             Some(("hostnames", "Listed")) => options.hostnames = HostnameClaims::Listed,
             Some(("egress-allow", network)) => options.egress.allow.push(network.parse().expect("a network")),
+            Some(("egress-deny", network)) => options.egress.deny.push(network.parse().expect("a network")),
             Some(("egress-cluster", network)) => {
                 options.egress.cluster.push(network.parse().expect("a network"))
             }
+            Some(("private", "Allowed")) => options.egress.private = PrivateHosts::Allowed,
             Some(("loopback", "Allowed")) => options.loopback = LoopbackHosts::Allowed,
             Some(("served", labels)) => options.served = Some(labels.parse().expect("key=value")),
             Some(("class", class)) => options.class_name = class.into(),

@@ -175,7 +175,7 @@ fn no_way_to_name_an_address_leads_to_one_that_is_not_permitted() {
         let reason = answer.json()["reason"].clone();
         match way {
             // An address that is written is told at once.
-            "host" if host.contains(&CLUSTER_POD.replace('.', "-")) => {
+            "host" if [CLUSTER_POD, DENIED].iter().any(|at| host.contains(&at.replace('.', "-"))) => {
                 assert_eq!(reason, "BackendNotFound", "{host}")
             }
             "host" | "slice" => assert_eq!(reason, "AddressNotPermitted", "{host}"),
