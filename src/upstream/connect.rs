@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::bounds::{Permit, Slot};
 use super::connect_http2::Lost;
 use super::eyeballs::{self, Begin};
+use super::lifespan::Lifespan;
 use super::line::Permits;
 use super::presence::Owner;
 use super::proxy_header::ClientConnection;
@@ -43,6 +44,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 pub(super) struct Connection {
     sender: http1::SendRequest<Body>,
     exchanged: Exchanged,
+    lifespan: Lifespan,
     driver: Driver,
     /// Of a bounded backend: its place among those that are open, for as long as it is.
     slot: Weak<Slot>,
@@ -145,7 +147,8 @@ impl Connection {
                 tracing::debug!(%address, error = &error as &dyn std::error::Error, "idle connection ended");
             }
         });
-        Ok(Self { sender, exchanged, driver: Driver::of(task.abort_handle()), slot, owner: None })
+        let lifespan = Lifespan::new(Instant::now(), exchanged.chance());
+        Ok(Self { sender, exchanged, lifespan, driver: Driver::of(task.abort_handle()), slot, owner: None })
     }
 
     /// Whether a request can be sent now: the last one is over in both directions and nobody closed.
@@ -155,6 +158,11 @@ impl Connection {
 
     pub fn is_closed(&self) -> bool {
         self.sender.is_closed()
+    }
+
+    /// Whether it had all the requests that it may have, or is too old for another.
+    pub fn is_spent(&self, now: Instant) -> bool {
+        self.lifespan.is_over(now)
     }
 
     /// `keep`: its head may be asked for when it failed. `lines` are put into it on the way. `hinted` is told of early hints.
@@ -168,6 +176,7 @@ impl Connection {
         lines: Option<HeadLines>,
         hinted: Option<&Hinted>,
     ) -> Result<http::Response<hyper::body::Incoming>, Box<Unanswered>> {
+        self.lifespan.counts();
         self.exchanged.begins(keep, lines, hinted);
         match self.sender.try_send_request(request).await {
             Ok(response) => {

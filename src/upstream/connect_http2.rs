@@ -17,9 +17,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
 
 use super::HeadLines;
-use super::balance::mix;
 use super::bounds::{Permit, Slot};
 use super::connect::{Closing, ConnectError, Driver, MAX_HEAD, Unanswered};
+use super::lifespan::Lifespan;
 use super::line::{Free, Line};
 use super::socket::Socket;
 use super::tls::Failed;
@@ -40,10 +40,6 @@ const SEND_BUFFER: usize = 64 << 10;
 /// finds after 30 s (see `connect`).
 const PING_AFTER: Duration = Duration::from_secs(310);
 const PING_WAIT: Duration = Duration::from_secs(20);
-/// No new requests on a connection that is older (a tenth more or less, by chance), or had so many: a balancer in front
-/// of the endpoints gets to choose anew.
-const MAX_AGE: Duration = Duration::from_secs(3600);
-const MAX_REQUESTS: u32 = if cfg!(test) { 1_000 } else { 1_000_000 };
 /// A request that was given up after at least this time, in which nothing at all came: the connection may be dead.
 const SILENCE: Duration = Duration::from_secs(1);
 
@@ -53,13 +49,11 @@ pub(super) struct Multiplexed {
     sender: http2::SendRequest<Body>,
     scheme: Scheme,
     streams: Cell<usize>,
-    /// How many requests it may still take.
-    left: Cell<u32>,
+    lifespan: Lifespan,
     /// As many as the endpoint lets be open at once.
     permitted: Rc<Cell<usize>>,
     /// It takes WebSockets (RFC 8441, 3).
     takes_websockets: Rc<Cell<bool>>,
-    until: Instant,
     idle_since: Cell<Instant>,
     /// It takes no new requests.
     leaving: Cell<bool>,
@@ -162,10 +156,9 @@ impl Multiplexed {
             sender,
             scheme: if is_tls { Scheme::HTTPS } else { Scheme::HTTP },
             streams: Cell::new(0),
-            left: Cell::new(MAX_REQUESTS),
+            lifespan: Lifespan::new(now, Rc::as_ptr(&heard) as usize as u64),
             permitted,
             takes_websockets,
-            until: now + age(&heard),
             idle_since: Cell::new(now),
             leaving: Cell::new(false),
             lost: Cell::new(false),
@@ -184,9 +177,8 @@ impl Multiplexed {
         if self.is_leaving() || self.streams.get() >= self.most() {
             return None;
         }
-        let left = self.left.get() - 1;
-        self.left.set(left);
-        if left == 0 || Instant::now() >= self.until {
+        self.lifespan.counts();
+        if self.lifespan.is_over(Instant::now()) {
             self.leaving.set(true);
         }
         if self.streams.get() == 0 {
@@ -232,12 +224,6 @@ impl Drop for Multiplexed {
         self.stats.shared(self.worker, -1);
         self.line.iter().for_each(|line| line.idles(-1));
     }
-}
-
-/// How old a connection may become. By chance, or all of them would be opened anew at once, again and again.
-fn age(heard: &Rc<Heard>) -> Duration {
-    let chance = mix(Rc::as_ptr(heard) as usize as u64) % 201;
-    MAX_AGE / 1000 * (900 + chance as u32)
 }
 
 impl Stream {

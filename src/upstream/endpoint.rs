@@ -2,7 +2,8 @@
 //!
 //! Law: as many idle connections are kept as were in use at once in the last 10 s, at most 1,024; the rest, and those
 //! that were idle for 55 s, are closed (below the 60 s after which most servers close theirs). A small fixed number was
-//! measured to cost three to five times the CPU under load.
+//! measured to cost three to five times the CPU under load. Which had their number of requests, or are too old, are not
+//! kept either.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -22,6 +23,7 @@ use super::eyeballs::Begin;
 use super::health::Health;
 use super::line::{Free, Line, Permits};
 use super::maglev;
+use super::outgoing::authority;
 use super::presence::Owner;
 use super::proxy_header::ClientConnection;
 use super::repeatable::Upload;
@@ -408,6 +410,7 @@ impl EndpointPool {
             let waited = now - idle.since;
             idle.connection.is_closed()
                 || waited >= MAX_IDLE_TIME
+                || idle.connection.is_spent(now)
                 || (waited >= LEFTOVERS && !idle.connection.is_ready())
         });
         let is_wanted = |one: &Rc<Multiplexed>| {
@@ -498,8 +501,9 @@ impl EndpointPool {
             let Some(client) = owner.presence() else { return };
             client.is_kept_at(self);
         }
-        let mut idle = self.idle.borrow_mut();
-        if self.gone.get() || connection.is_closed() || idle.len() >= MAX_IDLE {
+        let (mut idle, now) = (self.idle.borrow_mut(), Instant::now());
+        let is_of_use = !connection.is_closed() && !connection.is_spent(now);
+        if self.gone.get() || !is_of_use || idle.len() >= MAX_IDLE {
             return;
         }
         if let Some(line) = &self.line
@@ -509,19 +513,10 @@ impl EndpointPool {
             // Nobody waits for the end of an upload that its answer did not wait for.
             return;
         }
-        idle.push(Idle { connection, since: Instant::now() });
+        idle.push(Idle { connection, since: now });
         self.idles(1);
         self.line.iter().for_each(|line| line.is_free(Free::Connection(self.address)));
     }
-}
-
-/// `Host` of a named host (RFC 9110, 7.2): the port only where it is not the scheme's own.
-fn authority(endpoint: &Endpoint, tls: Option<&TlsClient>) -> Option<HeaderValue> {
-    let (name, port) = (endpoint.name.as_deref()?, endpoint.address.port());
-    let usual = if tls.is_some() { 443 } else { 80 };
-    let host = if port == usual { name.to_owned() } else { format!("{name}:{port}") };
-    // A name that was resolved is a valid value.
-    HeaderValue::try_from(host).ok()
 }
 
 impl Drop for Opening<'_> {

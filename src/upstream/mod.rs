@@ -19,6 +19,7 @@ mod guard;
 mod head_lines;
 mod health;
 mod interim;
+mod lifespan;
 mod limits;
 mod line;
 mod maglev;

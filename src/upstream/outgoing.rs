@@ -3,8 +3,9 @@
 use http::{HeaderValue, Uri, Version, header};
 
 use super::endpoint::Wish;
+use super::tls::TlsClient;
 use crate::message::{FixedHost, Request, websocket_key};
-use crate::route_map::HostHeader;
+use crate::route_map::{Endpoint, HostHeader};
 use crate::upstream::Backend;
 
 /// An upgrade is something that only HTTP/1.1 has, but for one to a WebSocket.
@@ -23,6 +24,15 @@ pub(super) fn own_names(backend: &Backend, request: &Request) -> Option<HeaderVa
         return None;
     }
     request.headers().get(header::HOST).cloned()
+}
+
+/// `Host` of a named host (RFC 9110, 7.2): the port only where it is not the scheme's own.
+pub(super) fn authority(endpoint: &Endpoint, tls: Option<&TlsClient>) -> Option<HeaderValue> {
+    let (name, port) = (endpoint.name.as_deref()?, endpoint.address.port());
+    let usual = if tls.is_some() { 443 } else { 80 };
+    let host = if port == usual { name.to_owned() } else { format!("{name}:{port}") };
+    // A name that was resolved is a valid value.
+    HeaderValue::try_from(host).ok()
 }
 
 /// Gives the request the form that goes over the wire.

@@ -87,6 +87,11 @@ impl Exchanged {
         self.0.begins.store(true, Ordering::Relaxed);
     }
 
+    /// Another number for each connection.
+    pub fn chance(&self) -> u64 {
+        Arc::as_ptr(&self.0) as usize as u64
+    }
+
     pub fn head_is_there(&self) {
         self.0.heard.store(HEAD_IS_THERE, Ordering::Relaxed);
     }

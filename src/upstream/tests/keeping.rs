@@ -3,9 +3,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{sleep, timeout};
+use futures_util::future::join;
+use tokio::time::{Instant, sleep, timeout};
 
-use super::scripted::{OK, Scripted, Step, backend, get, local_paused, pools, set, together, whole};
+use super::bounding::{self, Counting, all_is_given_back, ask, bounded, workers};
+use super::scripted::{OK, Scripted, Step, backend, get, local, local_paused, pools, set, together, whole};
 use crate::route_map::HostHeader;
 use crate::upstream::SendLimits;
 
@@ -46,6 +48,66 @@ fn an_idle_connection_is_closed_below_a_minute_however_busy_the_endpoint_was() {
         let waiting = pools.send(&backend, get(), None, SendLimits::default());
         assert!(timeout(Duration::from_secs(8), waiting).await.is_err());
         server.has_open(0).await;
+    });
+}
+
+#[test]
+fn an_old_connection_gets_no_new_requests_whether_it_rests_or_not() {
+    local_paused(async {
+        // Asked so often that it is never closed because nobody needs it: with answers that are read at once, and with
+        // one under way whenever the pools look, so that it grows old as it is used.
+        for is_busy in [false, true] {
+            let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+            let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+            sleep(Duration::from_millis(500)).await;
+            let (begun, mut was_closed_at_rest) = (Instant::now(), false);
+            while server.connections() < 2 {
+                let answer = pools.send(&backend, get(), None, SendLimits::default()).await;
+                if is_busy {
+                    sleep(Duration::from_secs(9)).await;
+                    whole(answer).await;
+                } else {
+                    whole(answer).await;
+                    sleep(Duration::from_millis(100)).await;
+                    let is_kept = *server.open.borrow() == 1;
+                    sleep(Duration::from_millis(8900)).await;
+                    was_closed_at_rest |= is_kept && *server.open.borrow() == 0;
+                }
+                assert!(begun.elapsed() < Duration::from_secs(70 * 60), "busy: {is_busy}");
+            }
+            let age = begun.elapsed().as_secs();
+            assert!((54 * 60..=66 * 60 + 18).contains(&age), "{age} s, busy: {is_busy}");
+            assert_eq!(was_closed_at_rest, !is_busy);
+            assert!(server.requests() < 1000, "the control: it was not their number");
+        }
+    });
+}
+
+#[test]
+fn a_connection_that_had_as_many_requests_as_it_may_is_not_kept() {
+    local(async {
+        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
+        ask(&pools, &backend, 999).await;
+        server.has_open(1).await;
+        assert_eq!(backend.stats.totals().expect("counted").idle, 1);
+        ask(&pools, &backend, 1).await;
+        server.has_open(0).await;
+        assert_eq!((server.connections(), backend.stats.totals().expect("counted").idle), (1, 0));
+        ask(&pools, &backend, 1).await;
+        server.has_open(1).await;
+        assert_eq!((server.connections(), server.requests()), (2, 1001));
+    });
+}
+
+#[test]
+fn who_waits_gets_the_place_of_a_connection_that_is_not_kept() {
+    local_paused(async {
+        let (address, counts) = Counting::start().await;
+        let (workers, backend) = (workers(1), bounding::backend(1, &[address], bounded(1, 1000)));
+        join(ask(&workers[0], &backend, 1250), ask(&workers[0], &backend, 1250)).await;
+        assert_eq!((counts.answered.get(), counts.connections.get(), counts.most.get()), (2500, 3, 1));
+        all_is_given_back(&backend).await;
     });
 }
 
