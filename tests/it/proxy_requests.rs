@@ -29,6 +29,35 @@ async fn a_request_reaches_its_backend_and_the_answer_its_client() {
     assert_eq!(field(&heard, "via"), None);
 }
 
+/// It names itself in no `Via`, and what others say there is theirs.
+#[tokio::test]
+async fn no_via_is_added_and_what_others_say_there_passes() {
+    let lines = |message: &str| {
+        let head = message.split("\r\n\r\n").next().unwrap_or_default().lines().skip(1);
+        let via =
+            head.filter_map(|line| line.split_once(':').filter(|(name, _)| name.eq_ignore_ascii_case("via")));
+        via.map(|(_, value)| value.trim().to_owned()).collect::<Vec<_>>()
+    };
+    for (sent, said) in [
+        (&[][..], &[][..]),
+        (&["1.0 outer (a, b)", "HTTP/2 nearer:80"], &["1.1 inner", "1.0 innermost, 1.1 x"]),
+    ] {
+        let fields =
+            |values: &[&str]| values.iter().map(|value| format!("Via: {value}\r\n")).collect::<String>();
+        let backend =
+            Backend::answering(&format!("HTTP/1.1 200 OK\r\n{}content-length: 2\r\n\r\nok", fields(said)))
+                .await;
+        let gateway = Gateway::before(backend.address);
+        let request = |method: &str| format!("{method} / HTTP/1.1\r\nhost: gw.test\r\n{}\r\n", fields(sent));
+        let answer = exchange(gateway.http(), &request("GET")).await;
+        assert_eq!((status(&answer), lines(&answer)), (200, said.iter().map(ToString::to_string).collect()));
+        assert_eq!(lines(&backend.last()), sent, "what the backend heard");
+        // Nor where it answers itself.
+        let answer = exchange(gateway.http(), &request("TRACE")).await;
+        assert_eq!((status(&answer), lines(&answer)), (405, Vec::new()));
+    }
+}
+
 /// Each: what is sent after the connection is open, and the expected status. The backend must not hear of any.
 const REFUSED: &[(&str, &str, u16)] = &[
     ("no host", "GET / HTTP/1.1\r\n\r\n", 400),
