@@ -230,9 +230,21 @@ fn initial_age(headers: &HeaderMap, now: SystemTime, took: Duration) -> Duration
     apparent.max(said + took)
 }
 
-/// A date in any form that RFC 9110 section 5.6.7 lets stand.
+/// A date in any form that RFC 9110 section 5.6.7 lets stand, and in any case (RFC 9111 section 4.2).
 pub fn date(value: &HeaderValue) -> Option<SystemTime> {
-    httpdate::parse_http_date(value.to_str().ok()?).ok()
+    let text = value.to_str().ok()?;
+    httpdate::parse_http_date(text).or_else(|_| httpdate::parse_http_date(&in_its_case(text))).ok()
+}
+
+/// With days and months as they are written: `sun, 06 NOV 1994 08:49:37 gmt`.
+fn in_its_case(date: &str) -> String {
+    let mut is_first = true;
+    let cased = date.chars().map(|sign| {
+        let cased = if is_first { sign.to_ascii_uppercase() } else { sign.to_ascii_lowercase() };
+        is_first = !sign.is_ascii_alphabetic();
+        cased
+    });
+    cased.collect::<String>().replace(" Gmt", " GMT")
 }
 
 #[cfg(test)]
@@ -283,6 +295,36 @@ mod tests {
     }
 
     #[test]
+    fn dates_are_read_in_any_case_and_in_one_zone() {
+        let read = |text: &str| date(&text.parse().expect("a value"));
+        let time = Some(SystemTime::UNIX_EPOCH + secs(784_111_777));
+        for text in
+            ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+        {
+            for text in [text.to_owned(), text.to_ascii_lowercase(), text.to_ascii_uppercase()] {
+                assert_eq!(read(&text), time, "{text}");
+            }
+        }
+        for other in ["CET", "+0000", "EST", "", "gm t"] {
+            assert_eq!(read(&format!("Sun, 06 Nov 1994 08:49:37 {other}")), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn the_time_that_an_answer_takes_is_part_of_its_age() {
+        let age = |lines: &[(&'static str, &str)], took| {
+            let mut headers = HeaderMap::new();
+            for (name, value) in lines {
+                headers.append(*name, value.parse().expect("a value"));
+            }
+            initial_age(&headers, now(), took)
+        };
+        assert_eq!(age(&[("age", "10")], secs(3)), secs(13));
+        assert_eq!(age(&[], secs(3)), secs(3));
+        assert_eq!(age(&[("date", &at(-20)), ("age", "10")], secs(3)), secs(20), "the clock says more");
+    }
+
+    #[test]
     fn expires_that_is_no_date_is_the_past() {
         for expires in ["0", "-1", "soon", &at(-100)] {
             let etag = [("expires", expires), ("etag", "\"a\"")];
@@ -299,6 +341,7 @@ mod tests {
             (200, vec![("cache-control", "no-store, max-age=60")], "no-store"),
             (200, vec![("cache-control", "private, max-age=60")], "private"),
             (200, vec![("cache-control", fresh), ("set-cookie", "a=b")], "set-cookie"),
+            (103, vec![("cache-control", fresh)], "partial"),
             (206, vec![("cache-control", fresh)], "partial"),
             (304, vec![("cache-control", fresh)], "partial"),
             (200, vec![("cache-control", fresh), ("content-range", "bytes 0-1/2")], "partial"),

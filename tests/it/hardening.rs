@@ -1,4 +1,4 @@
-//! docs/hardening.md names a test for each row: whatever it names must be a test.
+//! docs/hardening.md and docs/caching-rfc9111.md name a test for each row: whatever they name must be a test.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -71,9 +71,8 @@ fn every_test_that_the_table_of_hardening_names_is_there() {
 
 /// Rows that name no test. One may say that the tests are elsewhere: then it links pages, each with a table of threats.
 fn bare(table: &str) -> Vec<&str> {
-    let rows = table
-        .lines()
-        .filter(|line| line.starts_with("| ") && !line.starts_with("| ---") && !line.starts_with("| what |"));
+    let is_head = |line: &str| ["| ---", "| what |", "| section |"].iter().any(|head| line.starts_with(head));
+    let rows = table.lines().filter(|line| line.starts_with("| ") && !is_head(line));
     rows.filter(|row| named(row).is_empty() && !is_elsewhere(row)).collect()
 }
 
@@ -84,6 +83,30 @@ fn is_elsewhere(row: &str) -> bool {
         std::fs::read_to_string(docs.join(page)).is_ok_and(|text| text.contains("\n| threat | "))
     };
     row.contains("| not here: ") && !pages.is_empty() && pages.iter().all(has_threats)
+}
+
+/// Where RFC 9111 asks something of a cache that many share.
+const SECTIONS: [&str; 24] = [
+    "1.2.2", "3", "3.1", "3.2", "3.3", "3.4", "3.5", "4", "4.1", "4.2", "4.2.1", "4.2.2", "4.2.3", "4.2.4",
+    "4.3.1", "4.3.2", "4.3.3", "4.3.4", "4.3.5", "4.4", "5.1", "5.2", "5.2.3", "5.3",
+];
+
+#[test]
+fn every_requirement_of_the_standard_of_caches_names_tests_that_are_there() {
+    let table = include_str!("../../docs/caching-rfc9111.md");
+    assert!(named(table).len() > 80, "the table is read");
+    assert_eq!(missing(table), Vec::<String>::new());
+    assert_eq!(bare(table), Vec::<&str>::new(), "each row names a test");
+    let rows = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" | ").next());
+    let told: BTreeSet<&str> = rows.flat_map(|sections| sections.split(", ")).collect();
+    let untold: Vec<_> = SECTIONS.iter().filter(|section| !told.contains(*section)).collect();
+    assert!(untold.is_empty(), "{untold:?}");
+    // Of directives each has a section of its own.
+    for (part, directives) in [("5.2.1", 4..=7), ("5.2.2", 2..=10)] {
+        for number in directives {
+            assert!(told.contains(&*format!("{part}.{number}")), "{part}.{number}");
+        }
+    }
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod body_sizes;
 mod cache;
 mod cache_gates;
 mod cache_origin;
+mod cache_requirements;
 mod cache_rfc;
 mod cache_sharing;
 mod canaries;
