@@ -3,6 +3,7 @@
 
 use std::rc::Rc;
 
+use futures_util::future::Either;
 use hyper::body::Incoming;
 
 use super::HeadLines;
@@ -30,17 +31,17 @@ impl Carrier {
     }
 
     /// See [`Connection::send`].
-    pub async fn send(
+    pub fn send(
         &mut self,
         request: Request,
         keep: bool,
         lines: Option<HeadLines>,
         hinted: Option<&Hinted>,
-    ) -> Result<http::Response<Incoming>, Box<Unanswered>> {
+    ) -> impl Future<Output = Result<http::Response<Incoming>, Box<Unanswered>>> {
         match self {
-            Self::Own(connection) => connection.send(request, keep, lines, hinted).await,
+            Self::Own(connection) => Either::Left(connection.send(request, keep, lines, hinted)),
             // Boxed: it is large, and requests over HTTP/1.1 would carry the room for it.
-            Self::Shared(stream) => Box::pin(stream.send(request, lines)).await,
+            Self::Shared(stream) => Either::Right(Box::pin(stream.send(request, lines))),
         }
     }
 

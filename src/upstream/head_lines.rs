@@ -2,8 +2,6 @@
 //! a client's connection: as bytes they cost one entry of a `writev`, as fields each would be hashed, stored, counted
 //! and encoded again on every request.
 
-use std::io::IoSlice;
-
 use bytes::{BufMut, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -41,7 +39,9 @@ impl HeadLines {
     pub fn new(shared: Bytes, name: &'static str, value: &[u8]) -> Self {
         let (mut own, mut len) = ([0; OWN], 0);
         let fits = name.len() + value.len() + 4 <= OWN;
-        if fits && value.iter().all(|byte| matches!(byte, b' '..=b'~')) {
+        // Without an early end, which would keep it from taking many bytes at once.
+        let is_text = value.iter().fold(true, |is, byte| is & matches!(byte, b' '..=b'~'));
+        if fits && is_text {
             for part in [name.as_bytes(), b": ", value, b"\r\n"] {
                 own[len..len + part.len()].copy_from_slice(part);
                 len += part.len();
@@ -71,10 +71,10 @@ impl HeadLines {
     }
 
     /// What is left of both after the first `done` bytes.
-    pub fn left(&self, done: usize) -> [IoSlice<'_>; 2] {
+    pub fn left(&self, done: usize) -> [&[u8]; 2] {
         let shared = self.shared.get(done..).unwrap_or_default();
         let own = self.own.get(done.saturating_sub(self.shared.len())..self.own_len).unwrap_or_default();
-        [IoSlice::new(shared), IoSlice::new(own)]
+        [shared, own]
     }
 }
 

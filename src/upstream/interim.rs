@@ -39,6 +39,10 @@ impl Row {
     /// # Errors
     /// There are too many.
     pub fn take(&mut self, bytes: &[u8]) -> Result<(), TooMany> {
+        // What nearly every answer begins with.
+        if self.length == 0 && matches!(self.at, At::Begin) && is_answer(bytes) {
+            self.at = At::Answer;
+        }
         for byte in bytes {
             match &mut self.at {
                 At::Answer => return Ok(()),
@@ -64,9 +68,8 @@ impl Row {
 
     fn begins(&mut self) -> Result<(), TooMany> {
         self.length = 0;
-        let is_interim = self.begun.starts_with(b"HTTP/1.") && &self.begun[8..10] == b" 1";
         // After 101 the connection is another one.
-        if !is_interim || self.begun.ends_with(b"101") {
+        if is_answer(&self.begun) || !self.begun.starts_with(b"HTTP/1.") || self.begun.ends_with(b"101") {
             self.at = At::Answer;
             return Ok(());
         }
@@ -74,6 +77,11 @@ impl Row {
         self.count += 1;
         if self.count > MOST { Err(TooMany) } else { Ok(()) }
     }
+}
+
+/// Whether a status line begins here that is of no interim answer.
+fn is_answer(bytes: &[u8]) -> bool {
+    bytes.len() >= STATUS_LINE && bytes.starts_with(b"HTTP/1.") && &bytes[8..10] != b" 1"
 }
 
 /// An interim answer at the beginning of what came.

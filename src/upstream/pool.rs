@@ -268,8 +268,13 @@ impl Pools {
             asking.replace(health.clone().zip(asked));
             let carrier = lease.0.carrier.as_mut().expect("`lease` gives none without");
             // Of what goes over a shared connection no bytes of its own are left to be looked at.
-            let mut shared;
-            (request, shared) = Sharing::of(request, carrier);
+            let mut shared = if carrier.is_shared() {
+                let sharing;
+                (request, sharing) = Sharing::of(request);
+                Some(sharing)
+            } else {
+                None
+            };
             let failed = match carrier.send(request, spare.is_some(), lines.clone(), limits.hinted).await {
                 Ok(head) => {
                     asking.take();
@@ -560,15 +565,12 @@ struct Sharing {
 }
 
 impl Sharing {
-    fn of(request: Request, carrier: &Carrier) -> (Request, Option<Self>) {
-        if !carrier.is_shared() {
-            return (request, None);
-        }
+    fn of(request: Request) -> (Request, Self) {
         let begins_tunnel = request.headers().contains_key(header::UPGRADE);
         let is_idempotent = replay::is_idempotent(request.method()) && !begins_tunnel;
         let (request, repeatable) = Repeatable::whatever(request, true);
         let upload = repeatable.upload();
-        (request, Some(Self { upload, request: repeatable, is_idempotent }))
+        (request, Self { upload, request: repeatable, is_idempotent })
     }
 }
 

@@ -26,6 +26,8 @@ const HEAD_IS_THERE: usize = usize::MAX;
 const KEPT_ROOM: usize = 4 << 10;
 /// hyper offers at most 64 slices.
 const MAX_SLICES: usize = 68;
+/// Parts of a head that come to no more are put together: one `send` costs less than `writev` of four parts.
+const TOGETHER: usize = 1 << 10;
 
 /// What is known of the request under way. Written and read on one thread; atomic, or under a mutex that nobody ever
 /// waits for, because a connection that is upgraded must be `Send`.
@@ -146,6 +148,32 @@ impl Wire {
         }
     }
 
+    /// Writes the parts of a head and what follows them.
+    fn poll_parts(
+        &mut self,
+        context: &mut Context<'_>,
+        head: [&[u8]; 4],
+        others: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let stream = Pin::new(&mut self.stream);
+        let size: usize = head.iter().map(|part| part.len()).sum();
+        if size <= TOGETHER && length(others) == 0 {
+            let (mut whole, mut end) = ([0; TOGETHER], 0);
+            for part in head {
+                whole[end..end + part.len()].copy_from_slice(part);
+                end += part.len();
+            }
+            return stream.poll_write(context, &whole[..end]);
+        }
+        let (mut all, mut count) = ([IoSlice::new(&[]); MAX_SLICES], 0);
+        let head = head.map(IoSlice::new);
+        for slice in head.iter().chain(others).filter(|slice| !slice.is_empty()).take(MAX_SLICES) {
+            all[count] = *slice;
+            count += 1;
+        }
+        stream.poll_write_vectored(context, &all[..count])
+    }
+
     /// Writes with the lines put in; how many of hyper's own bytes went out.
     fn poll_insert(
         &mut self,
@@ -154,17 +182,11 @@ impl Wire {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let Some((first, others)) = slices.split_first() else { return Poll::Ready(Ok(0)) };
-        let mut all = [IoSlice::new(&[]); MAX_SLICES];
         loop {
             let (before, after) = first.split_at(insert.before.min(first.len()));
             let [shared, own] = insert.lines.left(insert.done);
-            let mut count = 0;
-            let head = [IoSlice::new(before), shared, own, IoSlice::new(after)];
-            for slice in head.iter().chain(others).filter(|slice| !slice.is_empty()).take(MAX_SLICES) {
-                all[count] = *slice;
-                count += 1;
-            }
-            let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, &all[..count]))?;
+            let head = [before, shared, own, after];
+            let written = ready!(self.poll_parts(context, head, others))?;
             if written == 0 {
                 return Poll::Ready(Ok(0));
             }
