@@ -347,9 +347,17 @@ fn a_token_endpoint_may_be_a_backend_and_the_guard_is_asked_about_it() {
     let key = ", credentials: {header: X-Api-Key, secretKeyRef: {name: key}}";
     let files = [
         backend("login", provider.address, key),
-        backend("forbidden", elsewhere.address, ""),
+        backend("written", elsewhere.address, ""),
+        format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{namespace: test, name: forbidden}}\nspec: {{ports: [{{port: 80}}]}}\n---\n\
+             apiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{namespace: test, name: forbidden, labels: {{kubernetes.io/service-name: forbidden}}}}\naddressType: IPv4\nports: [{{port: {}}}]\nendpoints: [{{addresses: [{}]}}]\n---\n\
+             apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{namespace: test, name: forbidden}}\nspec: {{service: {{name: forbidden, port: 80}}}}\n---\n",
+            elsewhere.address.port(),
+            elsewhere.address.ip()
+        ),
         third_party("pay", pay.address, &by("login")),
         third_party("behind", pay.address, &by("forbidden")),
+        third_party("told", pay.address, &by("written")),
         third_party("url", pay.address, &at(&elsewhere)),
         third_party("itself", pay.address, &by("itself")),
         third_party("nobody", pay.address, &by("absent")),
@@ -365,7 +373,8 @@ fn a_token_endpoint_may_be_a_backend_and_the_guard_is_asked_about_it() {
     }
     until("the guard's word", || gateway.process.log().contains("the egress guard refuses").then_some(()));
     assert_eq!(elsewhere.asked(), 0);
-    for host in ["itself.example", "nobody.example"] {
+    // What is written as an address is told without a question.
+    for host in ["itself.example", "nobody.example", "told.example"] {
         assert_eq!(gateway.get(host, "/").json()["reason"], "PolicyInvalid", "{host}");
     }
     assert!(gateway.status().to_string().contains("of its own gives no tokens"));
