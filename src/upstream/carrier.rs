@@ -13,7 +13,8 @@ use crate::message::{Hinted, Request};
 
 #[derive(Debug)]
 pub(super) enum Carrier {
-    Own(Connection),
+    /// Boxed: it is moved several times with each request.
+    Own(Box<Connection>),
     Shared(Stream),
 }
 

@@ -108,15 +108,16 @@ impl Connection {
         begin: (Begin, Option<&[u8]>),
         until: Instant,
         permits: &mut Permits<'_>,
-    ) -> Result<Self, ConnectError> {
+    ) -> Result<Box<Self>, ConnectError> {
         permits.have()?;
         let socket = reach(address, gate, tls, Offer::Http1, begin, until).await?;
         Self::over(socket, address, permits.take()).await
     }
 
     /// Reserves it for one client's connection.
-    pub fn reserved(self, client: Option<&ClientConnection>) -> Self {
-        Self { owner: client.map(Owner::new), ..self }
+    pub fn reserved(mut self: Box<Self>, client: Option<&ClientConnection>) -> Box<Self> {
+        self.owner = client.map(Owner::new);
+        self
     }
 
     pub fn is_for(&self, client: Option<&ClientConnection>) -> bool {
@@ -132,7 +133,7 @@ impl Connection {
         stream: Socket,
         address: SocketAddr,
         permit: Option<Permit>,
-    ) -> Result<Self, ConnectError> {
+    ) -> Result<Box<Self>, ConnectError> {
         let exchanged = Exchanged::default();
         let slot = permit.as_ref().map(Arc::downgrade).unwrap_or_default();
         let (sender, connection) = http1::Builder::new()
@@ -148,7 +149,8 @@ impl Connection {
             }
         });
         let lifespan = Lifespan::new(Instant::now(), exchanged.chance());
-        Ok(Self { sender, exchanged, lifespan, driver: Driver::of(task.abort_handle()), slot, owner: None })
+        let driver = Driver::of(task.abort_handle());
+        Ok(Box::new(Self { sender, exchanged, lifespan, driver, slot, owner: None }))
     }
 
     /// Whether a request can be sent now: the last one is over in both directions and nobody closed.

@@ -87,7 +87,7 @@ pub(super) struct EndpointPool {
 
 #[derive(Debug)]
 struct Idle {
-    connection: Connection,
+    connection: Box<Connection>,
     since: Instant,
 }
 
@@ -204,7 +204,7 @@ impl EndpointPool {
     }
 
     /// The connection that was used last, so that those too many grow old.
-    fn take_idle(&self, client: Option<&ClientConnection>) -> Option<Connection> {
+    fn take_idle(&self, client: Option<&ClientConnection>) -> Option<Box<Connection>> {
         let mut idle = self.idle.borrow_mut();
         loop {
             let at = idle.iter().rposition(|Idle { connection, .. }| {
@@ -496,7 +496,7 @@ impl EndpointPool {
         self.idles(idle.len() as isize - before as isize);
     }
 
-    fn keep(self: &Rc<Self>, connection: Connection) {
+    fn keep(self: &Rc<Self>, connection: Box<Connection>) {
         if let Some(owner) = &connection.owner {
             let Some(client) = owner.presence() else { return };
             client.is_kept_at(self);
