@@ -4,12 +4,15 @@
 //! Exits with 1 when a goal is missed: 3 µs for an API key or a token that is known, 200 µs for an ES256 token that is
 //! not, 250 ms until one more key among 100,000 is compiled, and a key among 100,000 at most twice one among ten.
 
+#[path = "measure/forgetful.rs"]
+mod forgetful;
+#[path = "measure/options.rs"]
+mod options;
 #[path = "measure/request.rs"]
 mod request;
 #[path = "measure/time.rs"]
 mod time;
 
-use std::any::Any;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -19,8 +22,8 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPai
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::HeaderValue;
-use portcullis::compile::{HostnameClaims, LoopbackHosts, Memo, Options, compile};
-use portcullis::filters::{Decision, Filter, Keep, REGISTRY};
+use portcullis::compile::{Memo, compile};
+use portcullis::filters::{Decision, Filter, REGISTRY};
 use portcullis::message::{Exchange, Request};
 use portcullis::snapshot::{Manifest, SecretData, Snapshot};
 use portcullis::values::{ObjectName, Redacted};
@@ -28,6 +31,9 @@ use serde_json::{Value, json};
 
 use self::request::exchange;
 use self::time::{millis, timed};
+
+use self::forgetful::Forgetful;
+use self::options::options;
 
 const KEYS: usize = 100_000;
 const FEW: usize = 10;
@@ -136,18 +142,6 @@ fn each(filter: &dyn Filter, rounds: usize, shown: impl Fn(usize) -> Field, pass
     spent.as_secs_f64() * 1e6 / rounds as f64
 }
 
-struct Forgetful;
-
-impl Keep for Forgetful {
-    fn state(
-        &self,
-        _: &str,
-        make: &mut dyn FnMut() -> Arc<dyn Any + Send + Sync>,
-    ) -> Arc<dyn Any + Send + Sync> {
-        make()
-    }
-}
-
 struct Signer(EcdsaKeyPair);
 
 impl Signer {
@@ -219,17 +213,5 @@ fn world(signer: &Signer, keys: usize) -> Snapshot {
         routes: [(manifest.name.clone(), Arc::new(manifest))].into(),
         secrets: (0..keys).map(secret).map(|secret| (secret.name.clone(), secret)).collect(),
         ..Snapshot::default()
-    }
-}
-
-fn options() -> Options {
-    Options {
-        class_name: "portcullis".into(),
-        namespace: "platform".into(),
-        hostnames: HostnameClaims::FirstCome,
-        loopback: LoopbackHosts::Refused,
-        egress: Default::default(),
-        served: None,
-        has_store: false,
     }
 }

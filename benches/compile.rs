@@ -4,16 +4,18 @@
 //! Exits with 1 when a goal is missed: 10,000 routes in 1 s, 50,000 in 5 s, one changed among 10,000 in 50 ms, 2 KiB a
 //! rule, compiled and installed.
 
+#[path = "measure/memory.rs"]
+mod memory;
+#[path = "measure/options.rs"]
+mod options;
 #[path = "measure/time.rs"]
 mod time;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 
-use portcullis::compile::{HostnameClaims, LoopbackHosts, Memo, Options, compile};
+use portcullis::compile::{Memo, compile};
 use portcullis::filters::REGISTRY;
 use portcullis::lifecycle::Drain;
 use portcullis::proxy::{DataPlane, Limits, Settings};
@@ -21,31 +23,11 @@ use portcullis::snapshot::{Manifest, ServiceData, ServicePort, Snapshot};
 use portcullis::telemetry::{AccessLog, Telemetry};
 use portcullis::values::ObjectName;
 
+use self::options::options;
 use self::time::{millis, timed};
 
 /// Rules of each route; with three of them one host.
 const RULES: usize = 3;
-
-/// The system's allocator, counting what is alive. Nothing but an allocator can know that, and the trait is unsafe.
-struct Counting;
-
-static ALIVE: AtomicI64 = AtomicI64::new(0);
-
-// SAFETY: every call is handed to `System` unchanged; counting touches no memory of the caller.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALIVE.fetch_add(layout.size() as i64, Relaxed);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        ALIVE.fetch_sub(layout.size() as i64, Relaxed);
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
     let mut missed = 0;
@@ -57,9 +39,9 @@ fn main() -> ExitCode {
     };
     for (routes, goal) in [(10_000, 1_000.0), (50_000, 5_000.0)] {
         let world = world(routes);
-        let before = ALIVE.load(Relaxed);
+        let before = memory::alive();
         let (spent, kept) = timed(|| compile(&world, &options(), Memo::default()));
-        let bytes = (ALIVE.load(Relaxed) - before) as f64 / (routes * RULES) as f64;
+        let bytes = (memory::alive() - before) as f64 / (routes * RULES) as f64;
         assert_eq!(kept.0.map.hosts.len(), routes, "every host is served");
         let rules: usize = kept.0.map.hosts.values().map(|host| host.table.entries().len()).sum();
         assert_eq!(rules, routes * RULES, "every rule is served");
@@ -68,7 +50,7 @@ fn main() -> ExitCode {
         let (_drain, plane) = plane();
         let (spent, _) = timed(|| plane.install(kept.0.map.clone(), BTreeMap::new()));
         row("  installed, for the first time", millis(spent), "ms", goal);
-        let bytes = (ALIVE.load(Relaxed) - before) as f64 / (routes * RULES) as f64;
+        let bytes = (memory::alive() - before) as f64 / (routes * RULES) as f64;
         // With the counters, filters and pools of each rule.
         row("  memory a rule, installed", bytes, "B", 2_048.0);
         if routes == 10_000 {
@@ -164,16 +146,4 @@ fn route(place: usize, first: &str) -> (ObjectName, Arc<Manifest>) {
         origin: None,
     };
     (name, Arc::new(manifest))
-}
-
-fn options() -> Options {
-    Options {
-        class_name: "portcullis".into(),
-        hostnames: HostnameClaims::FirstCome,
-        loopback: LoopbackHosts::Refused,
-        egress: Default::default(),
-        served: None,
-        has_store: false,
-        namespace: "platform".into(),
-    }
 }

@@ -5,29 +5,29 @@
 //! 1 ms of waiting for a Redis that hangs, 100 MiB.
 //! The same without redis-server (Debian: redis-server): the shared one is left out then, and the bench says so.
 
-use std::alloc::{GlobalAlloc, Layout, System};
+#[path = "measure/filters.rs"]
+mod filters;
+#[path = "measure/memory.rs"]
+mod memory;
+#[path = "measure/options.rs"]
+mod options;
+#[path = "measure/request.rs"]
+mod request;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::hint::black_box;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr};
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::rc::Rc;
-use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
 use portcullis::background::{StoreUrl, keep_counting};
-use portcullis::compile::{HostnameClaims, LoopbackHosts, Memo, Options, compile};
-use portcullis::filters::{Decision, Filter, Keep, REGISTRY, Store};
-use portcullis::message::{
-    Client, ErrorKind, Exchange, Labels, LocalFuture, Outbound, Protocol, ProxyError, Request, RequestId,
-    Response, Scheme,
-};
-use portcullis::snapshot::{Manifest, Snapshot};
+use portcullis::filters::{Decision, Filter, Keep, Store};
+use portcullis::message::{Exchange, Request, Response};
 use portcullis::telemetry::Telemetry;
-use portcullis::values::{BackendId, ObjectName};
 use serde_json::{Value, json};
 
 const REQUESTS: u32 = 20_000;
@@ -35,27 +35,6 @@ const ROUNDS: usize = 9;
 const CLIENTS: u32 = 1_000_000;
 /// As many connections of clients at once.
 const AT_ONCE: usize = 64;
-
-/// The system's allocator, counting what is alive. Nothing but an allocator can know that, and the trait is unsafe.
-struct Counting;
-
-static ALIVE: AtomicI64 = AtomicI64::new(0);
-
-// SAFETY: every call is handed to `System` unchanged; counting touches no memory of the caller.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        ALIVE.fetch_add(layout.size() as i64, Relaxed);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
-        ALIVE.fetch_sub(layout.size() as i64, Relaxed);
-        unsafe { System.dealloc(block, layout) }
-    }
-}
-
-#[global_allocator]
-static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
     let mut missed = 0;
@@ -82,10 +61,10 @@ fn main() -> ExitCode {
     asked(&*short, exchange(1));
     row("  one that refuses", &local_rounds(&*short, |_| 1), "µs", 5.0);
 
-    let (keep, before) = (Kept::default(), ALIVE.load(Relaxed));
+    let (keep, before) = (Kept::default(), memory::alive());
     let many = filter(json!([{"name": "each", "requests": 10, "per": "1h"}]), &keep);
     (0..CLIENTS).for_each(|client| assert!(asked(&*many, exchange(client))));
-    let bytes = ALIVE.load(Relaxed) - before;
+    let bytes = memory::alive() - before;
     // The control: they are all known.
     (0..CLIENTS).step_by(1_000).for_each(|client| {
         (0..9).for_each(|_| assert!(asked(&*many, exchange(client))));
@@ -280,34 +259,7 @@ fn until(mut done: impl FnMut() -> bool) {
 
 /// The filter of a rule with these limits.
 fn filter(limits: Value, keep: &Kept) -> Arc<dyn Filter> {
-    let spec = json!({
-        "hostnames": ["shop.example"],
-        "rules": [{"name": "all", "policy": {"rateLimits": limits}, "respond": {"status": 200}}],
-    });
-    let manifest = Manifest {
-        name: ObjectName::new("shop", "shop"),
-        uid: "u".into(),
-        generation: 1,
-        created: Some(1_700_000_000),
-        spec: spec.to_string().into(),
-        status: None,
-        origin: None,
-    };
-    let world =
-        Snapshot { routes: [(manifest.name.clone(), Arc::new(manifest))].into(), ..Snapshot::default() };
-    let options = Options {
-        class_name: "portcullis".into(),
-        namespace: "platform".into(),
-        hostnames: HostnameClaims::FirstCome,
-        loopback: LoopbackHosts::Refused,
-        egress: Default::default(),
-        served: None,
-        has_store: true,
-    };
-    let (compiled, _) = compile(&world, &options, Memo::default());
-    let host = compiled.map.host("shop.example").expect("served");
-    let (place, plan) = &host.table.entries()[0].rule.filters[0];
-    REGISTRY[*place].link.expect("a filter")(plan, keep)
+    filters::filters(&json!({"rateLimits": limits}), keep).swap_remove(0)
 }
 
 /// Keeps what is made, as the proxy does.
@@ -331,38 +283,11 @@ impl Keep for Kept {
     }
 }
 
-struct Nowhere;
-
-impl Outbound for Nowhere {
-    fn call<'a>(&'a self, _: &'a BackendId, _: Request) -> LocalFuture<'a, Result<Response, ProxyError>> {
-        Box::pin(async { Err(ErrorKind::BackendNotFound.into()) })
-    }
-
-    fn detach(&self, work: LocalFuture<'static, ()>) -> Result<(), LocalFuture<'static, ()>> {
-        Err(work)
-    }
-}
-
 /// Of an anonymous client with an address of its own.
 fn exchange(client: u32) -> Exchange {
-    let ip = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + client));
-    Exchange::new(
-        Request::default(),
-        Client {
-            peer: SocketAddr::new(ip, 1),
-            ip,
-            scheme: Scheme::Https,
-            protocol: Protocol::Http11,
-            server_name: None,
-            certificate: None,
-            vouched: None,
-        },
-        "shop.example".into(),
-        Arc::new(Labels { namespace: "shop".into(), route: "shop".into(), rule: "all".into() }),
-        RequestId([0; 16]),
-        tokio::time::Instant::now(),
-        Rc::new(Nowhere),
-    )
+    let mut exchange = request::exchange(Request::default());
+    exchange.client.ip = IpAddr::V4(Ipv4Addr::from_bits(0x0a00_0000 + client));
+    exchange
 }
 
 /// CPU time of all threads, so that other work on the machine does not count (proc(5), schedstat).

@@ -4,6 +4,10 @@
 
 #[path = "measure/filters.rs"]
 mod filters;
+#[path = "measure/forgetful.rs"]
+mod forgetful;
+#[path = "measure/options.rs"]
+mod options;
 #[path = "measure/request.rs"]
 mod request;
 #[path = "measure/time.rs"]
@@ -62,7 +66,7 @@ fn main() -> ExitCode {
 }
 
 fn filter(policy: &Value) -> Arc<dyn Filter> {
-    filters::filters(policy).into_iter().next().expect("one filter")
+    filters::filters(policy, &forgetful::Forgetful).into_iter().next().expect("one filter")
 }
 
 fn exchange(body: &Bytes) -> Exchange {

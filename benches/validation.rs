@@ -4,6 +4,10 @@
 
 #[path = "measure/filters.rs"]
 mod filters;
+#[path = "measure/forgetful.rs"]
+mod forgetful;
+#[path = "measure/options.rs"]
+mod options;
 #[path = "measure/request.rs"]
 mod request;
 #[path = "measure/time.rs"]
@@ -76,7 +80,7 @@ fn each(filter: &dyn Filter, body: &str, rounds: usize, passes: bool) -> f64 {
 
 fn filter(schema: &Value) -> Arc<dyn Filter> {
     let policy = json!({"validation": {"maxBodySize": "2Mi", "bodySchema": {"inline": schema}}});
-    filters::filters(&policy).into_iter().next().expect("one filter")
+    filters::filters(&policy, &forgetful::Forgetful).into_iter().next().expect("one filter")
 }
 
 fn orders_schema() -> Value {

@@ -395,46 +395,20 @@ pub type Link = fn(&AnyPlan, &dyn Keep) -> Arc<dyn Filter>;
 /// The row of a filter.
 pub const fn filter<K: FilterKind>() -> Row {
     Row {
-        name: K::NAME,
-        combine: K::COMBINE,
-        applies: K::APPLIES,
-        unmatched: K::UNMATCHED,
         ring: Some(K::RING),
-        schema: schema_of::<K>,
-        compile: compile_any::<K>,
         parts: K::parts,
         joined: K::joined,
         link: Some(|plan, keep| {
             K::link(plan.get::<K::Plan>().expect("a row links only plans that it compiled"), keep)
         }),
-        own_headers: K::own_headers,
-        credentials: K::credentials,
-        instead_of: instead_of_others::<K>,
-        of_one_request: K::OF_ONE_REQUEST,
-        for_calls: left_for_calls::<K>,
+        ..setting::<K>()
     }
 }
 
 /// The row of a member that is a room of its own around all that is further in: it has its place among the filters, and
 /// the proxy does its work.
 pub const fn room<M: Member>() -> Row {
-    Row {
-        name: M::NAME,
-        combine: M::COMBINE,
-        applies: M::APPLIES,
-        unmatched: M::UNMATCHED,
-        ring: Some(Ring::Cache),
-        schema: schema_of::<M>,
-        compile: compile_any::<M>,
-        parts: |plan| vec![(Ring::Cache, plan.clone())],
-        joined: |_| None,
-        link: None,
-        own_headers: M::own_headers,
-        credentials: M::credentials,
-        instead_of: instead_of_others::<M>,
-        of_one_request: M::OF_ONE_REQUEST,
-        for_calls: left_for_calls::<M>,
-    }
+    Row { ring: Some(Ring::Cache), parts: |plan| vec![(Ring::Cache, plan.clone())], ..setting::<M>() }
 }
 
 /// The row of a setting: its plan is read by the action.
