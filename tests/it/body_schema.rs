@@ -8,10 +8,9 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use super::harness::*;
+use super::proxy_rig::http2_client;
 
 /// A backend that keeps what it hears, byte for byte, and answers once a request is whole.
 struct Heard {
@@ -229,10 +228,7 @@ fn a_schema_follows_its_config_map() {
 async fn the_same_holds_over_http2() {
     let heard = Heard::start();
     let gateway = Gateway::start(&[("route.yaml", &manifests(&heard))]);
-    let socket = tokio::net::TcpStream::connect(gateway.http).await.expect("connects");
-    let (mut sender, connection) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.expect("speaks HTTP/2");
-    tokio::spawn(connection);
+    let (mut sender, _connection) = http2_client(gateway.http).await;
     let mut ask = async |fields: &[(&str, &str)], chunks: Vec<String>, ends: bool| {
         let frames = chunks
             .into_iter()

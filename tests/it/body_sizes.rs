@@ -7,10 +7,9 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use http_body_util::StreamBody;
 use hyper::body::Frame;
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
 
 use super::harness::*;
+use super::proxy_rig::http2_client;
 
 const KI: usize = 1 << 10;
 const TO: &str = "backendRefs: [{kind: GatewayBackend, name: one}]";
@@ -111,10 +110,7 @@ fn an_imposed_bound_holds_beside_the_rule_s_own() {
 async fn the_same_bounds_hold_over_http2() {
     let backend = Backend::start("one");
     let gateway = Gateway::with(&[("a.yaml", &routes(&backend))], &["--max-body-size", "64Ki"]);
-    let socket = tokio::net::TcpStream::connect(gateway.http).await.expect("connects");
-    let (mut sender, connection) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.expect("speaks HTTP/2");
-    tokio::spawn(connection);
+    let (mut sender, _connection) = http2_client(gateway.http).await;
     let mut ask = async |path: &str, announced: bool, sent: usize, bytes: usize| {
         let chunk = Ok::<_, std::convert::Infallible>(Frame::data(Bytes::from("x".repeat(sent))));
         let ends = sent == bytes;

@@ -11,16 +11,16 @@ use futures_util::stream;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt, Full, StreamBody};
 use hyper::body::{Frame, Incoming};
-use hyper::client::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::crypto::aws_lc_rs;
 use serde_json::{Value, json};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use super::backend_tls::{Authority, Leaf};
 use super::harness::{Answer, Backend, Gateway, connect, exchange, read_answer, route};
+use super::proxy_rig::http2_client;
 
 type Frames = StreamBody<stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
 
@@ -32,14 +32,6 @@ fn body(trailers: &[(&'static str, &'static str)]) -> Frames {
     }
     let frames = vec![Ok(Frame::data(Bytes::from_static(b"abc"))), Ok(Frame::trailers(fields))];
     StreamBody::new(stream::iter(frames))
-}
-
-async fn http2(address: SocketAddr) -> http2::SendRequest<Frames> {
-    let socket = TcpStream::connect(address).await.expect("connects");
-    let (sender, connection) =
-        http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.expect("speaks HTTP/2");
-    tokio::spawn(connection);
-    sender
 }
 
 fn service(name: &str, backend: &Backend, app_protocol: Value) -> String {
@@ -132,7 +124,7 @@ async fn trailers_pass_between_each_pair_of_protocols() {
     let gateway = Gateway::start(&[("all.yaml", &manifests.concat())]);
     for host in ["one.test", "two.test"] {
         // From HTTP/2.
-        let mut sender = http2(gateway.http).await;
+        let (mut sender, _connection) = http2_client::<Frames>(gateway.http).await;
         let ask = |path: &str| {
             Request::post(format!("http://{host}{path}"))
                 .header("te", "trailers")
@@ -322,7 +314,7 @@ async fn a_client_that_leaves_takes_its_request_along() {
         let line = metrics.lines().find_map(|line| line.strip_prefix(series)).unwrap_or("0");
         line.parse::<u64>().expect("a number")
     };
-    let mut sender = http2(gateway.http).await;
+    let (mut sender, _connection) = http2_client::<Frames>(gateway.http).await;
     let request = Request::get("http://two.test/delay/30s").body(body(&[])).expect("a request");
     let slow = tokio::spawn(sender.send_request(request));
     super::harness::until("the request to be under way", || (active() == 1).then_some(()));

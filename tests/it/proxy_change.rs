@@ -166,13 +166,7 @@ async fn http2_is_told_goodbye_and_finishes_what_it_began() {
     use http_body_util::{BodyExt, Empty};
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let gateway = Gateway::before(listener.local_addr().expect("bound"));
-    let socket = TcpStream::connect(gateway.http()).await.expect("connects");
-    let io = hyper_util::rt::TokioIo::new(socket);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io)
-            .await
-            .expect("speaks");
-    let connection = tokio::spawn(connection);
+    let (mut sender, connection) = http2_client(gateway.http()).await;
     let request =
         http::Request::builder().uri("http://a.test/").body(Empty::<bytes::Bytes>::new()).expect("request");
     let answering = tokio::spawn(sender.send_request(request));

@@ -210,13 +210,7 @@ async fn a_client_that_answers_no_ping_is_cut() {
 async fn a_client_that_gives_most_of_its_streams_up_is_told_to_leave() {
     let (address, listener) = silent().await;
     let gateway = Gateway::before(address);
-    let socket = TcpStream::connect(gateway.http()).await.expect("connects");
-    let io = hyper_util::rt::TokioIo::new(socket);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io)
-            .await
-            .expect("speaks");
-    let connection = tokio::spawn(connection);
+    let (mut sender, connection) = http2_client(gateway.http()).await;
     let request = || {
         let body = http_body_util::Empty::<Bytes>::new();
         http::Request::builder().uri("http://a/").body(body).expect("a request")
@@ -242,13 +236,7 @@ async fn a_client_that_gives_most_of_its_streams_up_is_told_to_leave() {
 #[tokio::test]
 async fn a_client_that_waits_for_its_answers_is_never_told_to_leave() {
     let gateway = gateway(|_| {});
-    let socket = TcpStream::connect(gateway.http()).await.expect("connects");
-    let io = hyper_util::rt::TokioIo::new(socket);
-    let (mut sender, connection) =
-        hyper::client::conn::http2::handshake(hyper_util::rt::TokioExecutor::new(), io)
-            .await
-            .expect("speaks");
-    tokio::spawn(connection);
+    let (mut sender, _connection) = http2_client(gateway.http()).await;
     for _ in 0..1_200 {
         let body = http_body_util::Empty::<Bytes>::new();
         let request = http::Request::builder().uri("http://a/").body(body).expect("a request");

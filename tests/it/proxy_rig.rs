@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use portcullis::filters::{AnyPlan, Row, TimeoutsPlan};
 use portcullis::lifecycle::{Drain, Phase};
 use portcullis::message::{ErrorKind, Labels};
@@ -20,6 +22,7 @@ use portcullis::telemetry::{AccessLog, Telemetry};
 use portcullis::values::{BackendId, ObjectName};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
 
 /// No test waits longer for anything.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -323,6 +326,20 @@ pub async fn answer(socket: &mut (impl AsyncRead + Unpin)) -> String {
     };
     tokio::time::timeout(PATIENCE, reading).await.expect("the gateway answers or closes in time");
     String::from_utf8_lossy(&read).into_owned()
+}
+
+/// A client of HTTP/2, and its connection until that ends.
+pub async fn http2_client<B>(address: SocketAddr) -> (http2::SendRequest<B>, JoinHandle<hyper::Result<()>>)
+where
+    B: hyper::body::Body<Data: Send, Error: Into<Box<dyn std::error::Error + Send + Sync>>>
+        + Send
+        + Unpin
+        + 'static,
+{
+    let socket = TcpStream::connect(address).await.expect("connects");
+    let (sender, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(socket)).await.expect("speaks HTTP/2");
+    (sender, tokio::spawn(connection))
 }
 
 /// The status of an answer; 0 when there is none.
