@@ -195,29 +195,13 @@ mod tests {
     use super::super::tests::NoKeep;
     use super::*;
 
-    /// Of ten bytes none comes.
-    struct Silent;
-
-    impl http_body::Body for Silent {
-        type Data = Bytes;
-        type Error = BodyError;
-
-        fn poll_frame(
-            self: Pin<&mut Self>,
-            _: &mut Context<'_>,
-        ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-            Poll::Pending
-        }
-
-        fn size_hint(&self) -> SizeHint {
-            SizeHint::with_exact(10)
-        }
+    /// A body that says a length, and of which nothing comes.
+    struct Promised {
+        length: u64,
+        has_ended: bool,
     }
 
-    /// Says a length, and has ended.
-    struct OfHead;
-
-    impl http_body::Body for OfHead {
+    impl http_body::Body for Promised {
         type Data = Bytes;
         type Error = BodyError;
 
@@ -225,29 +209,31 @@ mod tests {
             self: Pin<&mut Self>,
             _: &mut Context<'_>,
         ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-            Poll::Ready(None)
+            if self.has_ended { Poll::Ready(None) } else { Poll::Pending }
         }
 
         fn is_end_stream(&self) -> bool {
-            true
+            self.has_ended
         }
 
         fn size_hint(&self) -> SizeHint {
-            SizeHint::with_exact(MOST as u64 + 1)
+            SizeHint::with_exact(self.length)
         }
     }
 
     #[tokio::test]
     async fn what_a_head_is_answered_with_is_not_too_large() {
         let room = Room { left: Cell::new(0), held: Cell::new(0), keep: &NoKeep };
-        let heard = hear(Response::new(Body::stream(OfHead)), &room).await.expect("nothing comes");
+        let body = Body::stream(Promised { length: MOST as u64 + 1, has_ended: true });
+        let heard = hear(Response::new(body), &room).await.expect("nothing comes");
         assert_eq!(heard.body.as_str(), "null");
     }
 
     #[tokio::test(start_paused = true)]
     async fn nobody_waits_for_the_body_of_a_failure() {
         let started = Instant::now();
-        let drained = tokio::time::timeout(Duration::from_secs(5), drain(Body::stream(Silent))).await;
+        let body = Body::stream(Promised { length: 10, has_ended: false });
+        let drained = tokio::time::timeout(Duration::from_secs(5), drain(body)).await;
         assert!(drained.is_ok() && started.elapsed() < Duration::from_secs(1), "{:?}", started.elapsed());
     }
 }
