@@ -30,7 +30,9 @@ pub fn thousandths(text: &str) -> Option<u16> {
     if !matches!(whole, "0" | "1") || part.len() > 3 || !part.bytes().all(|byte| byte.is_ascii_digit()) {
         return None;
     }
-    let found = format!("{whole}{part:0<3}").parse().ok()?;
+    let part = part.bytes().fold(0, |part, digit| part * 10 + u16::from(digit - b'0'))
+        * 10_u16.pow(3 - part.len() as u32);
+    let found = part + if whole == "1" { 1000 } else { 0 };
     (found <= 1000).then_some(found)
 }
 
