@@ -35,6 +35,8 @@ use crate::telemetry::{AccessLog, Telemetry};
 const WAITING_UPDATES: usize = 64;
 /// After the drain time-out connections are cut; so long may that take.
 const CLOSING: Duration = Duration::from_secs(2);
+/// What clients of WebSockets have of the drain time-out to hear of its end.
+const PARTING: Duration = Duration::from_secs(1);
 
 /// What was bound, port 0 resolved.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
@@ -242,7 +244,13 @@ async fn leave(settings: &Settings, drain: &Drain, plane: DataPlane) {
     if let Err(error) = waiting {
         tracing::error!(%error, "cannot wait for the workers");
     }
-    if tokio::time::timeout(settings.drain_timeout, &mut workers).await.is_ok() {
+    let parting = settings.drain_timeout.min(PARTING);
+    if tokio::time::timeout(settings.drain_timeout - parting, &mut workers).await.is_ok() {
+        return;
+    }
+    tracing::info!("the drain time-out is nearly over; WebSockets are closed");
+    drain.advance(Phase::Parting);
+    if tokio::time::timeout(parting, &mut workers).await.is_ok() {
         return;
     }
     tracing::warn!("the drain time-out is over; what is still open is cut");

@@ -10,6 +10,8 @@ pub enum Phase {
     Leaving,
     /// Accepts no more; HTTP/2 gets GOAWAY; open requests finish.
     Draining,
+    /// The time is nearly over: WebSockets are closed, as long as their clients can still hear it.
+    Parting,
     /// The time is over: what is still open is cut.
     Closing,
 }

@@ -194,8 +194,9 @@ fn switch(
     strip_hop_by_hop(headers);
     headers.remove(header::CONTENT_LENGTH);
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+    let is_websocket = protocol.as_bytes().eq_ignore_ascii_case(b"websocket");
     headers.insert(header::UPGRADE, protocol);
-    tunnel.set(Some(Pending::new(upstream, place, plan.timeouts.tunnel_idle)));
+    tunnel.set(Some(Pending::new(upstream, place, plan.timeouts.tunnel_idle, is_websocket)));
     Ok(response)
 }
 

@@ -28,6 +28,7 @@
 //! | `forwarded` | what backends are told about the client; loops |
 //! | `forward`, `aggregate`, `redirect`, `respond_with`, `tunnel` | the actions |
 //! | `websocket` | WebSockets over a stream of HTTP/2 |
+//! | `frames` | where a WebSocket's frames end, for the last one of ours |
 //! | `observed`, `account` | bodies on their way; what a request leaves in metrics and log |
 //! | `cached/` | the cache around the action, which it can run again without a client |
 //! | `grpc` | failures, deadlines and streams of gRPC |
@@ -47,6 +48,7 @@ mod connection;
 mod crowd;
 mod forward;
 mod forwarded;
+mod frames;
 mod gather;
 mod grpc;
 mod hello;

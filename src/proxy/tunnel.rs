@@ -1,7 +1,10 @@
 //! What follows a 101: bytes in both directions until one side ends, nothing moves for too long, or the process closes.
+//! Just before it does, a client of a WebSocket gets a Close frame wherever the backend's frames leave room for it.
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::rc::Rc;
+use std::task::Poll;
 use std::time::Duration;
 
 use hyper::upgrade::OnUpgrade;
@@ -10,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::account::Account;
+use super::frames::{Frames, GOING_AWAY};
 use super::observed::Upload;
 use crate::lifecycle::{DrainSignal, Phase};
 use crate::upstream::Place;
@@ -22,13 +26,19 @@ pub struct Pending {
     /// What it takes up at its backend.
     place: Option<Place>,
     idle: Option<Duration>,
+    is_websocket: bool,
     /// Of the request that asked for it: counted and logged when the tunnel ends.
     account: Option<Box<Account>>,
 }
 
 impl Pending {
-    pub fn new(upstream: OnUpgrade, place: Option<Place>, idle: Option<Duration>) -> Self {
-        Self { upstream, place, idle, account: None }
+    pub fn new(
+        upstream: OnUpgrade,
+        place: Option<Place>,
+        idle: Option<Duration>,
+        is_websocket: bool,
+    ) -> Self {
+        Self { upstream, place, idle, is_websocket, account: None }
     }
 
     pub fn accounted(self, account: Box<Account>) -> Self {
@@ -74,16 +84,27 @@ pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, 
     };
     let received = |bytes| counts(&moved.upload.bytes, bytes);
     let sent = |bytes| counts(&moved.download, bytes);
-    let copies = async {
-        let _ = tokio::try_join!(
-            copy(client_read, upstream_write, &received),
-            copy(upstream_read, client_write, &sent)
-        );
+    let parting = Cell::new(false);
+    let download = async {
+        match pending.is_websocket {
+            true => copy_frames(upstream_read, client_write, &parting, &sent).await,
+            false => copy(upstream_read, client_write, &sent).await,
+        }
     };
+    let copies = async {
+        let _ = tokio::try_join!(copy(client_read, upstream_write, &received), download);
+    };
+    let closing = async {
+        drain.reached(Phase::Parting).await;
+        parting.set(true);
+        drain.reached(Phase::Closing).await;
+    };
+    // In this order, so that the copies hear of the parting by the poll that brings it.
     tokio::select! {
+        biased;
+        () = closing => {}
         () = copies => {}
         () = silence(&moved.last, pending.idle) => {}
-        () = drain.reached(Phase::Closing) => {}
     }
 }
 
@@ -105,6 +126,49 @@ pub async fn copy(
         to.flush().await?;
         moved(0);
     }
+}
+
+/// Like `copy`, of the frames of a WebSocket to its client. Once it is `parting` (who sets it polls this right after),
+/// the frame that is under way is the last one of the backend's: a Close frame follows, and of the backend its end is
+/// waited for, which the client's own Close frame brings about. Where no frame may be put in, all goes on.
+async fn copy_frames(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    parting: &Cell<bool>,
+    moved: &impl Fn(usize),
+) -> std::io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    let mut frames = Frames::default();
+    loop {
+        let parts = poll_fn(|_| match parting.get() && frames.at_boundary() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
+        let read = tokio::select! {
+            biased;
+            () = parts => break,
+            read = from.read(&mut buffer) => read?,
+        };
+        if read == 0 {
+            moved(0);
+            return to.shutdown().await;
+        }
+        let passed = if parting.get() {
+            frames.pass_one(&buffer[..read])
+        } else {
+            frames.pass(&buffer[..read]);
+            read
+        };
+        moved(passed);
+        to.write_all(&buffer[..passed]).await?;
+        to.flush().await?;
+        moved(0);
+    }
+    to.write_all(&GOING_AWAY).await?;
+    to.flush().await?;
+    moved(GOING_AWAY.len());
+    while let Ok(1..) = from.read(&mut buffer).await {}
+    to.shutdown().await
 }
 
 /// Ends when nothing has moved for `limit`.

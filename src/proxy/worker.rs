@@ -265,6 +265,6 @@ fn following(phase: Phase) -> Phase {
     match phase {
         Phase::Serving => Phase::Leaving,
         Phase::Leaving => Phase::Draining,
-        Phase::Draining | Phase::Closing => Phase::Closing,
+        Phase::Draining | Phase::Parting | Phase::Closing => Phase::Closing,
     }
 }

@@ -78,6 +78,7 @@ mod tokens;
 mod trailers;
 mod transforms;
 mod uploads;
+mod websocket_goodbyes;
 mod websockets;
 #[cfg(target_os = "linux")]
 mod workers;
