@@ -48,10 +48,7 @@ pub fn run(args: &Certificate) -> anyhow::Result<()> {
     }
     match &args.output {
         Some(path) => write(path, &manifest),
-        None => {
-            print!("{manifest}");
-            Ok(())
-        }
+        None => super::say(&manifest),
     }
 }
 

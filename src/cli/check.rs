@@ -1,5 +1,6 @@
 //! `portcullis check`: compiles manifests without serving them and shows what is wrong.
 
+use std::fmt::Write as _;
 use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -10,8 +11,8 @@ use clap::{Args, ValueEnum};
 use serde_json::json;
 
 use super::egress::EgressArgs;
-use super::findings;
 use super::run::Hostnames;
+use super::{findings, say};
 use crate::compile::{LoopbackHosts, Memo, Options, compile};
 use crate::standalone;
 use crate::values::LabelSelector;
@@ -76,23 +77,27 @@ pub fn run(args: &Check) -> anyhow::Result<ExitCode> {
     let errors = findings.iter().filter(|finding| finding.is_error()).count();
     let warnings = findings.len() - errors;
     let (routes, backends, policies) = (world.routes.len(), world.backends.len(), world.policies.len());
-    match args.output {
+    let report = match args.output {
         Output::Json => {
             let summary = json!({
                 "errors": errors, "warnings": warnings, "routes": routes, "backends": backends, "policies": policies
             });
-            println!("{}", serde_json::to_string_pretty(&json!({"findings": findings, "summary": summary}))?);
+            serde_json::to_string_pretty(&json!({"findings": findings, "summary": summary}))? + "\n"
         }
         Output::Text => {
             let renderer =
                 if std::io::stdout().is_terminal() { Renderer::styled() } else { Renderer::plain() };
+            let mut report = String::new();
             for finding in &findings {
-                println!("{}\n", finding.render(&renderer));
+                let _ = write!(report, "{}\n\n", finding.render(&renderer));
             }
-            println!(
+            let _ = writeln!(
+                report,
                 "{errors} errors, {warnings} warnings in {routes} GatewayRoutes, {backends} GatewayBackends and {policies} GatewayPolicies"
             );
+            report
         }
-    }
+    };
+    say(&report)?;
     Ok(if errors == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

@@ -1,6 +1,5 @@
 //! `portcullis crds`: the CustomResourceDefinitions as YAML, printed or written.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 
 use anyhow::Context as _;
@@ -18,7 +17,7 @@ pub struct Crds {
 pub fn run(args: &Crds) -> anyhow::Result<()> {
     let Some(folder) = &args.output else {
         let all: String = api::crds().into_iter().map(|(_, crd)| format!("---\n{crd}")).collect();
-        return Ok(std::io::stdout().write_all(all.as_bytes())?);
+        return super::say(&all);
     };
     std::fs::create_dir_all(folder).with_context(|| format!("cannot make {}", folder.display()))?;
     for (name, crd) in api::crds() {

@@ -93,7 +93,7 @@ async fn serve(args: &Echo) -> anyhow::Result<()> {
     let closing = CancellationToken::new();
     let mut terminated = terminated()?;
     // Last: whoever reads this may send signals.
-    println!("echo {}", listener.local_addr()?);
+    super::say(&format!("echo {}\n", listener.local_addr()?))?;
     let leave_at = async {
         terminated.recv().await;
         server.leaving.cancel();

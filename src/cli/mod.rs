@@ -1,5 +1,8 @@
 //! What a person types: one file a subcommand.
 
+// They panic where nobody reads; here are `say` and `warn`.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
 mod certificate;
 mod check;
 mod crds;
@@ -13,8 +16,10 @@ mod purge;
 mod run;
 mod websocket;
 
+use std::io::{ErrorKind, Write as _};
 use std::process::ExitCode;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
 /// A Kubernetes gateway: routes declared as resources, served over HTTP and TLS.
@@ -59,10 +64,35 @@ pub fn main() -> ExitCode {
         Command::Load(args) => load::run(&args).map(|()| ExitCode::SUCCESS),
     };
     result.unwrap_or_else(|error| {
+        if error.is::<Unread>() {
+            return ExitCode::from(UNREAD);
+        }
         // The whole chain on one line: what failed, then why.
-        eprintln!("portcullis: {error:#}");
+        warn(format_args!("{error:#}"));
         ExitCode::FAILURE
     })
+}
+
+/// What a shell shows of a program that SIGPIPE has ended.
+const UNREAD: u8 = 128 + 13;
+
+/// Whoever read our stdout has gone (`portcullis check … | head`): there is nothing more to do or to say.
+#[derive(Debug, thiserror::Error)]
+#[error("nobody reads stdout any more")]
+struct Unread;
+
+/// Writes what a command was asked for to stdout.
+fn say(text: &str) -> anyhow::Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    match stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()) {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Err(Unread.into()),
+        written => written.context("cannot write to stdout"),
+    }
+}
+
+/// A line on stderr; whoever does not read it does not want it.
+fn warn(what: impl std::fmt::Display) {
+    let _ = writeln!(std::io::stderr(), "portcullis: {what}");
 }
 
 #[cfg(test)]

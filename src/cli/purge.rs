@@ -68,6 +68,6 @@ pub fn run(args: Purge) -> anyhow::Result<ExitCode> {
     stream.take(MAX_ANSWER).read_to_end(&mut answer).context("the gateway does not answer")?;
     let answer = String::from_utf8_lossy(&answer);
     let (head, told) = answer.split_once("\r\n\r\n").context("the gateway does not answer in HTTP")?;
-    print!("{told}");
+    super::say(told)?;
     Ok(if head.starts_with("HTTP/1.1 200") { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }

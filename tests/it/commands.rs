@@ -1,7 +1,7 @@
 //! What a person types, and what comes back.
 
 use std::io::BufRead as _;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
@@ -205,6 +205,42 @@ fn bound_addresses_are_printed_whatever_the_log_leaves_out() {
 #[test]
 fn the_version_is_the_crates() {
     assert_eq!(text(&run(&["--version"]).stdout), concat!("portcullis ", env!("CARGO_PKG_VERSION"), "\n"));
+}
+
+/// How a command ends whose stdout, or stderr, nobody reads.
+fn unread(arguments: &[&str], which: fn(&mut Command, Stdio) -> &mut Command) -> (Option<i32>, String) {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = program();
+    command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped());
+    let child = which(&mut command, writer.into()).spawn().expect("the program starts");
+    let output = child.wait_with_output().expect("it ends");
+    (output.status.code(), text(&output.stderr))
+}
+
+#[test]
+fn a_command_that_nobody_reads_ends_without_a_word() {
+    let folder = folder(&[("broken.yaml", BROKEN), ("a.yaml", &responds("a", "a.example", "a"))]);
+    let path = folder.path().to_str().expect("UTF-8");
+    let backend = Backend::start("e");
+    let url = format!("http://{}/", backend.address);
+    for arguments in [
+        &["check", path][..],
+        &["check", path, "--output", "json"],
+        &["explain", "GET", "http://a.example/", "--manifests", path],
+        &["crds"],
+        &["certificate", "a.example"],
+        &["load", "--url", &url, "--rate", "100", "--duration", "50ms"],
+        &["echo", "--listen", "127.0.0.1:0"],
+    ] {
+        assert_eq!(unread(arguments, Command::stdout), (Some(141), String::new()), "{arguments:?}");
+    }
+    // Nor is it a reason to panic that nobody hears of an error; other errors of writing are told.
+    assert_eq!(unread(&["check", "/nowhere"], Command::stderr).0, Some(1));
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("Linux has it");
+    let output = program().arg("crds").stdout(full).output().expect("the program starts");
+    let said = text(&output.stderr);
+    assert!(output.status.code() == Some(1) && said.contains("cannot write to stdout"), "{said}");
 }
 
 #[test]

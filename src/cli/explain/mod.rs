@@ -111,7 +111,7 @@ pub fn run(args: &Explain) -> anyhow::Result<ExitCode> {
         BackendTarget::Service { service, port } => Some(endpoints(&world, service, *port, None)),
         BackendTarget::Hosts(_) => None,
     });
-    print!("{}", explanation.text);
+    super::say(&explanation.text)?;
     Ok(if explanation.served { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
@@ -132,7 +132,7 @@ fn of_cluster(args: &Explain) -> anyhow::Result<Snapshot> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let found = runtime.block_on(controller::read(&place))?;
     for what in &found.unread {
-        eprintln!("portcullis: {what}; what follows takes them for absent, the gateway may know better");
+        super::warn(format_args!("{what}; what follows takes them for absent, the gateway may know better"));
     }
     Ok(found.world)
 }

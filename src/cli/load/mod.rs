@@ -65,8 +65,7 @@ pub fn run(args: &Load) -> anyhow::Result<()> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let tally = runtime.block_on(tokio::task::LocalSet::new().run_until(send_all(args)))?;
-    println!("{}", tally.into_json());
-    Ok(())
+    super::say(&format!("{}\n", tally.into_json()))
 }
 
 async fn send_all(args: &Load) -> anyhow::Result<Tally> {
