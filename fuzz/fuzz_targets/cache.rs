@@ -343,7 +343,7 @@ fn answers(stored: &Stored, asked: &Method, request: &HeaderMap, body: &[u8], re
         let given = match given {
             Body::Empty => &b""[..],
             Body::Full(ref bytes) => &bytes[..],
-            Body::Incoming(_) | Body::Stream(_) => panic!("a body of one part is whole"),
+            Body::Incoming(_) | Body::Received(_) | Body::Stream(_) => panic!("a body of one part is whole"),
         };
         let field = |name: HeaderName| head.headers.get(name).and_then(|value| value.to_str().ok());
         let length = field(header::CONTENT_LENGTH).and_then(|length| length.parse::<usize>().ok());

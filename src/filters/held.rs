@@ -123,7 +123,9 @@ pub fn of_request(unread: Unread) -> ProxyError {
             let kind = match error {
                 BodyError::TooLarge { .. } => ErrorKind::BodyTooLarge,
                 BodyError::Stalled(_) => ErrorKind::RequestTimeout,
-                BodyError::Connection(_) | BodyError::Other(_) => ErrorKind::BadRequest,
+                BodyError::Connection(_) | BodyError::Stream(_) | BodyError::Other(_) => {
+                    ErrorKind::BadRequest
+                }
             };
             ProxyError::caused(kind, error)
         }

@@ -8,11 +8,15 @@ use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 
+use crate::http2::Received;
+
 /// Why a body ended before its end. The cause is for the log; a client sees only that the body was cut.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     #[error("the connection failed while the body was read")]
     Connection(#[from] hyper::Error),
+    #[error("the stream failed while the body was read")]
+    Stream(#[from] h2::Error),
     #[error("no progress within {0:?}")]
     Stalled(std::time::Duration),
     #[error("the body is larger than {limit} bytes")]
@@ -31,6 +35,8 @@ pub enum Body {
     Empty,
     Full(Bytes),
     Incoming(hyper::body::Incoming),
+    /// Of a stream of HTTP/2.
+    Received(Received),
     /// Any other stream: observed, limited, made by a filter.
     Stream(Pin<Box<dyn http_body::Body<Data = Bytes, Error = BodyError>>>),
 }
@@ -86,6 +92,7 @@ impl http_body::Body for Body {
             }
             Self::Full(bytes) => Poll::Ready(Some(Ok(Frame::data(bytes.split_to(PIECE))))),
             Self::Incoming(incoming) => Pin::new(incoming).poll_frame(context).map_err(BodyError::from),
+            Self::Received(received) => Pin::new(received).poll_frame(context).map_err(BodyError::from),
             Self::Stream(stream) => stream.as_mut().poll_frame(context),
         }
     }
@@ -95,6 +102,7 @@ impl http_body::Body for Body {
             Self::Empty => true,
             Self::Full(bytes) => bytes.is_empty(),
             Self::Incoming(incoming) => incoming.is_end_stream(),
+            Self::Received(received) => received.is_end_stream(),
             Self::Stream(stream) => stream.is_end_stream(),
         }
     }
@@ -104,6 +112,7 @@ impl http_body::Body for Body {
             Self::Empty => SizeHint::with_exact(0),
             Self::Full(bytes) => SizeHint::with_exact(bytes.len() as u64),
             Self::Incoming(incoming) => incoming.size_hint(),
+            Self::Received(received) => received.size_hint(),
             Self::Stream(stream) => stream.size_hint(),
         }
     }
@@ -133,6 +142,7 @@ impl std::fmt::Debug for Body {
             Self::Empty => "Body::Empty",
             Self::Full(_) => "Body::Full",
             Self::Incoming(_) => "Body::Incoming",
+            Self::Received(_) => "Body::Received",
             Self::Stream(_) => "Body::Stream",
         })
     }

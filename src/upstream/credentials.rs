@@ -25,7 +25,7 @@ const MAX_TARGET: usize = 65_000;
 /// Behind the body of a request comes no field of the credential's name either: some servers put those into the head.
 pub(super) fn guard_trailers(credential: &Arc<Credential>, body: &mut Body) {
     if matches!(&**credential, Credential::Header { .. } | Credential::Token(_))
-        && matches!(body, Body::Incoming(_) | Body::Stream(_))
+        && matches!(body, Body::Incoming(_) | Body::Received(_) | Body::Stream(_))
     {
         let inner = std::mem::take(body);
         *body = Body::stream(Guarded { inner, credential: Arc::clone(credential) });

@@ -19,7 +19,8 @@ pub(super) fn spare_body(request: &Request) -> Option<Body> {
         Body::Empty => Some(Body::Empty),
         Body::Full(bytes) => Some(Body::Full(bytes.clone())),
         Body::Incoming(incoming) if incoming.is_end_stream() => Some(Body::Empty),
-        Body::Incoming(_) | Body::Stream(_) => None,
+        Body::Received(received) if received.is_end_stream() => Some(Body::Empty),
+        Body::Incoming(_) | Body::Received(_) | Body::Stream(_) => None,
     }
 }
 

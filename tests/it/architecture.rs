@@ -9,14 +9,15 @@ const TABLE: &[(&str, &[&str])] = &[
     ("values", &[]),
     ("lifecycle", &[]),
     ("telemetry", &[]),
-    ("message", &["values", "telemetry"]),
+    ("http2", &[]),
+    ("message", &["http2", "values", "telemetry"]),
     ("expression", &["values", "message"]),
     ("filters", &["values", "message", "expression", "telemetry"]),
     ("cache", &["values", "message", "filters"]),
     ("api", &["values", "filters"]),
     ("route_map", &["values", "message", "expression", "filters"]),
     ("snapshot", &["api", "values"]),
-    ("upstream", &["route_map", "expression", "message", "values", "telemetry", "lifecycle"]),
+    ("upstream", &["route_map", "expression", "message", "http2", "values", "telemetry", "lifecycle"]),
     ("compile", &["snapshot", "api", "filters", "route_map", "expression", "message", "values"]),
     ("background", &["upstream", "filters", "message", "values", "telemetry", "lifecycle", "route_map"]),
     ("standalone", &["snapshot", "values", "lifecycle"]),
@@ -28,7 +29,8 @@ const TABLE: &[(&str, &[&str])] = &[
 
 const ALL_ABOVE: &str = "everything above";
 const DATA_PLANE: &str = "the data plane above";
-const DATA_PLANE_ROOMS: &[&str] = &["message", "expression", "filters", "cache", "route_map", "upstream"];
+const DATA_PLANE_ROOMS: &[&str] =
+    &["http2", "message", "expression", "filters", "cache", "route_map", "upstream"];
 
 /// Where tasks and threads are begun: each has an owner there, and ends with drain. The commands of `cli` that are
 /// programs of their own begin theirs.

@@ -1,0 +1,124 @@
+//! A body on its way into a stream of HTTP/2.
+
+use std::error::Error;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::Bytes;
+use h2::{Reason, SendStream};
+use http_body::Body;
+
+/// Writes a body as fast as the peer takes it: the next piece of it is asked for when the last one has found room in the
+/// peer's windows and in the bound of what a stream may hold. Dropped before its end, h2 resets the stream.
+#[derive(Debug)]
+pub struct Sending<B> {
+    pub(super) body: B,
+    stream: SendStream<Bytes>,
+    /// Came of the body and waits for room; whether it is the last.
+    piece: Option<(Bytes, bool)>,
+}
+
+/// Why a body did not get to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum Unsent<E: Error + 'static> {
+    /// The peer was told by a reset.
+    #[error("the body failed")]
+    Body(#[source] E),
+    /// The peer wants no more, or the connection is over.
+    #[error("the stream failed")]
+    Stream(#[source] h2::Error),
+    #[error("the stream is closed")]
+    Closed,
+}
+
+impl<B> Sending<B> {
+    pub fn new(body: B, stream: SendStream<Bytes>) -> Self {
+        Self { body, stream, piece: None }
+    }
+}
+
+/// What a peer is told of a failure: what another peer said, where that was the cause.
+pub fn reason_of(error: &(dyn Error + 'static)) -> Reason {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(of_stream) = error.downcast_ref::<h2::Error>() {
+            return of_stream.reason().unwrap_or(Reason::INTERNAL_ERROR);
+        }
+        cause = error.source();
+    }
+    Reason::INTERNAL_ERROR
+}
+
+/// Waits until the stream has room for something. What was reserved is one byte: more would be taken from the windows of
+/// streams that could use them; h2 asks for the rest of a piece when it has it.
+pub(super) fn poll_room(
+    stream: &mut SendStream<Bytes>,
+    context: &mut Context<'_>,
+) -> Poll<Option<Result<(), h2::Error>>> {
+    while stream.capacity() == 0 {
+        match ready!(stream.poll_capacity(context)) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Poll::Ready(Some(Err(error))),
+            None => return Poll::Ready(None),
+        }
+    }
+    Poll::Ready(Some(Ok(())))
+}
+
+impl<B> Future for Sending<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+    B::Error: Error + 'static,
+{
+    type Output = Result<(), Unsent<B::Error>>;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { body, stream, piece } = self.get_mut();
+        loop {
+            // Also wakes us when the peer resets while we wait for something else.
+            if let Poll::Ready(reset) = stream.poll_reset(context) {
+                return Poll::Ready(Err(Unsent::Stream(reset.map_or_else(|error| error, h2::Error::from))));
+            }
+            if piece.is_some() {
+                match ready!(poll_room(stream, context)) {
+                    Some(room) => room.map_err(Unsent::Stream)?,
+                    None => return Poll::Ready(Err(Unsent::Closed)),
+                }
+            }
+            if let Some((data, is_last)) = piece.take() {
+                stream.send_data(data, is_last).map_err(Unsent::Stream)?;
+                if is_last {
+                    return Poll::Ready(Ok(()));
+                }
+                continue;
+            }
+            match ready!(Pin::new(&mut *body).poll_frame(context)) {
+                Some(Ok(frame)) => match frame.into_data() {
+                    Ok(data) => {
+                        // An empty frame needs no room.
+                        let (is_last, is_empty) = (body.is_end_stream(), data.is_empty());
+                        if is_empty && !is_last {
+                            continue;
+                        }
+                        if is_empty {
+                            return Poll::Ready(stream.send_data(data, true).map_err(Unsent::Stream));
+                        }
+                        stream.reserve_capacity(1);
+                        *piece = Some((data, is_last));
+                    }
+                    Err(other) => {
+                        if let Ok(fields) = other.into_trailers() {
+                            stream.reserve_capacity(0);
+                            return Poll::Ready(stream.send_trailers(fields).map_err(Unsent::Stream));
+                        }
+                    }
+                },
+                Some(Err(error)) => {
+                    stream.send_reset(reason_of(&error));
+                    return Poll::Ready(Err(Unsent::Body(error)));
+                }
+                None => return Poll::Ready(stream.send_data(Bytes::new(), true).map_err(Unsent::Stream)),
+            }
+        }
+    }
+}
