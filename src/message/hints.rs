@@ -7,10 +7,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::task::Waker;
 
+use http::header::{HeaderMap, HeaderValue, LINK};
+
 /// More would only be traffic.
 const MOST: usize = 8;
 
-/// What the client of one connection is to be told. Said by whatever thread reads the backend, taken by the client's.
+/// What the client of one connection of HTTP/1 or of one stream of HTTP/2 is to be told. Said by whatever thread reads the backend, taken by the client's.
 #[derive(Debug, Default)]
 pub struct Hints {
     /// Changes when a request begins to wait, and when its wait is over.
@@ -60,6 +62,20 @@ impl Hints {
         let heads = std::mem::take(&mut said.heads);
         (said.turn == self.turn.load(Ordering::Acquire) && !heads.is_empty()).then_some(heads)
     }
+}
+
+/// The fields of these heads, each as it goes to a client of HTTP/2.
+pub fn hinted_links(heads: &[u8]) -> impl Iterator<Item = HeaderMap> {
+    let lines = heads.split(|byte| *byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut links = HeaderMap::new();
+    lines.filter_map(move |line| {
+        if let Some(value) = line.strip_prefix(b"link: ")
+            && let Ok(value) = HeaderValue::from_bytes(value)
+        {
+            links.append(LINK, value);
+        }
+        (line.is_empty() && !links.is_empty()).then(|| std::mem::take(&mut links))
+    })
 }
 
 impl Hinted {
@@ -123,6 +139,16 @@ mod tests {
         second.hinted().say(b"six ");
         late.say(b"seven ");
         assert_eq!(hints.take().as_deref(), Some(&b"six "[..]), "who is late takes nothing away");
+    }
+
+    #[test]
+    fn the_links_of_each_head_are_its_own() {
+        let heads = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\nlink: </b>; rel=preload\r\n\r\n\
+            HTTP/1.1 103 Early Hints\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </c>\r\n\r\n";
+        let links: Vec<Vec<String>> = hinted_links(heads.as_bytes())
+            .map(|fields| fields.iter().map(|(name, value)| format!("{name}: {value:?}")).collect())
+            .collect();
+        assert_eq!(links, [vec!["link: \"</a>\"", "link: \"</b>; rel=preload\""], vec!["link: \"</c>\""]]);
     }
 
     #[test]

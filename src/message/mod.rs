@@ -34,7 +34,7 @@ pub use exchange::{Answered, Asker, Captures, Exchange, Failed, Labels, Place, Q
 pub use failure::{FailureCause, FailureDocument, FailureForm, escape_html};
 pub use frames::FrameBudget;
 pub use grpc::{GrpcStatus, grpc_timeout, is_grpc_call, set_grpc_timeout};
-pub use hints::{Hinted, Hints, Waiting};
+pub use hints::{Hinted, Hints, Waiting, hinted_links};
 pub use identity::{Identity, IdentityKind, KnownIdentity};
 pub use method_override::{overrides_method, take_method_overrides};
 pub use outbound::{AnswerBy, FixedHost, LocalFuture, Outbound};

@@ -13,21 +13,20 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use hyper::server::conn::{http1, http2};
+use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
 use super::forwarded::{Introduction, Seen};
-use super::gather::Gathered;
 use super::observed::Upload;
 use super::tls::{Reached, Session};
 use super::transport::{Transport, Wire};
 use super::watch::{Verdict, Wait, Watch, Watched};
 use super::worker::Worker;
-use super::{passthrough, proxy_header, refusal, service, tls, tunnel};
-use crate::message::{Hints, Scheme};
+use super::{connection_http2, passthrough, proxy_header, refusal, service, tls, tunnel};
+use crate::message::{Body, Hints, Scheme};
 use crate::telemetry::{HandshakeFailure, HeaderRefusal};
 use crate::upstream::{ClientConnection, Presence};
 
@@ -55,15 +54,13 @@ pub struct Connection {
     /// Of the handshake; none on plain connections.
     pub session: Option<Session>,
     pub introduction: Introduction,
-    /// What backends say to the client before their answers.
+    /// HTTP/1: what backends say to the client before their answers.
     pub hints: Arc<Hints>,
-    /// What an answer 101 leaves for after it.
+    /// HTTP/1: what an answer 101 leaves for after it.
     pub tunnel: Cell<Option<tunnel::Pending>>,
     /// The body that is being read on HTTP/1.
     pub reading: RefCell<Option<Rc<Upload>>>,
-    watch: Rc<Watch>,
-    /// The watch of the stream whose task is about to begin.
-    next_stream: Cell<Option<Stream>>,
+    pub(super) watch: Rc<Watch>,
     streams: Cell<usize>,
     /// Streams in all, and those that the client gave up soon.
     opened: Cell<u32>,
@@ -148,7 +145,6 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
         tunnel: Cell::new(None),
         reading: RefCell::default(),
         watch: watch.clone(),
-        next_stream: Cell::new(None),
         streams: Cell::new(0),
         opened: Cell::new(0),
         given_up: Cell::new(0),
@@ -157,7 +153,7 @@ async fn serve(worker: &Rc<Worker>, socket: TcpStream, peer: SocketAddr, tls: bo
     let _open = worker.stats.connection(scheme.as_str(), protocol);
     let transport = Transport::new(wire, read_ahead, watch);
     if http2 {
-        serve_http2(&connection, transport.counting_frames()).await;
+        connection_http2::serve(&connection, transport.counting_frames()).await;
     } else {
         let transport = transport.telling(&connection.hints);
         serve_http1(&connection, transport).await;
@@ -179,7 +175,7 @@ fn age(worker: &Worker) -> Duration {
 }
 
 /// Runs `work` until the sweep cuts it.
-async fn unless_cut<T>(watch: &Watch, work: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn unless_cut<T>(watch: &Watch, work: impl Future<Output = T>) -> Option<T> {
     let mut work = pin!(work);
     poll_fn(|context| match watch.verdict(context) {
         Some(Verdict::Cut | Verdict::End) => Poll::Ready(None),
@@ -218,7 +214,9 @@ enum End {
 async fn serve_http1(connection: &Rc<Connection>, transport: Transport) {
     let watch = connection.watch.clone();
     watch.keeps_alive();
-    let handler = service_fn(|request| service::answer(connection.clone(), watch.clone(), request));
+    let handler = service_fn(|request: http::Request<_>| {
+        service::answer(connection.clone(), watch.clone(), None, request.map(Body::Incoming))
+    });
     // The limit of 100 fields is hyper's default; setting it would cost an allocation a request. Heads are timed by
     // the sweep, which tells a slow head from an idle connection; hyper's one timer cannot.
     let mut serving = http1::Builder::new()
@@ -268,7 +266,7 @@ async fn serve_http1(connection: &Rc<Connection>, transport: Transport) {
 }
 
 /// Says that nothing more comes, and reads on for a while.
-async fn linger(mut transport: impl AsyncRead + AsyncWrite + Unpin) {
+pub(super) async fn linger(mut transport: impl AsyncRead + AsyncWrite + Unpin) {
     let discard = async {
         let _ = transport.shutdown().await;
         let mut buffer = vec![0; 16 << 10];
@@ -283,75 +281,22 @@ async fn linger(mut transport: impl AsyncRead + AsyncWrite + Unpin) {
     let _ = tokio::time::timeout(LINGER, discard).await;
 }
 
-async fn serve_http2(connection: &Rc<Connection>, transport: Transport) {
-    let watch = connection.watch.clone();
-    watch.multiplexes();
-    let limits = &connection.worker.settings.limits;
-    // Boxed: hyper moves it four times before its task begins, and it is large.
-    let handler = service_fn(|request| {
-        Box::pin(service::answer(connection.clone(), connection.open_stream(), request))
-    });
-    let transport = Gathered::new(transport);
-    let outgoing = transport.clone();
-    let mut serving = pin!(
-        http2::Builder::new(Streams(connection.clone()))
-            .timer(TokioTimer::new())
-            .max_concurrent_streams(100)
-            .initial_stream_window_size(64 << 10)
-            .initial_connection_window_size(1 << 20)
-            .adaptive_window(false)
-            .max_frame_size(16 << 10)
-            .max_header_list_size(16 << 10)
-            .max_send_buf_size(64 << 10)
-            .max_pending_accept_reset_streams(20)
-            .max_local_error_reset_streams(1024)
-            .enable_connect_protocol()
-            .keep_alive_interval(limits.ping)
-            .keep_alive_timeout(limits.pong)
-            .serve_connection(TokioIo::new(transport), handler)
-    );
-    let (mut ending, mut over) = (false, false);
-    let told = poll_fn(|context| {
-        match watch.verdict(context) {
-            Some(Verdict::Cut) => return Poll::Ready(false),
-            Some(Verdict::End | Verdict::Retire) if !ending => {
-                ending = true;
-                serving.as_mut().graceful_shutdown();
-            }
-            _ => {}
-        }
-        over = over || serving.as_mut().poll(context).is_ready();
-        match outgoing.poll_send(context) {
-            Poll::Ready(Ok(())) if !over => Poll::Pending,
-            sent => sent.map(|sent| sent.is_ok()),
-        }
-    })
-    .await;
-    // A window that the client opens for our last answer would reset the connection if it came after the close.
-    if told {
-        linger(outgoing).await;
-    }
-}
-
 /// An open stream of HTTP/2.
-struct Stream {
-    watched: Watched,
-    connection: Rc<Connection>,
+pub(super) struct Stream {
+    pub watched: Watched,
+    pub connection: Rc<Connection>,
 }
 
 impl Connection {
-    /// Makes the watch of a new stream; hyper begins its task right after.
-    fn open_stream(self: &Rc<Self>) -> Rc<Watch> {
-        let watched = self.worker.sweep.watch(Wait::Nothing, None);
-        let watch = watched.share();
+    /// A new stream, until it is dropped.
+    pub(super) fn open_stream(self: &Rc<Self>) -> Stream {
         self.streams.set(self.streams.get() + 1);
         self.opened.set(self.opened.get().saturating_add(1));
         self.watch.read_waits(Wait::Nothing);
-        self.next_stream.set(Some(Stream { watched, connection: self.clone() }));
-        watch
+        Stream { watched: self.worker.sweep.watch(Wait::Nothing, None), connection: self.clone() }
     }
 
-    /// Something goes on here that hyper does not know of as a stream.
+    /// Something goes on here that is no stream of its own.
     pub fn hold(self: &Rc<Self>) -> Held {
         self.streams.set(self.streams.get() + 1);
         self.watch.read_waits(Wait::Nothing);
@@ -408,19 +353,5 @@ pub struct Held(Rc<Connection>);
 impl Drop for Held {
     fn drop(&mut self) {
         self.0.ends();
-    }
-}
-
-/// Runs the streams of a connection, each until its watch cuts it: dropping a stream's task resets the stream.
-#[derive(Clone)]
-struct Streams(Rc<Connection>);
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for Streams {
-    fn execute(&self, work: F) {
-        let stream = self.0.next_stream.take();
-        spawn(async move {
-            let Some(stream) = stream else { return drop(work.await) };
-            unless_cut(&stream.watched, work).await;
-        });
     }
 }

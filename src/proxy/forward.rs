@@ -11,6 +11,7 @@ use http_body::Body as _;
 use super::account::Hop;
 use super::aim;
 use super::connection::Connection;
+use super::connection_http2::Turn;
 use super::forwarded::Seen;
 use super::live::{Live, LiveRule, Target};
 use super::observed::Upload;
@@ -33,6 +34,8 @@ pub struct Way<'a> {
     pub upload: Option<&'a Upload>,
     /// None: nobody waits for the answer.
     pub watch: Option<&'a Watch>,
+    /// Over HTTP/2.
+    pub turn: Option<&'a Turn>,
     /// For what an answer 101 leaves.
     pub tunnel: &'a Cell<Option<Pending>>,
     /// A call of gRPC.
@@ -108,9 +111,10 @@ pub async fn answer(
     if let Some(hop) = hop {
         hop.asked(backend);
     }
-    // Only HTTP/1.1 has a way for them, and whoever changes answers may want none.
-    let may_hint = way.watch.is_some() && rule.passes_hints && exchange.client.protocol == Protocol::Http11;
-    let waiting = may_hint.then(|| connection.hints.wait());
+    // HTTP/1.0 has none, gRPC neither, and whoever changes answers may want none.
+    let may_hint = way.watch.is_some() && rule.passes_hints && exchange.client.protocol != Protocol::Http10;
+    let may_hint = may_hint && way.called.is_none();
+    let waiting = may_hint.then(|| way.turn.map_or(&connection.hints, Turn::hints).wait());
     limits.hinted = waiting.as_ref().map(Waiting::hinted);
     let answer = match &plan.retry {
         None => worker.pools.send(backend, request, Some(lines), limits).await?,

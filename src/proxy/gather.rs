@@ -29,6 +29,8 @@ struct Inner<T> {
     held: Vec<u8>,
     /// Of these.
     sent: usize,
+    /// How often anything came.
+    reads: u64,
 }
 
 impl<T> Clone for Gathered<T> {
@@ -39,12 +41,17 @@ impl<T> Clone for Gathered<T> {
 
 impl<T: AsyncRead + AsyncWrite + Unpin> Gathered<T> {
     pub fn new(transport: T) -> Self {
-        Self(Rc::new(RefCell::new(Inner { transport, held: Vec::new(), sent: 0 })))
+        Self(Rc::new(RefCell::new(Inner { transport, held: Vec::new(), sent: 0, reads: 0 })))
     }
 
     /// Sends what is held; to be called after each poll of the connection.
     pub fn poll_send(&self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.0.borrow_mut().poll_send(context)
+    }
+
+    /// Changes whenever something came.
+    pub fn reads(&self) -> u64 {
+        self.0.borrow().reads
     }
 }
 
@@ -77,7 +84,10 @@ impl<T: AsyncRead + Unpin> AsyncRead for Gathered<T> {
         context: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0.borrow_mut().transport).poll_read(context, buffer)
+        let mut inner = self.0.borrow_mut();
+        let read = ready!(Pin::new(&mut inner.transport).poll_read(context, buffer));
+        inner.reads += 1;
+        Poll::Ready(read)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! plane      start, install, drain          worker     a thread with its runtime      live    route map ⇄ state
-//!   listener ─► connection ─► (tls | sniff) ─► transport ─► hyper ─► service ─► filters ─► action ─► answer
+//!   listener ─► connection ─► (tls | sniff) ─► transport ─► hyper, h2 ─► service ─► filters ─► action ─► answer
 //!                    │                            │           │                              │
 //!                    └── watch: all deadlines                │      forward · aggregate · redirect · respond_with · tunnel
 //!                                                             └── request_head · forwarded · observed · account
@@ -15,6 +15,7 @@
 //! | `worker` | a thread: its runtime, newest map, phase of the drain |
 //! | `listener` | sockets, accepting, handing over to a less busy worker |
 //! | `connection` | one connection: TLS or plain, HTTP/1.1 or HTTP/2, goodbye |
+//! | `connection_http2` | the streams of HTTP/2, a task each; `date` writes their field |
 //! | `proxy_header` | what a load balancer says at the start of a connection |
 //! | `tls`, `certificates` | handshakes and certificates by server name |
 //! | `client_certificates` | certificates that clients show: who vouches, for how long |
@@ -45,7 +46,9 @@ mod cached;
 mod certificates;
 mod client_certificates;
 mod connection;
+mod connection_http2;
 mod crowd;
+mod date;
 mod forward;
 mod forwarded;
 mod frames;

@@ -9,7 +9,6 @@ use std::task::{Context, Poll};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 
 use super::account::Account;
@@ -37,7 +36,7 @@ pub struct Upload {
 /// A request's body as the backend's connection reads it.
 #[derive(Debug)]
 pub struct RequestBody {
-    inner: Incoming,
+    inner: Body,
     limit: u64,
     /// It is announced as larger: nobody reads any of it.
     refused: bool,
@@ -51,7 +50,7 @@ pub struct RequestBody {
 
 impl RequestBody {
     pub fn new(
-        inner: Incoming,
+        inner: Body,
         limit: u64,
         stall: std::time::Duration,
         watch: Rc<Watch>,
@@ -78,7 +77,8 @@ impl RequestBody {
 }
 
 /// A body whose framing is broken is a bad request; a connection that ends in it is a client that has gone.
-fn whose_fault(error: &hyper::Error) -> ErrorKind {
+fn whose_fault(error: &BodyError) -> ErrorKind {
+    let BodyError::Connection(error) = error else { return ErrorKind::ClientGone };
     let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<std::io::Error>());
     match cause.map(std::io::Error::kind) {
         Some(std::io::ErrorKind::InvalidInput | std::io::ErrorKind::InvalidData) => ErrorKind::BadRequest,
@@ -123,7 +123,7 @@ impl HttpBody for RequestBody {
                 }
                 Poll::Ready(Some(Ok(frame)))
             }
-            Poll::Ready(Some(Err(error))) => self.fail(whose_fault(&error), BodyError::Connection(error)),
+            Poll::Ready(Some(Err(error))) => self.fail(whose_fault(&error), error),
             Poll::Ready(None) => {
                 self.upload.ended.set(Some(Instant::now()));
                 self.watch.body_came(true);

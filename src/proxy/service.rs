@@ -15,11 +15,11 @@ use futures_util::FutureExt;
 use http::header::{CONNECTION, CONTENT_LENGTH};
 use http::{HeaderValue, Method, StatusCode};
 use http_body::Body as _;
-use hyper::body::Incoming;
 
 use super::account::Account;
 use super::cached::{self, Rerun};
 use super::connection::Connection;
+use super::connection_http2::Turn;
 use super::forward::Way;
 use super::live::{Live, LiveHost};
 use super::observed::{AnswerBody, RequestBody, Upload};
@@ -39,11 +39,13 @@ use crate::route_map::{Action, AggregatePlan, Found, RequestView};
 use crate::telemetry::CallStatus;
 use crate::upstream;
 
-/// Answers a request, whatever happens. `watch` is the connection's on HTTP/1 and the stream's on HTTP/2.
+/// Answers a request, whatever happens. `watch` is the connection's on HTTP/1 and the stream's on HTTP/2, where it also
+/// has a `turn`.
 pub async fn answer(
     connection: Rc<Connection>,
     watch: Rc<Watch>,
-    mut request: http::Request<Incoming>,
+    turn: Option<&Turn>,
+    mut request: Request,
 ) -> Result<http::Response<AnswerBody>, Infallible> {
     let protocol = match request.version() {
         http::Version::HTTP_2 => Protocol::Http2,
@@ -62,7 +64,7 @@ pub async fn answer(
     let accept = accept_of(request.headers());
     let call = if is_grpc_call(request.method(), request.headers()) { Call::Grpc } else { Call::Http };
     account.call = (call == Call::Grpc).then_some(CallStatus::Missing);
-    let mut told = Told { trailers: false, accept, call, tunnel: Cell::new(None) };
+    let mut told = Told { trailers: false, accept, call, turn, tunnel: Cell::new(None) };
     let outcome = {
         // Pinned where it is made: its state is large to move.
         let serving = pin!(serve(&connection, &watch, request, protocol, &mut account, &mut told));
@@ -81,7 +83,7 @@ pub async fn answer(
         response = failure(&kind.into());
     }
     let follows = pending.map(|pending| Follows { pending, wanted });
-    Ok(finish(&connection, watch, response, account, told.trailers, follows))
+    Ok(finish(&connection, watch, response, account, &told, follows))
 }
 
 /// As the client wrote it, for the log alone.
@@ -105,20 +107,21 @@ struct Follows {
 }
 
 /// What [`finish`] must know of the request's head.
-struct Told {
+struct Told<'a> {
     trailers: bool,
     accept: Option<HeaderValue>,
     call: Call,
+    turn: Option<&'a Turn>,
     tunnel: Cell<Option<Pending>>,
 }
 
 async fn serve(
     connection: &Rc<Connection>,
     watch: &Rc<Watch>,
-    request: http::Request<Incoming>,
+    request: Request,
     protocol: Protocol,
     account: &mut Account,
-    told: &mut Told,
+    told: &mut Told<'_>,
 ) -> Result<Response, ProxyError> {
     let worker = &connection.worker;
     let limits = &worker.settings.limits;
@@ -245,6 +248,7 @@ async fn serve(
         hop: hop.as_deref(),
         upload: upload.as_deref(),
         watch: Some(watch),
+        turn: told.turn,
         tunnel: &told.tunnel,
         // Over HTTP/1 none is a stream: whoever says so there has the bounds of everybody.
         called: (told.call == Call::Grpc && protocol == Protocol::Http2)
@@ -442,7 +446,7 @@ fn finish(
     watch: Rc<Watch>,
     response: Response,
     mut account: Box<Account>,
-    trailers: bool,
+    told: &Told<'_>,
     follows: Option<Follows>,
 ) -> http::Response<AnswerBody> {
     let (mut parts, mut body) = response.into_parts();
@@ -469,20 +473,18 @@ fn finish(
     if closes && account.protocol != Protocol::Http2 && parts.status != StatusCode::SWITCHING_PROTOCOLS {
         parts.headers.insert(CONNECTION, HeaderValue::from_static("close"));
     }
-    if !trailers {
+    if !told.trailers {
         parts.headers.remove(http::header::TRAILER);
     }
     if parts.status == StatusCode::SWITCHING_PROTOCOLS
         && let Some(Follows { pending, wanted }) = follows
     {
         let pending = pending.accounted(account);
-        match wanted {
-            Some(wanted) => wanted.begin(connection, &mut parts, pending),
-            None => connection.tunnel.set(Some(pending)),
-        }
+        wanted.iter().for_each(|wanted| wanted.begin(&mut parts));
+        told.turn.map_or(&connection.tunnel, |turn| &turn.tunnel).set(Some(pending));
         return http::Response::from_parts(parts, AnswerBody::tunnel(watch));
     }
-    http::Response::from_parts(parts, AnswerBody::new(body, trailers, watch, account))
+    http::Response::from_parts(parts, AnswerBody::new(body, told.trailers, watch, account))
 }
 
 #[cfg(test)]

@@ -3,26 +3,18 @@
 //!
 //! Invariant: a CONNECT gets no other answer of 2xx than that, for it would mean a tunnel.
 
-use std::rc::Rc;
-
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use h2::ext::Protocol;
 use http::header::{
     CONNECTION, HeaderValue, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use http::{Method, StatusCode};
-use hyper::ext::Protocol;
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 
-use super::connection::{self, Connection};
-use super::tunnel::{self, Pending};
 use crate::message::{ErrorKind, Response, websocket_accept};
 
 /// A WebSocket that a client asked for by CONNECT.
 pub struct Wanted {
-    /// The client's end, once it has its 200.
-    client: OnUpgrade,
     /// How a server proves that it read our key.
     accept: HeaderValue,
 }
@@ -33,7 +25,6 @@ impl Wanted {
         if request.extensions().get::<Protocol>()?.as_str() != "websocket" {
             return None;
         }
-        let client = hyper::upgrade::on(&mut *request);
         let key = BASE64.encode(nonce);
         let accept = websocket_accept(key.as_bytes());
         *request.method_mut() = Method::GET;
@@ -42,7 +33,7 @@ impl Wanted {
         headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
         headers.insert(SEC_WEBSOCKET_KEY, HeaderValue::try_from(key).expect("base64"));
         headers.entry(SEC_WEBSOCKET_VERSION).or_insert(HeaderValue::from_static("13"));
-        Some(Self { client, accept })
+        Some(Self { accept })
     }
 
     /// Whether this may be the answer; `agreed`: the backend has switched to it.
@@ -59,18 +50,11 @@ impl Wanted {
     }
 
     /// Makes a 101 the answer to the CONNECT; the tunnel begins when the client has it.
-    pub fn begin(self, connection: &Rc<Connection>, answer: &mut http::response::Parts, pending: Pending) {
+    pub fn begin(&self, answer: &mut http::response::Parts) {
         answer.status = StatusCode::OK;
         for name in [CONNECTION, UPGRADE, SEC_WEBSOCKET_ACCEPT] {
             answer.headers.remove(name);
         }
-        let (drain, held) = (connection.worker.shared.drain.clone(), connection.hold());
-        connection::spawn(async move {
-            let _held = held;
-            if let Ok(client) = self.client.await {
-                tunnel::run(TokioIo::new(client), pending, drain).await;
-            }
-        });
     }
 }
 

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::crowd::{Crowd, Pace};
+use super::date::DateField;
 use super::keep::Kept;
 use super::live::Live;
 use super::mirror::Seats;
@@ -73,6 +74,7 @@ pub struct Worker {
     /// Requests that matched no rule.
     pub unmatched: Arc<RuleStats>,
     pub sweep: Rc<Sweep>,
+    pub date: DateField,
     live: RefCell<(u64, Rc<Serving>)>,
     outbound: RefCell<Option<Rc<dyn Outbound>>>,
     phase: Cell<Phase>,
@@ -126,6 +128,7 @@ impl Worker {
             stats: shared.telemetry.worker(index),
             unmatched: shared.telemetry.rule(&empty, &empty, &empty),
             sweep: Rc::default(),
+            date: DateField::default(),
             live: RefCell::new((0, Rc::new(Serving(live)))),
             outbound: RefCell::default(),
             phase: Cell::new(shared.drain.phase()),

@@ -57,7 +57,7 @@ type Say = dyn Fn(&Asked, &mut TcpStream) + Send + Sync;
 
 /// An origin that writes what it is told to.
 pub struct Origin {
-    address: SocketAddr,
+    pub address: SocketAddr,
     asked: Arc<Mutex<Vec<Asked>>>,
 }
 

@@ -1,17 +1,18 @@
-//! What mobile clients and their servers say beside the message itself: priorities pass both ways, early hints to clients of
-//! HTTP/1.1 that have time for them; other interim answers of a backend end here, and harm nobody.
+//! What mobile clients and their servers say beside the message itself: priorities pass both ways, early hints to clients
+//! that have time for them; other interim answers of a backend end here, and harm nobody.
 
+use std::future::poll_fn;
 use std::io::{Read as _, Write as _};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::client::conn::http2;
-use hyper_util::rt::{TokioExecutor, TokioIo};
+use h2::client::{ResponseFuture, SendRequest};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use super::proxy_rig::*;
+use super::proxy_tls::{certificate, shake, tls};
 use crate::cache_origin::{Door, Origin};
 use crate::harness;
 
@@ -31,20 +32,49 @@ async fn priorities_pass_both_ways_and_hints_with_the_answer_are_none() {
         assert_eq!(field(&backend.last(), "priority"), Some("u=5"));
     }
 
-    let socket = TcpStream::connect(gateway.http()).await.expect("connects");
-    let (mut sender, connection) =
-        http2::handshake::<_, _, Full<Bytes>>(TokioExecutor::new(), TokioIo::new(socket))
-            .await
-            .expect("speaks HTTP/2");
-    tokio::spawn(connection);
-    let request = http::Request::builder().uri("http://a.example/").header("priority", "u=0, i");
-    let answer = sender.send_request(request.body(Full::default()).expect("a request"));
-    let answer = tokio::time::timeout(PATIENCE, answer).await.expect("in time").expect("answered");
-    assert_eq!(
-        (answer.status().as_u16(), &answer.headers()["priority"]),
-        (200, &"u=1, i".parse().expect("a value"))
-    );
+    let mut client = in_the_clear(gateway.http()).await;
+    let request = http::Request::get("http://a.example/").header("priority", "u=0, i").body(());
+    let (mut answer, _) = client.send_request(request.expect("a request"), true).expect("sent");
+    assert_eq!(interim(&mut answer).await, None, "the answer is there already");
+    let answer = answer.await.expect("answered");
+    assert_eq!((answer.status().as_u16(), text(&answer, "priority")), (200, "u=1, i"));
+    assert_eq!(text(&answer, "link"), "</a.css>; rel=preload");
     assert_eq!(field(&backend.last(), "priority"), Some("u=0, i"));
+}
+
+async fn speak(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> SendRequest<Bytes> {
+    let (client, connection) = h2::client::handshake(stream).await.expect("speaks HTTP/2");
+    tokio::spawn(connection);
+    client
+}
+
+async fn in_the_clear(gateway: std::net::SocketAddr) -> SendRequest<Bytes> {
+    speak(TcpStream::connect(gateway).await.expect("connects")).await
+}
+
+fn get(client: &mut SendRequest<Bytes>, uri: &str) -> ResponseFuture {
+    let request = http::Request::get(uri).body(()).expect("a request");
+    client.send_request(request, true).expect("sent").0
+}
+
+fn text<'a, B>(answer: &'a http::Response<B>, name: &str) -> &'a str {
+    answer.headers()[name].to_str().expect("text")
+}
+
+/// All that the next interim answer says. None: the answer itself is there.
+async fn interim(answer: &mut ResponseFuture) -> Option<String> {
+    let next = poll_fn(|context| answer.poll_informational(context));
+    let head = tokio::time::timeout(PATIENCE, next).await.expect("in time")?.expect("a head");
+    let fields =
+        head.headers().iter().map(|(name, value)| format!(" {name}: {}", value.to_str().expect("text")));
+    Some(format!("{}{}", head.status().as_u16(), fields.collect::<String>()))
+}
+
+async fn is_ok(answer: ResponseFuture) {
+    let (head, mut body) = answer.await.expect("answered").into_parts();
+    assert_eq!(head.status, 200);
+    assert!(!head.headers.contains_key("link") && head.headers.contains_key("date"), "{head:?}");
+    assert_eq!(body.data().await.expect("a body").expect("whole"), "ok");
 }
 
 const EARLY: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\nSet-Cookie: a=b\r\n\r\n\
@@ -122,4 +152,86 @@ fn who_could_not_read_hints_or_changes_answers_gets_none() {
         door.open();
         ok(&mut stream);
     }
+}
+
+#[tokio::test]
+async fn clients_of_http2_get_the_same_hints_in_the_clear_and_over_tls() {
+    for encrypted in [false, true] {
+        let door = Door::default();
+        let (origin, _) = hinting(&door);
+        let gateway = Gateway::start();
+        let identity = certificate("a", &["a.test"]);
+        let identity = if encrypted { tls(&[&identity]) } else { None };
+        let (map, endpoints) =
+            route_map(vec![host("a.test", identity, forward("b"))], &[("b", origin.address)]);
+        gateway.plane.install(map, endpoints);
+        let (mut client, scheme) = if encrypted {
+            let stream = shake(gateway.https(), "a.test", &["h2"]).await.expect("shakes");
+            (speak(stream).await, "https")
+        } else {
+            (in_the_clear(gateway.http()).await, "http")
+        };
+        let mut first = get(&mut client, &format!("{scheme}://a.test/x"));
+        for link in ["</a.css>", "</b.css>"] {
+            assert_eq!(interim(&mut first).await, Some(format!("103 link: {link}; rel=preload")));
+        }
+        assert!(!door.is_open(), "the answer is still held back");
+        // Another stream of the connection gets none of them.
+        let mut other = get(&mut client, &format!("{scheme}://a.test/late"));
+        assert_eq!(interim(&mut other).await, None);
+        is_ok(other).await;
+        door.open();
+        assert_eq!(interim(&mut first).await, None);
+        is_ok(first).await;
+    }
+}
+
+#[tokio::test]
+async fn over_http2_kept_and_changed_answers_have_no_hints() {
+    for (policy, hinted) in
+        [("{cache: {defaultTtl: 60s}}", true), ("{response: {headers: {remove: [Link]}}}", false)]
+    {
+        let door = Door::default();
+        let (origin, said) = hinting(&door);
+        let gateway = origin.under(policy);
+        let mut client = in_the_clear(gateway.http).await;
+        let mut first = get(&mut client, "http://shop.example/x");
+        if hinted {
+            assert_eq!(interim(&mut first).await.as_deref(), Some("103 link: </a.css>; rel=preload"));
+        }
+        until("the hints", || said.load(Ordering::SeqCst)).await;
+        door.open();
+        while interim(&mut first).await.is_some() {
+            assert!(hinted, "{policy}");
+        }
+        is_ok(first).await;
+        // From the cache, if there is one.
+        let mut second = get(&mut client, "http://shop.example/x");
+        assert_eq!(interim(&mut second).await, None, "{policy}");
+        is_ok(second).await;
+        assert_eq!(origin.count(), if hinted { 1 } else { 2 }, "{policy}");
+    }
+}
+
+#[tokio::test]
+async fn no_more_hints_go_on_than_a_client_can_use() {
+    let door = Door::default();
+    let held = door.clone();
+    let origin = Origin::raw(move |_, stream| {
+        for number in 0..20 {
+            let hint = format!("HTTP/1.1 103 Early Hints\r\nLink: </{number}>\r\n\r\n");
+            let _ = stream.write_all(hint.as_bytes());
+        }
+        held.wait();
+        let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok");
+    });
+    let gateway = Gateway::before(origin.address);
+    let mut client = in_the_clear(gateway.http()).await;
+    let mut answer = get(&mut client, "http://a.test/");
+    for number in 0..8 {
+        assert_eq!(interim(&mut answer).await, Some(format!("103 link: </{number}>")));
+    }
+    door.open();
+    assert_eq!(interim(&mut answer).await, None);
+    is_ok(answer).await;
 }

@@ -84,6 +84,7 @@ impl Rerun {
             hop: None,
             upload: None,
             watch: None,
+            turn: None,
             tunnel: &Cell::new(None),
             called: None,
         };
