@@ -126,6 +126,7 @@ impl Body for Endless {
         _: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
         self.0 += 1 << 10;
+        assert!(self.0 < 100 << 20, "no bound");
         Poll::Ready(Some(Ok(Frame::data(Bytes::from(vec![0; 1 << 10])))))
     }
 }

@@ -235,3 +235,24 @@ async fn no_more_hints_go_on_than_a_client_can_use() {
     assert_eq!(interim(&mut answer).await, None);
     is_ok(answer).await;
 }
+
+#[tokio::test]
+async fn answers_made_of_several_have_no_hints() {
+    let (door, said) = (Door::default(), Arc::new(AtomicBool::new(false)));
+    let (held, has_said) = (door.clone(), Arc::clone(&said));
+    let origin = Origin::raw(move |_, stream| {
+        let _ = stream.write_all(EARLY.as_bytes());
+        has_said.store(true, Ordering::SeqCst);
+        held.wait();
+        let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1";
+        let _ = stream.write_all(format!("{head}\r\nConnection: close\r\n\r\n7").as_bytes());
+    });
+    let call = "{name: one, backendRef: {kind: GatewayBackend, name: origin}, path: /x}";
+    let gateway = origin.rules(&format!("[{{name: home, aggregate: {{calls: [{call}]}}}}]"));
+    let mut client = in_the_clear(gateway.http).await;
+    let mut answer = get(&mut client, "http://shop.example/");
+    until("the hints", || said.load(Ordering::SeqCst)).await;
+    door.open();
+    assert_eq!(interim(&mut answer).await, None);
+    assert_eq!(answer.await.expect("answered").status(), 200);
+}
