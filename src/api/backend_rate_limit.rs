@@ -1,4 +1,4 @@
-//! `GatewayBackend.spec.rateLimit`: how often a backend may be asked.
+//! `GatewayBackend.spec.rateLimit`: how often each host of a backend may be asked.
 
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::filters::RateLimitScope;
 use crate::values::Duration;
 
-/// So many requests in a time; others get 503 Overloaded, and the backend is not asked.
+/// So many requests to each host in a time; others go to other hosts, and where there is none left get 503 Overloaded.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct BackendRateLimit {

@@ -93,7 +93,7 @@ pub struct GatewayBackendSpec {
     /// When an endpoint is left alone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health_check: Option<HealthCheck>,
-    /// How often it may be asked, so that it does not refuse us.
+    /// How often each of its hosts may be asked, so that they do not refuse us.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rate_limit: Option<BackendRateLimit>,
     /// What it has to bear from each replica of the gateway.

@@ -353,14 +353,15 @@ impl Linker {
         };
         let backend = match &plan.traffic.rate {
             None => backend,
-            Some(rate) => {
-                let asked = keep.state(&format!("asked of {id}"), &mut || Arc::new(Bucket::default()));
+            Some(rate) => backend.counted(|host| {
+                let whom = host.map_or_else(|| id.to_string(), |host| format!("{id} {host}"));
+                let asked = keep.state(&format!("asked of {whom}"), &mut || Arc::new(Bucket::default()));
                 let asked = asked.downcast().expect("only buckets are kept under this name");
                 let together = rate
                     .shared
-                    .then(|| -> Arc<dyn Together> { Arc::new(InStore::new(keep.store(), id, rate)) });
-                backend.counted(asked, together)
-            }
+                    .then(|| -> Arc<dyn Together> { Arc::new(InStore::new(keep.store(), &whom, rate)) });
+                (asked, together)
+            }),
         };
         Linked { backend: Arc::new(backend), bearer, slot }
     }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use crate::filters::{Count, Store, Told, Verdict};
 use crate::route_map::RatePlan;
 use crate::upstream::{Counted, Together};
-use crate::values::BackendId;
 
 #[derive(Debug)]
 pub struct InStore {
@@ -16,11 +15,11 @@ pub struct InStore {
 }
 
 impl InStore {
-    /// Replicas of one cluster count under one name; the backend's is part of it.
-    pub fn new(store: Arc<Store>, id: &BackendId, plan: &RatePlan) -> Self {
+    /// Replicas of one cluster count under one name; `whom`: the backend's and its host's are part of it.
+    pub fn new(store: Arc<Store>, whom: &str, plan: &RatePlan) -> Self {
         let (interval, burst) = plan.rate.micros();
         let count =
-            Count { key: format!("portcullis:backend:{{{id}}}"), interval, burst, cost: 1, enforced: true };
+            Count { key: format!("portcullis:backend:{{{whom}}}"), interval, burst, cost: 1, enforced: true };
         Self { store, count }
     }
 }

@@ -13,8 +13,9 @@ use super::carrier::Carrier;
 use super::endpoint::{EndpointPool, Wish};
 use super::eyeballs::Begin;
 use super::line::{Line, Wants};
-use super::pool::Tries;
 use super::proxy_header::ClientConnection;
+use super::retry::Tries;
+use super::throttle::{self, Charges};
 use crate::message::{ErrorKind, ProxyError};
 use crate::upstream::Backend;
 
@@ -26,6 +27,7 @@ pub(super) struct Choice<'a> {
     pub refused: &'a [SocketAddr],
     pub tries: Option<&'a Tries<'a>>,
     pub aim: Aim,
+    pub charges: &'a Charges,
 }
 
 /// What carries a request.
@@ -70,8 +72,10 @@ impl Choice<'_> {
         }
     }
 
-    pub fn next(&self, pool: &BackendPool) -> Option<Rc<EndpointPool>> {
-        self.asked(|asked| pool.next(self.tried, asked, self.aim))
+    /// # Errors
+    /// The hosts that are left must not be asked more often.
+    pub fn next(&self, pool: &BackendPool) -> Result<Option<Rc<EndpointPool>>, ProxyError> {
+        self.asked(|asked| pool.choose(self.tried, asked, self.aim, self.charges)).map_err(throttle::refusal)
     }
 
     pub fn begin(&self, pool: &BackendPool, endpoint: &EndpointPool) -> Begin {
@@ -111,7 +115,7 @@ impl Ask<'_> {
                 return Err(ErrorKind::Overloaded.into());
             }
             pool.refresh(backend);
-            let endpoint = self.choice.next(pool).ok_or_else(|| pool.nowhere(backend))?;
+            let endpoint = self.choice.next(pool)?.ok_or_else(|| pool.nowhere(backend))?;
             waiting.wants(self.wants(&endpoint));
             let Some((endpoint, got)) = self.attempt(Who::Waiter, pool, line, &endpoint).await else {
                 continue;

@@ -16,10 +16,11 @@ use super::budget::RetryBudget;
 use super::checked::Term;
 use super::health::{Health, Standing};
 use super::maglev;
+use super::throttle::Counter;
 use super::tls::Security;
-use super::{Bucket, Together, Tokens, credentials, throttle};
+use super::{Bucket, Together, Tokens, credentials};
 use crate::message::{GrpcStatus, ProxyError};
-use crate::route_map::{BackendPlan, BackendTarget, Balance, Credential, Endpoint, EndpointSet, RatePlan};
+use crate::route_map::{Address, BackendPlan, BackendTarget, Balance, Credential, Endpoint, EndpointSet};
 use crate::telemetry::BackendStats;
 
 /// What an endpoint that gives no answer, or a server's error, is taken to need for one at least.
@@ -44,9 +45,8 @@ pub struct Backend {
     pub(super) bounds: Option<Arc<Bounds>>,
     /// Who gets what it is to be shown, where that is not in its plan.
     tokens: Option<Arc<dyn Tokens>>,
-    /// How often it was asked.
-    asked: Arc<Bucket>,
-    together: Option<Arc<dyn Together>>,
+    /// How often each of its hosts was asked, in the plan's order; empty where that is all the same.
+    counters: Vec<Arc<Counter>>,
     endpoints: ArcSwap<Endpoints>,
     /// Wakes those who wait for the first of them.
     told: Notify,
@@ -150,8 +150,7 @@ impl Backend {
             budget,
             bounds,
             tokens: None,
-            asked: Arc::default(),
-            together: None,
+            counters: Vec::new(),
             endpoints: ArcSwap::default(),
             told: Notify::new(),
             ejecting: Mutex::default(),
@@ -182,22 +181,42 @@ impl Backend {
         Self { tokens: Some(tokens), ..self }
     }
 
-    /// `together`: whoever counts for all replicas.
+    /// By what its hosts are counted, where its plan says so: of each, by its name, what was asked, and whoever counts for
+    /// all replicas. A Service is one.
     #[must_use]
-    pub fn counted(self, asked: Arc<Bucket>, together: Option<Arc<dyn Together>>) -> Self {
-        Self { asked, together, ..self }
+    pub fn counted(
+        self,
+        mut by: impl FnMut(Option<&str>) -> (Arc<Bucket>, Option<Arc<dyn Together>>),
+    ) -> Self {
+        let Some(plan) = self.plan.traffic.rate else { return self };
+        let mut counter = |host: Option<&str>| {
+            let (bucket, together) = by(host);
+            Arc::new(Counter::new(plan, bucket, together))
+        };
+        let counters = match &self.plan.target {
+            BackendTarget::Service { .. } => vec![counter(None)],
+            BackendTarget::Hosts(hosts) => {
+                hosts.iter().map(|(address, port)| counter(Some(&format!("{address}:{port}")))).collect()
+            }
+        };
+        Self { counters, ..self }
     }
 
-    /// Counts a request that is about to be sent.
-    ///
-    /// # Errors
-    /// It must not be asked more often.
-    pub(super) async fn charge(&self, plan: &RatePlan) -> Result<(), ProxyError> {
-        let together = match self.together.as_ref().and_then(|together| together.charge()) {
-            Some(answer) => answer.await,
-            None => None,
+    /// What counts how often this endpoint's host is asked.
+    pub(super) fn counter(&self, endpoint: &Endpoint) -> Option<Arc<Counter>> {
+        let at = match &self.plan.target {
+            BackendTarget::Service { .. } => 0,
+            BackendTarget::Hosts(hosts) => hosts.iter().position(|(address, port)| {
+                *port == endpoint.address.port()
+                    && match (address, endpoint.name.as_deref()) {
+                        (Address::Ip(ip), None) => *ip == endpoint.address.ip(),
+                        // Endpoints have names without the dot of absolute ones.
+                        (Address::Name(name), Some(own)) => name.strip_suffix('.').unwrap_or(name) == own,
+                        _ => false,
+                    }
+            })?,
         };
-        together.unwrap_or_else(|| self.asked.charge(plan)).map_err(throttle::refusal)
+        self.counters.get(at).cloned()
     }
 
     /// Whether it can be shown what it is to be shown.

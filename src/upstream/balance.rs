@@ -5,6 +5,7 @@ use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use http::HeaderValue;
 use tokio::time::Instant;
@@ -19,6 +20,7 @@ use super::eyeballs::{Begin, MAX_RIVALS};
 use super::health::Standing;
 use super::line::Line;
 use super::proxy_header::ClientConnection;
+use super::throttle::Charges;
 use crate::message::{ErrorKind, ProxyError};
 use crate::route_map::{Address, BackendTarget, Balance, HostHeader};
 use crate::upstream::{Backend, Gate, Guard};
@@ -192,28 +194,53 @@ impl BackendPool {
 
     /// The endpoint to ask, none of `tried`, and none of `asked` while there are others of use. One that rests or was
     /// ejected is asked only if all are: it may be back.
-    pub fn next(&self, tried: &[SocketAddr], asked: &[SocketAddr], aim: Aim) -> Option<Rc<EndpointPool>> {
+    ///
+    /// # Errors
+    /// There are some, and their hosts must not be asked more often before this time is over. A session's endpoint is
+    /// not left for that.
+    pub fn choose(
+        &self,
+        tried: &[SocketAddr],
+        asked: &[SocketAddr],
+        aim: Aim,
+        charges: &Charges,
+    ) -> Result<Option<Rc<EndpointPool>>, Duration> {
         let endpoints = self.endpoints.borrow();
-        let rank = |at: usize| {
+        let wait = |at: usize| charges.wait(endpoints[at].counter.as_ref());
+        let may_be = |at: usize| {
             let endpoint: &EndpointPool = &endpoints[at];
             let is_asked = asked.contains(&endpoint.address);
             (!tried.contains(&endpoint.address)).then(|| self.fitness(endpoint, aim).rank(is_asked))
         };
+        let rank = |at: usize| may_be(at).filter(|_| wait(at).is_none());
         let own = match aim {
             Aim::Anywhere => None,
             Aim::Key(hash) => self.by_key(hash, &rank),
-            Aim::Seat(number) => self.by_seat(number, &endpoints, &rank),
-            Aim::Endpoint(mark) => self.by_mark(mark, &endpoints, &rank),
+            Aim::Seat(number) => self.by_seat(number, &endpoints, &may_be),
+            Aim::Endpoint(mark) => self.by_mark(mark, &endpoints, &may_be),
         };
-        let at = match (own, aim) {
-            (Some(own), _) => own,
-            (None, Aim::Key(hash) | Aim::Seat(hash)) => best_from(hash, endpoints.len(), &rank)?,
-            (None, Aim::Anywhere | Aim::Endpoint(_)) => self
+        if let Some(wait) = own.and_then(wait) {
+            return Err(wait);
+        }
+        let at = own.or_else(|| match aim {
+            Aim::Key(hash) | Aim::Seat(hash) => best_from(hash, endpoints.len(), &rank),
+            Aim::Anywhere | Aim::Endpoint(_) => self
                 .nearby(&endpoints, &rank)
                 .or_else(|| self.by_policy(Among::All(endpoints.len()), &endpoints, &rank))
-                .or_else(|| best_from(self.random(), endpoints.len(), &rank))?,
-        };
-        Some(endpoints[at].clone())
+                .or_else(|| best_from(self.random(), endpoints.len(), &rank)),
+        });
+        if at.is_none()
+            && let Some(wait) = (0..endpoints.len()).filter(|at| may_be(*at).is_some()).filter_map(wait).min()
+        {
+            return Err(wait);
+        }
+        Ok(at.map(|at| Rc::clone(&endpoints[at])))
+    }
+
+    /// The same where nobody counts.
+    #[cfg(test)]
+    pub fn next(&self, tried: &[SocketAddr], asked: &[SocketAddr], aim: Aim) -> Option<Rc<EndpointPool>> {
+        self.choose(tried, asked, aim, &Charges::default()).expect("it has no limit")
     }
 
     /// One in the gateway's own zone, as long as what is fit there is enough; else, for a share of the requests, one of
@@ -335,6 +362,7 @@ impl BackendPool {
             let is_fit = |endpoint: &&Rc<EndpointPool>| {
                 !choice.tried.contains(&endpoint.address)
                     && !asked.contains(&endpoint.address)
+                    && choice.charges.wait(endpoint.counter.as_ref()).is_none()
                     && self.fitness(endpoint, choice.aim) == Fitness::Fit
             };
             let mut fit = (0..count).map(at).filter(is_fit);

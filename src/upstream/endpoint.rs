@@ -27,6 +27,7 @@ use super::outgoing::authority;
 use super::presence::Owner;
 use super::proxy_header::ClientConnection;
 use super::repeatable::Upload;
+use super::throttle::Counter;
 use super::tls::{Failed, Offer, Security, TlsClient};
 use crate::route_map::{BackendProtocol, Endpoint};
 use crate::telemetry::{BackendStats, Connect};
@@ -57,6 +58,8 @@ pub(super) struct EndpointPool {
     pub mark: u64,
     pub worker: usize,
     pub health: Arc<Health>,
+    /// Where its host may be asked only so often.
+    pub counter: Option<Arc<Counter>>,
     /// Whether the requests under way here matter to other workers.
     counts: bool,
     stats: Arc<BackendStats>,
@@ -161,6 +164,7 @@ impl EndpointPool {
             mark: maglev::mark(endpoint),
             worker,
             health: health.clone(),
+            counter: backend.counter(endpoint),
             counts: backend.plan.traffic.counts_requests(),
             stats: backend.stats.clone(),
             line: line.cloned(),

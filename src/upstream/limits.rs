@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::aim::Aim;
-use super::pool::Tries;
 use super::proxy_header::ClientConnection;
+use super::retry::Tries;
 use crate::message::{ErrorKind, Hinted, ProxyError};
 
 const CONNECT: Duration = Duration::from_secs(2);

@@ -18,6 +18,7 @@ use super::line::Permits;
 use super::pool::{FAIR_CONNECT, FOREVER, MAX_ENDPOINTS, Pools};
 use super::proxy_header::{ClientConnection, header};
 use super::socket::Socket;
+use super::throttle::Charges;
 use super::tls::Offer;
 use crate::message::{ErrorKind, ProxyError};
 use crate::telemetry::Connect;
@@ -65,11 +66,14 @@ impl Pools {
         let mut tried: Vec<SocketAddr> = Vec::new();
         let mut quicker = None;
         let mut permits = Permits::of(pool.line.as_ref());
+        // What is passed through is not counted by requests.
+        let charges = Charges::default();
         loop {
-            let choice = Choice { tried: &tried, refused: &[], tries: None, aim: Aim::Anywhere };
+            let choice =
+                Choice { tried: &tried, refused: &[], tries: None, aim: Aim::Anywhere, charges: &charges };
             let endpoint = match &quicker {
                 Some((endpoint, _)) => Some(Rc::clone(endpoint)),
-                None => choice.next(&pool),
+                None => choice.next(&pool)?,
             };
             let Some(mut endpoint) = endpoint else {
                 if tried.is_empty() && backend.resolves(end).await {

@@ -2,7 +2,7 @@
 //!
 //! The one task spawned here sweeps the pools once a second and ends with them; connections spawn theirs in `connect`.
 
-use std::cell::{Cell, Ref, RefCell};
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -30,6 +30,7 @@ use super::outgoing::{address_to, own_names, wish};
 use super::proxy_header::header as proxy_header;
 use super::repeatable::{self, Repeatable, Upload};
 use super::replay;
+use super::throttle::{self, Charges};
 use super::tls::Security;
 use crate::message::{BodyError, ErrorKind, ProxyError, Request, Response, Side, set_grpc_timeout};
 use crate::route_map::BackendProtocol;
@@ -58,29 +59,6 @@ pub struct Pools {
     table: RefCell<Vec<Option<Rc<BackendPool>>>>,
     /// Of bounded backends, by slot.
     lines: RefCell<HashMap<usize, Weak<Line>>>,
-}
-
-/// What is known of a request that may be tried more than once.
-#[derive(Debug)]
-pub struct Tries<'a> {
-    /// Where it was sent: these are passed over while there are others.
-    asked: RefCell<Vec<SocketAddr>>,
-    /// Tries after the first.
-    pub(super) retries: &'a Cell<u8>,
-}
-
-impl<'a> Tries<'a> {
-    pub fn counted_in(retries: &'a Cell<u8>) -> Self {
-        Self { asked: RefCell::default(), retries }
-    }
-
-    pub(super) fn is_asked(&self, endpoint: SocketAddr) {
-        self.asked.borrow_mut().push(endpoint);
-    }
-
-    pub(super) fn asked(&self) -> Ref<'_, [SocketAddr]> {
-        Ref::map(self.asked.borrow(), Vec::as_slice)
-    }
 }
 
 /// A backend's answer and the endpoint that gave it.
@@ -190,20 +168,22 @@ impl Pools {
                 return Err(error);
             }
         };
-        if let Some(rate) = &backend.plan.traffic.rate
-            && let Err(refused) = Box::pin(backend.charge(rate)).await
-        {
-            backend.stats.error(self.worker, ErrorKind::RateLimited.as_str());
-            return Err(refused);
+        let (asking, charges) = (RefCell::default(), Charges::default());
+        if backend.plan.traffic.rate.is_none() {
+            self.is_request(backend, &charges);
         }
-        backend.stats.request(self.worker);
-        let asking = RefCell::default();
         let began = Instant::now();
         let (end, own) = (limits.first_look(began), limits.one_try);
         let limits = SendLimits { deadline: limits.upload.map_or(end, |_| limits.due_of(began)), ..limits };
         // Pinned where it is made: moving it into the time-out would copy all of its state.
-        let mut attempts =
-            pin!(self.attempts(backend, &pool, Outgoing { request, lines, asked_as }, limits, &asking));
+        let mut attempts = pin!(self.attempts(
+            backend,
+            &pool,
+            Outgoing { request, lines, asked_as },
+            limits,
+            &asking,
+            &charges
+        ));
         let outcome = match end {
             None => attempts.await,
             Some(deadline) => match tokio::time::timeout_at(deadline, attempts.as_mut()).await {
@@ -215,6 +195,12 @@ impl Pools {
                 },
             },
         };
+        match &outcome {
+            Err(error) if throttle::is_refusal(error) => {
+                backend.stats.error(self.worker, ErrorKind::RateLimited.as_str());
+            }
+            _ => self.is_request(backend, &charges),
+        }
         if let (Some(_), Ok(answer)) = (&shown, &outcome) {
             backend.took(shown.as_ref(), answer.response.status());
         }
@@ -244,13 +230,23 @@ impl Pools {
         outgoing: Outgoing,
         limits: SendLimits<'_>,
         asking: &RefCell<Option<(Arc<Health>, Instant)>>,
+        charges: &Charges,
     ) -> Result<Answer, ProxyError> {
         let Outgoing { mut request, lines, asked_as } = outgoing;
         let (mut from, mut unsent, mut connect) = (From::Kept, 0, None);
         let mut refusals = Refused::default();
         let wish = wish(&request);
         loop {
-            let mut lease = self.lease(backend, pool, (from, wish, &refusals), &limits, &mut connect).await?;
+            let mut lease =
+                self.lease(backend, pool, (from, wish, &refusals), &limits, &mut connect, charges).await?;
+            if let Some(counter) = &lease.0.endpoint.counter {
+                // Boxed: few backends have a limit.
+                if !Box::pin(charges.pay(counter)).await {
+                    lease.0.give_back();
+                    continue;
+                }
+                self.is_request(backend, charges);
+            }
             if let Some(client) = &asked_as {
                 let host = lease.0.endpoint.host.as_ref().unwrap_or(client);
                 request.headers_mut().insert(header::HOST, host.clone());
@@ -357,16 +353,17 @@ impl Pools {
         (from, wish, refused): (From, Wish, &Refused),
         limits: &SendLimits<'_>,
         budget: &mut Option<Instant>,
+        charges: &Charges,
     ) -> Result<(Lease, From), ProxyError> {
         let mut tried: Vec<SocketAddr> = Vec::new();
         let (mut quicker, mut patience) = (None, None);
         let mut permits = Permits::of(pool.line.as_ref());
         let (aim, tries) = (limits.aim, limits.tries);
         loop {
-            let choice = Choice { tried: &tried, refused: &refused.endpoints, tries, aim };
+            let choice = Choice { tried: &tried, refused: &refused.endpoints, tries, aim, charges };
             let endpoint = match &quicker {
                 Some((endpoint, _)) => Some(Rc::clone(endpoint)),
-                None => choice.next(pool),
+                None => choice.next(pool)?,
             };
             let Some(mut endpoint) = endpoint else {
                 let until = *budget.get_or_insert_with(|| Instant::now() + limits.connect.unwrap_or(FOREVER));
@@ -514,9 +511,16 @@ impl Pools {
         }))
     }
 
+    /// Counts it as one of the backend's, once.
+    fn is_request(&self, backend: &Backend, charges: &Charges) {
+        if !charges.is_request.replace(true) {
+            backend.stats.request(self.worker);
+        }
+    }
+
     /// Counts it, if it was.
     pub(super) fn is_overloaded(&self, backend: &Backend, error: &ProxyError) {
-        if error.kind == ErrorKind::Overloaded {
+        if error.kind == ErrorKind::Overloaded && !throttle::is_refusal(error) {
             backend.stats.error(self.worker, error.kind.as_str());
         }
     }

@@ -3,6 +3,7 @@
 //! What surely was not processed is tried again by any method; what may have been, only by an idempotent one
 //! (RFC 9110, 9.2.2) unless the rule says else. An answer whose head went on to the client is never taken back.
 
+use std::cell::{Cell, Ref, RefCell};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,7 +14,7 @@ use http_body::Body as _;
 use tokio::time::Instant;
 
 use super::limits::SendLimits;
-use super::pool::{Answer, Pools, Tries};
+use super::pool::{Answer, Pools};
 use super::repeatable::Repeatable;
 use super::replay;
 use crate::message::{Body, ErrorKind, GrpcStatus, ProxyError, Request};
@@ -26,6 +27,29 @@ use crate::values::GrpcCode;
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 /// An answer that nobody gets is read to its end for the sake of its connection, if so much is there at most.
 const MAX_DRAINED: usize = 64 << 10;
+
+/// What is known of a request that may be tried more than once.
+#[derive(Debug)]
+pub struct Tries<'a> {
+    /// Where it was sent: these are passed over while there are others.
+    asked: RefCell<Vec<SocketAddr>>,
+    /// Tries after the first.
+    pub(super) retries: &'a Cell<u8>,
+}
+
+impl<'a> Tries<'a> {
+    pub fn counted_in(retries: &'a Cell<u8>) -> Self {
+        Self { asked: RefCell::default(), retries }
+    }
+
+    pub(super) fn is_asked(&self, endpoint: SocketAddr) {
+        self.asked.borrow_mut().push(endpoint);
+    }
+
+    pub(super) fn asked(&self) -> Ref<'_, [SocketAddr]> {
+        Ref::map(self.asked.borrow(), Vec::as_slice)
+    }
+}
 
 impl Pools {
     /// [`Pools::send`], and again where `plan` wants it and `limits` leave time for it.

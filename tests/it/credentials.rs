@@ -98,6 +98,38 @@ fn without_its_credential_a_backend_is_not_asked() {
 }
 
 #[test]
+fn each_host_of_a_backend_has_a_limit_of_its_own() {
+    let (one, other) = (Backend::start("one"), Backend::start("other"));
+    let host = |backend: &Backend| {
+        format!("{{address: {}, port: {}}}", backend.address.ip(), backend.address.port())
+    };
+    let hosts = format!("{}, {}], rateLimit: {{requests: 2, per: 744h}}}}", host(&one), host(&other));
+    let pay = one.manifest("pay").replace(&format!("{}]}}", host(&one)), &hosts);
+    let rules = "[{name: all, backendRefs: [{kind: GatewayBackend, name: pay}]}]";
+    let files = pay + &route("pay", &format!("{{hostnames: [pay.example], rules: {rules}}}"));
+    let gateway = Gateway::start(&[("all.yaml", &files)]);
+    let mut asked: Vec<_> = (0..4)
+        .map(|_| {
+            let answer = gateway.get("pay.example", "/");
+            assert_eq!(answer.status, 200, "{answer:?}");
+            answer.json()["name"].as_str().expect("a name").to_owned()
+        })
+        .collect();
+    asked.sort();
+    assert_eq!(asked, ["one", "one", "other", "other"]);
+    let refused = gateway.get("pay.example", "/");
+    assert_eq!((refused.status, refused.json()["reason"].as_str()), (503, Some("Overloaded")));
+    assert!(refused.field("retry-after").is_some());
+    let metrics = gateway.ask_admin("/metrics").body;
+    let count = |name: &str, more: &str| {
+        let line = metrics.lines().find(|line| line.starts_with(name) && line.contains(more));
+        line.and_then(|line| line.rsplit(' ').next()).map(str::to_owned)
+    };
+    assert_eq!(count("portcullis_upstream_errors_total{", "RateLimited").as_deref(), Some("1"), "{metrics}");
+    assert_eq!(count("portcullis_upstream_requests_total{", "test/pay").as_deref(), Some("4"), "{metrics}");
+}
+
+#[test]
 fn a_backend_is_asked_no_more_often_than_it_may_be_whichever_rule_asks() {
     let backend = Backend::start("pay");
     let limited = backend.manifest("pay").replace("}]}", "}], rateLimit: {requests: 3, per: 744h}}");

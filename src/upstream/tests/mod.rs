@@ -11,6 +11,7 @@ mod failing;
 mod hashing;
 mod http2;
 mod keeping;
+mod limiting;
 mod multiplexing;
 mod retrying;
 mod scripted;
