@@ -16,9 +16,10 @@ use super::forwarded::Seen;
 use super::live::{Live, LiveRule, Target};
 use super::observed::Upload;
 use super::request_head::{Intake, lists, strip_hop_by_hop};
-use super::tunnel::Pending;
+use super::tunnel::{Pending, Upstream};
 use super::visit::Visit;
 use super::watch::Watch;
+use crate::http2::Tunnel;
 use crate::message::{ErrorKind, Exchange, FixedHost, Protocol, ProxyError, Request, Response, Waiting};
 use crate::route_map::{BackendProtocol, ForwardPlan, RetryPlan};
 use crate::upstream::{Answer, Backend, Call, HeadLines, Pace, Place, SendLimits, Tries, Uploading};
@@ -126,9 +127,9 @@ pub async fn answer(
     if let Some(visit) = visit {
         exchange.session = visit.told(way, backend, answer.mark, exchange);
     }
-    let Answer { mut response, place, .. } = answer;
+    let Answer { mut response, place, tunnel, .. } = answer;
     if response.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return switch(way.tunnel, plan, intake, response, place);
+        return switch(way.tunnel, plan, intake, response, (place, tunnel));
     }
     if response.status().is_informational() {
         return Err(ErrorKind::InvalidResponse.into());
@@ -182,7 +183,7 @@ fn switch(
     plan: &ForwardPlan,
     intake: &Intake,
     mut response: Response,
-    place: Option<Place>,
+    (place, stream): (Option<Place>, Option<Box<Tunnel>>),
 ) -> Result<Response, ProxyError> {
     let asked = intake.upgrade.as_ref().ok_or(ErrorKind::InvalidResponse)?;
     let given = response.headers().get(header::UPGRADE).ok_or(ErrorKind::InvalidResponse)?;
@@ -191,8 +192,9 @@ fn switch(
     {
         return Err(ErrorKind::InvalidResponse.into());
     }
-    let upstream =
-        response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>().ok_or(ErrorKind::InvalidResponse)?;
+    let upgrade = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
+    let upstream = stream.map(Upstream::Stream).or(upgrade.map(Upstream::Connection));
+    let upstream = upstream.ok_or(ErrorKind::InvalidResponse)?;
     let protocol = asked.clone();
     let headers = response.headers_mut();
     strip_hop_by_hop(headers);

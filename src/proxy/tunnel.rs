@@ -15,6 +15,7 @@ use tokio::time::Instant;
 use super::account::Account;
 use super::frames::{Frames, GOING_AWAY};
 use super::observed::Upload;
+use crate::http2::Tunnel;
 use crate::lifecycle::{DrainSignal, Phase};
 use crate::upstream::Place;
 
@@ -22,7 +23,7 @@ const BUFFER: usize = 16 << 10;
 
 /// A tunnel whose backend has agreed; it begins when the client has the 101.
 pub struct Pending {
-    upstream: OnUpgrade,
+    upstream: Upstream,
     /// What it takes up at its backend.
     place: Option<Place>,
     idle: Option<Duration>,
@@ -32,18 +33,21 @@ pub struct Pending {
 }
 
 impl Pending {
-    pub fn new(
-        upstream: OnUpgrade,
-        place: Option<Place>,
-        idle: Option<Duration>,
-        is_websocket: bool,
-    ) -> Self {
+    pub fn new(upstream: Upstream, place: Option<Place>, idle: Option<Duration>, is_websocket: bool) -> Self {
         Self { upstream, place, idle, is_websocket, account: None }
     }
 
     pub fn accounted(self, account: Box<Account>) -> Self {
         Self { account: Some(account), ..self }
     }
+}
+
+/// The backend's end.
+pub enum Upstream {
+    /// A connection of HTTP/1.1.
+    Connection(OnUpgrade),
+    /// A stream of HTTP/2.
+    Stream(Box<Tunnel>),
 }
 
 /// What moves in both directions.
@@ -66,7 +70,7 @@ impl Drop for Moved {
 }
 
 /// Copies until both directions have ended. A side that ends its sending may go on receiving.
-pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, mut drain: DrainSignal) {
+pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, drain: DrainSignal) {
     let moved = Moved {
         last: Cell::new(Instant::now()),
         upload: Rc::default(),
@@ -74,9 +78,25 @@ pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, 
         account: RefCell::new(pending.account),
     };
     let _place = pending.place;
-    let Ok(upstream) = pending.upstream.await else { return };
+    let (idle, is_websocket) = (pending.idle, pending.is_websocket);
+    match pending.upstream {
+        Upstream::Connection(upgrade) => {
+            let Ok(upstream) = upgrade.await else { return };
+            carry(client, TokioIo::new(upstream), &moved, (idle, is_websocket), drain).await;
+        }
+        Upstream::Stream(upstream) => carry(client, upstream, &moved, (idle, is_websocket), drain).await,
+    }
+}
+
+async fn carry(
+    client: impl AsyncRead + AsyncWrite + Unpin,
+    upstream: impl AsyncRead + AsyncWrite + Unpin,
+    moved: &Moved,
+    (idle, is_websocket): (Option<Duration>, bool),
+    mut drain: DrainSignal,
+) {
     let (client_read, client_write) = tokio::io::split(client);
-    let (upstream_read, upstream_write) = tokio::io::split(TokioIo::new(upstream));
+    let (upstream_read, upstream_write) = tokio::io::split(upstream);
     moved.last.set(Instant::now());
     let counts = |cell: &Cell<u64>, bytes: usize| {
         moved.last.set(Instant::now());
@@ -86,7 +106,7 @@ pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, 
     let sent = |bytes| counts(&moved.download, bytes);
     let parting = Cell::new(false);
     let download = async {
-        match pending.is_websocket {
+        match is_websocket {
             true => copy_frames(upstream_read, client_write, &parting, &sent).await,
             false => copy(upstream_read, client_write, &sent).await,
         }
@@ -104,7 +124,7 @@ pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, 
         biased;
         () = closing => {}
         () = copies => {}
-        () = silence(&moved.last, pending.idle) => {}
+        () = silence(&moved.last, idle) => {}
     }
 }
 

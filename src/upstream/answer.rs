@@ -8,16 +8,17 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use http::StatusCode;
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 
 use super::backend::Verdict;
+use super::connect_stream::Coming;
 use super::endpoint::{Lease, Place};
 use super::health::Health;
+use crate::http2::Tunnel;
 use crate::message::{Body, BodyError, Response};
 use crate::upstream::Backend;
 
 struct Streaming {
-    incoming: Incoming,
+    coming: Coming,
     /// To be told what the trailers say of the endpoint.
     judge: Option<Judge>,
     /// None: the answer is over.
@@ -30,20 +31,30 @@ pub(super) struct Judge {
     pub health: Arc<Health>,
 }
 
-/// `head` with a body that takes care of the connection that it comes from.
+/// What is behind a 101.
+pub(super) struct Behind {
+    /// What it takes up.
+    pub place: Place,
+    /// Its bytes, where it is a stream.
+    pub tunnel: Option<Box<Tunnel>>,
+}
+
+/// `head` with a body that takes care of the connection that it comes from; of a 101, what is behind it.
 pub(super) fn stream(
-    head: http::Response<Incoming>,
+    head: http::Response<Coming>,
     lease: Lease,
     judge: Option<Judge>,
-) -> (Response, Option<Place>) {
+) -> (Response, Option<Behind>) {
     if head.status() == StatusCode::SWITCHING_PROTOCOLS {
-        return (head.map(|_| Body::Empty), Some(lease.release()));
+        let (parts, coming) = head.into_parts();
+        let behind = Behind { place: lease.release(), tunnel: coming.into_tunnel() };
+        return (Response::from_parts(parts, Body::Empty), Some(behind));
     }
     if head.body().is_end_stream() {
         lease.give_back();
         return (head.map(|_| Body::Empty), None);
     }
-    (head.map(|incoming| Body::stream(Streaming { incoming, judge, lease: Some(lease) })), None)
+    (head.map(|coming| Body::stream(Streaming { coming, judge, lease: Some(lease) })), None)
 }
 
 impl Streaming {
@@ -66,7 +77,7 @@ impl http_body::Body for Streaming {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let Poll::Ready(frame) = Pin::new(&mut self.incoming).poll_frame(context) else {
+        let Poll::Ready(frame) = Pin::new(&mut self.coming).poll_frame(context) else {
             return Poll::Pending;
         };
         if let Some(Ok(frame)) = &frame
@@ -76,24 +87,24 @@ impl http_body::Body for Streaming {
             backend.judged(&health, Verdict::of_trailers(trailers));
         }
         match &frame {
-            Some(Ok(_)) if self.incoming.is_end_stream() => self.end(),
+            Some(Ok(_)) if self.coming.is_end_stream() => self.end(),
             Some(Ok(_)) => {}
             Some(Err(_)) => self.lease = None,
-            // hyper takes a stream that was reset without an error for one that ended.
-            None if self.is_shared() && !self.incoming.is_end_stream() => {
+            // A stream that was reset without an error seems to have ended.
+            None if self.is_shared() && !self.coming.is_end_stream() => {
                 self.lease = None;
                 return Poll::Ready(Some(Err(BodyError::Other("the stream was reset before its end"))));
             }
             None => self.end(),
         }
-        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
+        Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.incoming.is_end_stream()
+        self.coming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.incoming.size_hint()
+        self.coming.size_hint()
     }
 }

@@ -4,11 +4,11 @@
 use std::rc::Rc;
 
 use futures_util::future::Either;
-use hyper::body::Incoming;
 
 use super::HeadLines;
 use super::connect::{Connection, Unanswered};
 use super::connect_http2::{Multiplexed, Stream};
+use super::connect_stream::Coming;
 use crate::message::{Hinted, Request};
 
 #[derive(Debug)]
@@ -38,11 +38,11 @@ impl Carrier {
         keep: bool,
         lines: Option<HeadLines>,
         hinted: Option<&Hinted>,
-    ) -> impl Future<Output = Result<http::Response<Incoming>, Box<Unanswered>>> {
+    ) -> impl Future<Output = Result<http::Response<Coming>, Box<Unanswered>>> {
         match self {
             Self::Own(connection) => Either::Left(connection.send(request, keep, lines, hinted)),
             // Boxed: it is large, and requests over HTTP/1.1 would carry the room for it.
-            Self::Shared(stream) => Either::Right(Box::pin(stream.send(request, lines))),
+            Self::Shared(stream) => Either::Right(Box::pin(stream.send(request, lines, hinted))),
         }
     }
 

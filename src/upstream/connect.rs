@@ -15,7 +15,9 @@ use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
 use super::bounds::{Permit, Slot};
+use super::broken::Broken;
 use super::connect_http2::Lost;
+use super::connect_stream::Coming;
 use super::eyeballs::{self, Begin};
 use super::lifespan::Lifespan;
 use super::line::Permits;
@@ -52,15 +54,23 @@ pub(super) struct Connection {
     pub owner: Option<Owner>,
 }
 
-/// Ends the connection's task when dropped.
+/// Ends the connection's task when dropped, unless that ends by itself.
 #[derive(Debug)]
-pub(super) struct Driver(Option<AbortHandle>);
+pub(super) struct Driver {
+    task: Option<AbortHandle>,
+    ends_by_itself: bool,
+}
 
 /// A connection that is being closed.
 pub(super) struct Closing {
     slot: Weak<Slot>,
     task: Option<AbortHandle>,
+    /// It may say farewell.
+    ends_by_itself: bool,
 }
+
+/// What a farewell takes is one turn; a socket that takes nothing more gets no more of them.
+const TURNS: usize = 8;
 
 /// Why there is no connection.
 #[derive(Debug, thiserror::Error)]
@@ -88,7 +98,7 @@ pub(super) enum ConnectError {
 
 /// A request that got no answer.
 pub(super) struct Unanswered {
-    pub error: hyper::Error,
+    pub error: Broken,
     /// The request as it was: not a byte of it was sent.
     pub unsent: Option<Request>,
     /// On a shared connection: what became of it.
@@ -177,7 +187,7 @@ impl Connection {
         keep: bool,
         lines: Option<HeadLines>,
         hinted: Option<&Hinted>,
-    ) -> impl Future<Output = Result<http::Response<hyper::body::Incoming>, Box<Unanswered>>> {
+    ) -> impl Future<Output = Result<http::Response<Coming>, Box<Unanswered>>> {
         self.lifespan.counts();
         self.exchanged.begins(keep, lines, hinted);
         // Handed over here and not in the future: each move of a request copies 264 bytes.
@@ -187,12 +197,12 @@ impl Connection {
             match sending.await {
                 Ok(response) => {
                     exchanged.head_is_there();
-                    Ok(response)
+                    Ok(response.map(Coming::Own))
                 }
                 Err(mut failed) => {
                     let unsent = failed.take_message();
                     Err(Box::new(Unanswered {
-                        error: failed.into_error(),
+                        error: Broken::Http1(failed.into_error()),
                         unsent,
                         lost: None,
                         heard: exchanged.heard(),
@@ -215,19 +225,28 @@ impl Connection {
 
     /// Lets the connection live on as the tunnel that it has become.
     pub fn release(mut self) {
-        self.driver.0 = None;
+        self.driver.task = None;
     }
 }
 
 impl Driver {
     pub fn of(task: AbortHandle) -> Self {
-        Self(Some(task))
+        Self { task: Some(task), ends_by_itself: false }
+    }
+
+    /// Of a task that ends when nobody has use for its connection.
+    pub fn left_alone(self) -> Self {
+        let mut this = self;
+        Self { task: this.task.take(), ends_by_itself: true }
     }
 
     /// Ends the task, whoever else still holds the connection.
     pub fn closing(&self, slot: &Weak<Slot>) -> Closing {
-        self.0.iter().for_each(AbortHandle::abort);
-        Closing { slot: Weak::clone(slot), task: self.0.clone() }
+        if !self.ends_by_itself {
+            self.task.iter().for_each(AbortHandle::abort);
+        }
+        let ends_by_itself = self.ends_by_itself;
+        Closing { slot: Weak::clone(slot), task: self.task.clone(), ends_by_itself }
     }
 }
 
@@ -235,8 +254,13 @@ impl Closing {
     /// Waits until its socket is closed. None: its place went to somebody else.
     pub async fn done(self) -> Option<Permit> {
         let permit = self.slot.upgrade()?;
-        // The task is dropped on this thread, when it is its turn.
-        while self.task.as_ref().is_some_and(|task| !task.is_finished()) {
+        // The task ends on this thread, when it is its turn.
+        let mut turns = 0;
+        while let Some(task) = self.task.as_ref().filter(|task| !task.is_finished()) {
+            if self.ends_by_itself && turns == TURNS {
+                task.abort();
+            }
+            turns += 1;
             tokio::task::yield_now().await;
         }
         Some(permit).filter(|permit| !permit.is_given_back())
@@ -245,7 +269,7 @@ impl Closing {
 
 impl Drop for Driver {
     fn drop(&mut self) {
-        if let Some(task) = &self.0 {
+        if let Some(task) = self.task.as_ref().filter(|_| !self.ends_by_itself) {
             task.abort();
         }
     }

@@ -6,25 +6,27 @@ use std::net::SocketAddr;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
+use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::ext::Protocol;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
-use hyper::body::Incoming;
-use hyper::client::conn::http2;
-use hyper::ext::Protocol;
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::Instant;
 
 use super::HeadLines;
 use super::bounds::{Permit, Slot};
+use super::broken::Broken;
 use super::connect::{Closing, ConnectError, Driver, MAX_HEAD, Unanswered};
+use super::connect_stream::{Coming, Opener};
 use super::lifespan::Lifespan;
 use super::line::{Free, Line};
 use super::socket::Socket;
 use super::tls::Failed;
 use super::wire_http2::{Heard, Wire};
-use crate::message::{Body, Request, websocket_accept, websocket_key};
+use crate::http2::KeepAlive;
+use crate::message::{Hinted, Request, websocket_accept, websocket_key};
 use crate::telemetry::BackendStats;
 
 /// Requests under way at once on a connection, and fewer where the endpoint says so; more open another.
@@ -46,19 +48,19 @@ const SILENCE: Duration = Duration::from_secs(1);
 /// A connection that many requests share. It is closed when the pool and the last request let go of it.
 #[derive(Debug)]
 pub(super) struct Multiplexed {
-    sender: http2::SendRequest<Body>,
+    opener: Opener,
     scheme: Scheme,
-    streams: Cell<usize>,
+    streams: Rc<Cell<usize>>,
     lifespan: Lifespan,
     /// As many as the endpoint lets be open at once.
     permitted: Rc<Cell<usize>>,
-    /// It takes WebSockets (RFC 8441, 3).
-    takes_websockets: Rc<Cell<bool>>,
     idle_since: Cell<Instant>,
     /// It takes no new requests.
     leaving: Cell<bool>,
     /// It ended under a request.
     lost: Cell<bool>,
+    /// Nothing drives it any more.
+    ended: Rc<Cell<bool>>,
     heard: Rc<Heard>,
     stats: Arc<BackendStats>,
     worker: usize,
@@ -112,32 +114,41 @@ impl Multiplexed {
         let is_tls = socket.is_tls();
         let heard = Heard::new();
         let permitted = Rc::new(Cell::new(MAX_STREAMS));
-        let takes_websockets = Rc::new(Cell::new(false));
+        let (streams, ended) = (Rc::new(Cell::new(0)), Rc::new(Cell::new(false)));
         let opening = async {
-            let (sender, mut connection) = http2::Builder::new(OnThisThread)
-                .timer(TokioTimer::new())
-                .initial_stream_window_size(STREAM_WINDOW)
+            let (sender, mut connection) = h2::client::Builder::new()
+                .enable_push(false)
+                .initial_max_send_streams(MAX_STREAMS)
+                .initial_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
-                .max_send_buf_size(SEND_BUFFER)
+                .max_send_buffer_size(SEND_BUFFER)
                 .max_header_list_size(MAX_HEAD as u32)
-                .keep_alive_interval(PING_AFTER)
-                .keep_alive_timeout(PING_WAIT)
-                .handshake(TokioIo::new(Wire::new(socket, &heard, permit)))
+                .handshake::<_, Bytes>(Wire::new(socket, &heard, permit))
                 .await
                 .map_err(|error| ConnectError::Failed(address, std::io::Error::other(error)))?;
+            let mut alive = connection.ping_pong().map(|pings| KeepAlive::new(pings, PING_AFTER, PING_WAIT));
             let (told, looked) = (Rc::clone(&permitted), Rc::clone(&heard));
-            let websockets = Rc::clone(&takes_websockets);
+            let (used, over) = (Rc::clone(&streams), Rc::clone(&ended));
             let task = tokio::task::spawn_local(async move {
-                let ended = std::future::poll_fn(|context| {
-                    told.set(connection.current_max_send_streams());
-                    websockets.set(connection.is_extended_connect_protocol_enabled());
+                let driven = std::future::poll_fn(|context| {
+                    told.set(connection.max_concurrent_send_streams());
                     looked.looks(context);
-                    Pin::new(&mut connection).poll(context)
+                    let polled = Pin::new(&mut connection).poll(context);
+                    // After it: what it has read counts.
+                    if polled.is_pending()
+                        && let Some(alive) = &mut alive
+                        && alive.poll(context, looked.reads(), used.get() > 0).is_ready()
+                    {
+                        tracing::debug!(%address, "HTTP/2 connection does not answer");
+                        return Poll::Ready(Ok(()));
+                    }
+                    polled
                 });
                 // What goes wrong with a request is told to the request; what goes wrong while idle concerns nobody.
-                if let Err(error) = ended.await {
+                if let Err(error) = driven.await {
                     tracing::debug!(%address, error = &error as &dyn std::error::Error, "HTTP/2 connection ended");
                 }
+                over.set(true);
             });
             let driver = Driver::of(task.abort_handle());
             heard.hello().await.map_err(|error| match Failed::late(&error) {
@@ -153,22 +164,23 @@ impl Multiplexed {
         line.iter().for_each(|line| line.idles(1));
         let now = Instant::now();
         Ok(Rc::new(Self {
-            sender,
+            opener: Opener::new(sender),
             scheme: if is_tls { Scheme::HTTPS } else { Scheme::HTTP },
-            streams: Cell::new(0),
+            streams,
             lifespan: Lifespan::new(now, Rc::as_ptr(&heard) as usize as u64),
             permitted,
-            takes_websockets,
             idle_since: Cell::new(now),
             leaving: Cell::new(false),
             lost: Cell::new(false),
+            ended,
             heard,
             stats: Arc::clone(stats),
             worker,
             line: line.cloned(),
             address,
             slot,
-            driver,
+            // From here on it ends by itself, once nobody can send on it any more and what is under way is over.
+            driver: driver.left_alone(),
         }))
     }
 
@@ -188,8 +200,9 @@ impl Multiplexed {
         Some(Stream { connection: Rc::clone(self), waits: None })
     }
 
+    /// Whether it takes WebSockets (RFC 8441, 3).
     pub fn takes_websockets(&self) -> bool {
-        self.takes_websockets.get()
+        self.opener.takes_protocols()
     }
 
     /// How many requests it carries at once.
@@ -210,7 +223,7 @@ impl Multiplexed {
 
     /// Whether it takes no new requests.
     pub fn is_leaving(&self) -> bool {
-        self.leaving.get() || self.sender.is_closed() || self.heard.is_going_away()
+        self.leaving.get() || self.ended.get() || self.heard.is_going_away()
     }
 
     /// Since when nothing was under way. None: something is.
@@ -232,7 +245,7 @@ impl Stream {
         &self.connection
     }
 
-    /// `lines` become fields of the head.
+    /// `lines` become fields of the head. `hinted` is told of early hints.
     ///
     /// # Errors
     /// What became of it. The request itself is gone: whoever wants to send it again has kept it.
@@ -240,7 +253,8 @@ impl Stream {
         &mut self,
         mut request: Request,
         lines: Option<HeadLines>,
-    ) -> Result<http::Response<Incoming>, Box<Unanswered>> {
+        hinted: Option<&Hinted>,
+    ) -> Result<http::Response<Coming>, Box<Unanswered>> {
         lines.iter().for_each(|lines| lines.add_to(request.headers_mut()));
         let key = websocket_key(request.headers()).cloned().filter(|_| self.connection.takes_websockets());
         to_http2(&mut request, &self.connection.scheme);
@@ -249,26 +263,26 @@ impl Stream {
         }
         self.waits = Some((Instant::now(), self.connection.heard.reads()));
         self.connection.heard.asks();
-        let outcome = self.connection.sender.clone().try_send_request(request).await;
+        let outcome = self.connection.opener.exchange(request, hinted).await;
         self.waits = None;
-        let outcome = outcome.map(|head| match key {
-            Some(key) => switched(head, &key),
-            None => head,
-        });
-        outcome.map_err(|mut failed| {
-            let never_sent = failed.take_message().is_some();
-            let error = failed.into_error();
-            let mut lost = if never_sent { Lost::Unsent } else { what_became(&error) };
-            if never_sent || matches!(lost, Lost::WithItsConnection { .. }) {
-                // It may not know yet that it ended.
-                self.connection.leaving.set(true);
-            }
-            if let Lost::WithItsConnection { first } = &mut lost {
-                *first = !self.connection.lost.replace(true);
-            }
-            let heard = lost == Lost::Nonsense;
-            Box::new(Unanswered { error, unsent: None, lost: Some(lost), heard, refused: None })
-        })
+        match (outcome, key) {
+            (Ok(head), Some(key)) => Ok(switched(head, &key)),
+            (Ok(head), None) => Ok(head),
+            (Err((error, lost)), _) => Err(self.failed(error, lost)),
+        }
+    }
+
+    fn failed(&self, error: Broken, mut lost: Lost) -> Box<Unanswered> {
+        let connection = &self.connection;
+        if matches!(lost, Lost::Unsent | Lost::WithItsConnection { .. }) {
+            // It may not know yet that it ended.
+            connection.leaving.set(true);
+        }
+        if let Lost::WithItsConnection { first } = &mut lost {
+            *first = !connection.lost.replace(true);
+        }
+        let heard = lost == Lost::Nonsense;
+        Box::new(Unanswered { error, unsent: None, lost: Some(lost), heard, refused: None })
     }
 }
 
@@ -293,24 +307,18 @@ impl Drop for Stream {
     }
 }
 
-fn what_became(error: &hyper::Error) -> Lost {
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        let Some(h2) = cause.downcast_ref::<h2::Error>() else {
-            source = cause.source();
-            continue;
-        };
-        return match (h2.is_remote(), h2.is_reset(), h2.is_go_away()) {
+impl Lost {
+    pub fn by(error: &h2::Error) -> Self {
+        match (error.is_remote(), error.is_reset(), error.is_go_away()) {
             // RFC 9113, 8.7: it refused the stream, or was about to leave; only those behind the last it takes get this.
-            (true, true, _) if h2.reason() == Some(h2::Reason::REFUSED_STREAM) => Lost::Refused,
-            (true, _, true) => Lost::Refused,
-            (true, true, _) => Lost::GivenUp,
-            (_, reset, away) if h2.is_library() && (reset || away) => Lost::Nonsense,
-            (false, true, _) => Lost::Ours,
-            _ => Lost::WithItsConnection { first: true },
-        };
+            (true, true, _) if error.reason() == Some(h2::Reason::REFUSED_STREAM) => Self::Refused,
+            (true, _, true) => Self::Refused,
+            (true, true, _) => Self::GivenUp,
+            (_, reset, away) if error.is_library() && (reset || away) => Self::Nonsense,
+            (false, true, _) => Self::Ours,
+            _ => Self::WithItsConnection { first: true },
+        }
     }
-    Lost::WithItsConnection { first: true }
 }
 
 /// The form of RFC 9113, 8.2.2 and 8.3.1: no fields that concern a connection, the host in the place of its own.
@@ -331,7 +339,7 @@ fn to_http2(request: &mut Request, scheme: &Scheme) {
     let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
     let mut parts = http::uri::Parts::default();
     parts.path_and_query = Some(path);
-    // A request without a host has none here, either; hyper wants both or none.
+    // A request without a host has none here, either; a URI has both or none.
     if let Some(authority) = authority {
         parts.scheme = Some(scheme.clone());
         parts.authority = Some(authority);
@@ -350,7 +358,7 @@ fn to_connect(request: &mut Request) {
 
 /// An answer to CONNECT as the answer to the GET that was meant: 200 is 101, with the proof that its client waits for.
 /// Another success is none (RFC 9110, 9.3.6: it has begun a tunnel), which whoever gets it must not take for an answer.
-fn switched(mut head: http::Response<Incoming>, key: &HeaderValue) -> http::Response<Incoming> {
+fn switched(mut head: http::Response<Coming>, key: &HeaderValue) -> http::Response<Coming> {
     if head.status() != StatusCode::OK {
         if head.status().is_success() {
             *head.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
@@ -374,21 +382,10 @@ fn is_trailers(headers: &HeaderMap) -> bool {
     })
 }
 
-/// What hyper needs tasks for (request bodies) stays on the worker.
-#[derive(Clone, Copy, Debug)]
-struct OnThisThread;
-
-impl<F: Future + 'static> hyper::rt::Executor<F> for OnThisThread {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(async move {
-            future.await;
-        });
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::Body;
 
     #[test]
     fn what_concerns_a_connection_stays_behind() {

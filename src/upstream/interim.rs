@@ -1,5 +1,10 @@
 //! A backend's interim answers: how many may come before the answer, and what of them goes on to the client (RFC 8297):
-//! the `Link` fields of 103, and nothing else.
+//! the `Link` fields of 103, and nothing else. Over HTTP/1.1 they are seen in the bytes that come, over HTTP/2 h2 tells of
+//! them.
+
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+
+use crate::message::Hinted;
 
 /// Of one head as many fields are read.
 const MAX_FIELDS: usize = 32;
@@ -32,8 +37,42 @@ enum At {
 }
 
 /// One more came than may.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("more interim answers came than may")]
 pub(super) struct TooMany;
+
+/// Counts those of one request over HTTP/2, and tells the client of them.
+#[derive(Debug)]
+pub(super) struct Heads<'a> {
+    count: usize,
+    hinted: Option<&'a Hinted>,
+}
+
+impl<'a> Heads<'a> {
+    pub fn told_to(hinted: Option<&'a Hinted>) -> Self {
+        Self { count: 0, hinted }
+    }
+
+    /// # Errors
+    /// There are too many.
+    pub fn take(&mut self, head: &http::Response<()>) -> Result<(), TooMany> {
+        self.count += 1;
+        if self.count > MOST {
+            return Err(TooMany);
+        }
+        if let Some(hinted) = self.hinted.filter(|_| head.status() == StatusCode::EARLY_HINTS)
+            && let Some(links) = links_of(head.headers())
+        {
+            hinted.say(&links);
+        }
+        Ok(())
+    }
+}
+
+fn links_of(fields: &HeaderMap) -> Option<Vec<u8>> {
+    let values = fields.get_all(header::LINK).iter().map(HeaderValue::as_bytes);
+    if fields.len() > MAX_FIELDS { None } else { links(values) }
+}
 
 impl Row {
     /// # Errors
@@ -105,23 +144,26 @@ pub(super) fn interim(bytes: &[u8]) -> Option<Interim> {
     match answer.code? {
         // The connection is another one after that.
         101 => None,
-        103 => Some(Interim { length, head: links(answer.headers) }),
+        103 => {
+            let values = answer.headers.iter().filter(|field| field.name.eq_ignore_ascii_case("link"));
+            Some(Interim { length, head: links(values.map(|field| field.value)) })
+        }
         100..=199 => Some(Interim { length, head: None }),
         _ => None,
     }
 }
 
 /// A head with these links; `None`: there are none, or what they say is not sure.
-fn links(fields: &[httparse::Header<'_>]) -> Option<Vec<u8>> {
+fn links<'a>(values: impl Iterator<Item = &'a [u8]>) -> Option<Vec<u8>> {
     let is_text = |byte: &u8| matches!(byte, b' '..=b'~' | b'\t');
     let mut head = b"HTTP/1.1 103 Early Hints\r\n".to_vec();
     let begins = head.len();
-    for link in fields.iter().filter(|field| field.name.eq_ignore_ascii_case("link")) {
-        if !link.value.iter().all(is_text) {
+    for link in values {
+        if !link.iter().all(is_text) {
             return None;
         }
         head.extend_from_slice(b"link: ");
-        head.extend_from_slice(link.value);
+        head.extend_from_slice(link);
         head.extend_from_slice(b"\r\n");
     }
     let has_any = head.len() > begins;
@@ -147,6 +189,30 @@ mod tests {
         assert_eq!(told(none), Some((none.len(), None)));
         let other = b"HTTP/1.1 100 Continue\r\nlink: </a.css>\r\n\r\n";
         assert_eq!(told(other), Some((other.len(), None)));
+    }
+
+    #[test]
+    fn over_http2_the_same_goes_on() {
+        let told = |fields: &[(&'static str, &str)]| {
+            let fields = fields.iter().map(|(name, value)| {
+                (
+                    header::HeaderName::from_static(name),
+                    HeaderValue::from_bytes(value.as_bytes()).expect("a value"),
+                )
+            });
+            links_of(&fields.collect()).map(|head| String::from_utf8(head).expect("text"))
+        };
+        let head = "HTTP/1.1 103 Early Hints\r\nlink: </a.css>; rel=preload\r\n\r\n";
+        let link = ("link", "</a.css>; rel=preload");
+        assert_eq!(told(&[link, ("set-cookie", "a=b")]).as_deref(), Some(head));
+        for fields in [
+            vec![("server", "x")],
+            vec![("link", "a\u{fc}"), link],
+            vec![("link", "x".repeat(LONGEST).leak()), link],
+            [vec![("x", "1"); MAX_FIELDS], vec![link]].concat(),
+        ] {
+            assert_eq!(told(&fields), None, "{fields:?}");
+        }
     }
 
     #[test]

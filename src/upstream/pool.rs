@@ -17,6 +17,7 @@ use super::admission::{Ask, Choice, Got, Manner};
 use super::answer::{self, Judge};
 use super::backend::Verdict;
 use super::balance::{self, BackendPool};
+use super::broken::Broken;
 use super::carrier::Carrier;
 use super::connect::{ConnectError, Connection, MAX_FIELDS, Unanswered};
 use super::connect_http2::{Lost, Multiplexed};
@@ -28,11 +29,12 @@ use super::limits::{self, SendLimits};
 use super::line::{self, Line, Permits};
 use super::outgoing::{address_to, own_names, wish};
 use super::proxy_header::header as proxy_header;
-use super::repeatable::{self, Repeatable, Upload};
+use super::repeatable::{Repeatable, Upload};
 use super::replay;
 use super::throttle::{self, Charges};
 use super::tls::Security;
-use crate::message::{BodyError, ErrorKind, ProxyError, Request, Response, Side, set_grpc_timeout};
+use crate::http2::Tunnel;
+use crate::message::{ErrorKind, ProxyError, Request, Response, Side, set_grpc_timeout};
 use crate::route_map::BackendProtocol;
 use crate::telemetry::{Connect, Retry};
 use crate::upstream::{Backend, Guard, HeadLines};
@@ -68,6 +70,8 @@ pub struct Answer {
     pub endpoint: SocketAddr,
     /// Of an answer 101: what its tunnel takes up.
     pub place: Option<Place>,
+    /// Of an answer 101 over HTTP/2: its bytes.
+    pub tunnel: Option<Box<Tunnel>>,
     /// What tells the endpoint from others, on every replica.
     pub mark: u64,
 }
@@ -77,7 +81,7 @@ pub struct Answer {
 #[error("request to {endpoint} failed")]
 struct Failure {
     endpoint: SocketAddr,
-    source: hyper::Error,
+    source: Broken,
 }
 
 /// What the endpoint said after the handshake; for the log.
@@ -131,7 +135,8 @@ impl Pools {
     /// is applied here: a name (of the backend, or of the endpoint) replaces `Host` unless the request carries
     /// [`FixedHost`]. What the backend is to be shown of ours is put in. A kept connection that closes as we write never shows: the request goes out again on another
     /// while nothing of it was sent, or nothing came back and it may be repeated (idempotent, its body at hand). An
-    /// answer 101 carries `hyper::upgrade::OnUpgrade` in its extensions, whether it is of HTTP/1.1 or was made of HTTP/2's.
+    /// answer 101 of HTTP/1.1 carries `hyper::upgrade::OnUpgrade` in its extensions, and one that was made of HTTP/2's
+    /// its tunnel.
     ///
     /// Dropping this future, or the answer's body before its end, closes the connection at once.
     ///
@@ -288,8 +293,10 @@ impl Pools {
                             (verdict == Verdict::Open).then(|| Judge { backend: backend.clone(), health });
                     }
                     lease.0.upload = shared.as_mut().and_then(|shared| shared.upload.take());
-                    let (response, place) = answer::stream(head, lease.0, judge);
-                    return Ok(Answer { response, endpoint, place, mark });
+                    let (response, behind) = answer::stream(head, lease.0, judge);
+                    let (place, tunnel) = behind.map(|behind| (behind.place, behind.tunnel)).unzip();
+                    let tunnel = tunnel.flatten();
+                    return Ok(Answer { response, endpoint, place, tunnel, mark });
                 }
                 Err(failed) => failed,
             };
@@ -303,7 +310,7 @@ impl Pools {
             }
             let again = match (whole, spare) {
                 (Some(whole), _) if unsent < MAX_UNSENT => Some(whole),
-                (None, Some(body)) if lost.is_none() && !heard && is_of_the_connection(&error) => {
+                (None, Some(body)) if lost.is_none() && !heard && error.is_of_the_connection() => {
                     unsent = MAX_UNSENT;
                     carrier.sent().and_then(|head| replay::rebuild(head, body))
                 }
@@ -329,7 +336,7 @@ impl Pools {
                 },
             };
             let Some(again) = again else {
-                let error = classify(endpoint, error, heard);
+                let error = ProxyError::caused(error.kind(heard), Failure { endpoint, source: error });
                 let is_told = matches!(lost, Some(Lost::WithItsConnection { first: false } | Lost::Ours));
                 if let Some(health) = health.filter(|_| !is_told && error.kind.side() == Side::Upstream) {
                     backend.failed(&health);
@@ -576,19 +583,4 @@ impl Sharing {
         let upload = repeatable.upload();
         (request, Self { upload, request: repeatable, is_idempotent })
     }
-}
-
-/// The endpoint closed or reset; not: the request's own body failed, or nonsense came.
-fn is_of_the_connection(error: &hyper::Error) -> bool {
-    !error.is_user() && !error.is_parse()
-}
-
-fn classify(endpoint: SocketAddr, error: hyper::Error, heard: bool) -> ProxyError {
-    let source = std::error::Error::source(&error);
-    let kind = match source.and_then(|cause| cause.downcast_ref::<BodyError>()) {
-        Some(failed) => repeatable::kind_of(failed),
-        None if error.is_parse() || heard => ErrorKind::InvalidResponse,
-        None => ErrorKind::Reset,
-    };
-    ProxyError::caused(kind, Failure { endpoint, source: error })
 }

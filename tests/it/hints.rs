@@ -48,11 +48,11 @@ async fn speak(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> 
     client
 }
 
-async fn in_the_clear(gateway: std::net::SocketAddr) -> SendRequest<Bytes> {
+pub async fn in_the_clear(gateway: std::net::SocketAddr) -> SendRequest<Bytes> {
     speak(TcpStream::connect(gateway).await.expect("connects")).await
 }
 
-fn get(client: &mut SendRequest<Bytes>, uri: &str) -> ResponseFuture {
+pub fn get(client: &mut SendRequest<Bytes>, uri: &str) -> ResponseFuture {
     let request = http::Request::get(uri).body(()).expect("a request");
     client.send_request(request, true).expect("sent").0
 }
@@ -62,7 +62,7 @@ fn text<'a, B>(answer: &'a http::Response<B>, name: &str) -> &'a str {
 }
 
 /// All that the next interim answer says. None: the answer itself is there.
-async fn interim(answer: &mut ResponseFuture) -> Option<String> {
+pub async fn interim(answer: &mut ResponseFuture) -> Option<String> {
     let next = poll_fn(|context| answer.poll_informational(context));
     let head = tokio::time::timeout(PATIENCE, next).await.expect("in time")?.expect("a head");
     let fields =
@@ -97,7 +97,7 @@ fn hinting(door: &Door) -> (Origin, Arc<AtomicBool>) {
 }
 
 /// One head, and nothing behind it.
-fn head(stream: &mut std::net::TcpStream) -> String {
+pub fn head(stream: &mut std::net::TcpStream) -> String {
     let mut bytes = Vec::new();
     while !bytes.ends_with(b"\r\n\r\n") {
         let mut byte = [0];

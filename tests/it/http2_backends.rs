@@ -46,13 +46,13 @@ fn service(name: &str, backend: &Backend, app_protocol: Value) -> String {
     format!("{service}\n---\n{slice}\n---\n")
 }
 
-fn gateway_backend(name: &str, spec: &str) -> String {
+pub fn gateway_backend(name: &str, spec: &str) -> String {
     format!(
         "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{name: {name}, namespace: test}}\nspec: {spec}\n---\n"
     )
 }
 
-fn to(name: &str, reference: &str) -> String {
+pub fn to(name: &str, reference: &str) -> String {
     let spec =
         format!("{{hostnames: [{name}.test], rules: [{{name: all, backendRefs: [{{{reference}}}]}}]}}");
     route(name, &spec)
@@ -161,15 +161,20 @@ async fn trailers_pass_between_each_pair_of_protocols() {
     }
 }
 
-/// A server over TLS that speaks what is agreed on, and tells what that was.
-async fn over_tls(leaf: &Leaf, offers: &[&str]) -> SocketAddr {
+/// What agrees on one of these.
+pub fn acceptor(leaf: &Leaf, offers: &[&str]) -> TlsAcceptor {
     let mut config = rustls::ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_safe_default_protocol_versions()
         .expect("versions")
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(rustls::sign::SingleCertAndKey::from(leaf.certified())));
     config.alpn_protocols = offers.iter().map(|offer| offer.as_bytes().to_vec()).collect();
-    let acceptor = TlsAcceptor::from(Arc::new(config));
+    TlsAcceptor::from(Arc::new(config))
+}
+
+/// A server over TLS that speaks what is agreed on, and tells what that was.
+async fn over_tls(leaf: &Leaf, offers: &[&str]) -> SocketAddr {
+    let acceptor = acceptor(leaf, offers);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = listener.local_addr().expect("bound");
     tokio::spawn(async move {

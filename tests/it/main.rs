@@ -44,6 +44,7 @@ mod hardening;
 mod harness;
 mod health_checks;
 mod hints;
+mod hints_of_http2;
 mod http2_backends;
 mod introspection;
 mod json_schema_suite;

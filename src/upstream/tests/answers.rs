@@ -9,6 +9,7 @@ use http_body_util::StreamBody;
 use tokio::io::AsyncReadExt;
 use tokio::time::sleep;
 
+use super::http2::{self, Multiplexing};
 use super::scripted::{
     OK, Script, Scripted, Step, backend, flood, get, kind, local, local_paused, pools, request, whole,
 };
@@ -91,6 +92,23 @@ fn as_many_interim_answers_as_may_come_are_passed_over_and_one_more_is_no_answer
                 assert_eq!(kind(outcome), ErrorKind::InvalidResponse);
             }
         }
+    });
+}
+
+#[test]
+fn over_http2_it_is_as_many_and_one_more_costs_the_request_alone() {
+    local(async {
+        let steps = [32, 33, 32].map(http2::Step::Interim).to_vec();
+        let server = Multiplexing::start(100, steps).await;
+        let (pools, backend) = (pools(), server.backend());
+        for expected in [None, Some(ErrorKind::InvalidResponse), None] {
+            let outcome = pools.send(&backend, get(), None, SendLimits::default()).await;
+            match expected {
+                None => assert_eq!(whole(outcome).await, "ok"),
+                Some(expected) => assert_eq!(kind(outcome), expected),
+            }
+        }
+        assert_eq!(server.connections.get(), 1);
     });
 }
 

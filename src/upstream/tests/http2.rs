@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
-use http::{HeaderMap, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response, StatusCode, header};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
@@ -33,6 +33,8 @@ pub(super) enum Step {
     CallAfterBody(&'static str),
     /// A head of so many fields.
     Fields(usize),
+    /// So many interim answers, and then the answer.
+    Interim(usize),
     /// What came, with the trailers that came.
     Echo,
     Never,
@@ -138,6 +140,15 @@ async fn play(
         Step::Large(size) => {
             let value = HeaderValue::from_str(&"x".repeat(size)).expect("a value");
             head.headers_mut().insert("x-large", value);
+        }
+        Step::Interim(count) => {
+            for number in 0..count {
+                let mut interim = Response::new(());
+                *interim.status_mut() = [StatusCode::EARLY_HINTS, StatusCode::PROCESSING][number % 2];
+                interim.headers_mut().insert(header::LINK, HeaderValue::from_static("</a.css>"));
+                // Whoever had enough has reset the stream.
+                let _ = answer.send_informational(interim);
+            }
         }
         Step::Fields(count) => {
             for number in 0..count {
