@@ -1,12 +1,39 @@
 //! The form that a request has on its way to a backend: under which name it is asked, and what it needs of a connection.
 
+use std::net::SocketAddr;
+use std::rc::Rc;
+
 use http::{HeaderValue, Uri, Version, header};
 
+use super::connect_http2::Multiplexed;
 use super::endpoint::Wish;
 use super::tls::TlsClient;
 use crate::message::{FixedHost, Request, websocket_key};
 use crate::route_map::{Endpoint, HostHeader};
-use crate::upstream::Backend;
+use crate::upstream::{Backend, HeadLines};
+
+/// A request on its way, and what is put into its head.
+pub(super) struct Outgoing<'a> {
+    /// Taken out where it is sent, and not before: it is large.
+    pub request: &'a mut Request,
+    pub lines: Option<&'a HeadLines>,
+    /// The client's host, where each endpoint may have another.
+    pub asked_as: Option<HeaderValue>,
+}
+
+/// Who refused a request that is to be sent again.
+#[derive(Default)]
+pub(super) struct Refused {
+    pub endpoints: Vec<SocketAddr>,
+    pub connection: Option<Rc<Multiplexed>>,
+}
+
+impl Refused {
+    pub fn by(&mut self, endpoint: SocketAddr, connection: Option<&Rc<Multiplexed>>) {
+        self.endpoints.push(endpoint);
+        self.connection = connection.cloned();
+    }
+}
 
 /// An upgrade is something that only HTTP/1.1 has, but for one to a WebSocket.
 pub(super) fn wish(request: &Request) -> Wish {

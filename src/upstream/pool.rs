@@ -10,7 +10,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, header};
+use http::header;
 use tokio::time::Instant;
 
 use super::admission::{Ask, Choice, Got, Manner};
@@ -20,14 +20,14 @@ use super::balance::{self, BackendPool};
 use super::broken::Broken;
 use super::carrier::Carrier;
 use super::connect::{ConnectError, Connection, MAX_FIELDS, Unanswered};
-use super::connect_http2::{Lost, Multiplexed};
+use super::connect_http2::Lost;
 use super::credentials;
 use super::endpoint::{Lease, Place, SWEEP, Wish};
 use super::eyeballs::Begin;
 use super::health::Health;
 use super::limits::{self, SendLimits};
 use super::line::{self, Line, Permits};
-use super::outgoing::{address_to, own_names, wish};
+use super::outgoing::{Outgoing, Refused, address_to, own_names, wish};
 use super::proxy_header::header as proxy_header;
 use super::repeatable::{Repeatable, Upload};
 use super::replay;
@@ -92,28 +92,6 @@ struct Refusal {
     alert: String,
 }
 
-/// A request, and what is put into its head on the way.
-struct Outgoing {
-    request: Request,
-    lines: Option<HeadLines>,
-    /// The client's host, where each endpoint may have another.
-    asked_as: Option<HeaderValue>,
-}
-
-/// Who refused a request that is to be sent again.
-#[derive(Default)]
-struct Refused {
-    endpoints: Vec<SocketAddr>,
-    connection: Option<Rc<Multiplexed>>,
-}
-
-impl Refused {
-    fn by(&mut self, endpoint: SocketAddr, connection: Option<&Rc<Multiplexed>>) {
-        self.endpoints.push(endpoint);
-        self.connection = connection.cloned();
-    }
-}
-
 /// How a request left to go.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum From {
@@ -132,23 +110,28 @@ impl Pools {
 
     /// Picks an endpoint, takes or makes a connection, sends the request (origin form, HTTP/1.1, hop-by-hop fields
     /// already ours) with `lines` in its head and gives the answer's head; the body streams. `BackendPlan.host_header`
-    /// is applied here: a name (of the backend, or of the endpoint) replaces `Host` unless the request carries
-    /// [`FixedHost`]. What the backend is to be shown of ours is put in. A kept connection that closes as we write never shows: the request goes out again on another
-    /// while nothing of it was sent, or nothing came back and it may be repeated (idempotent, its body at hand). An
-    /// answer 101 of HTTP/1.1 carries `hyper::upgrade::OnUpgrade` in its extensions, and one that was made of HTTP/2's
-    /// its tunnel.
+    /// is applied here: a name (of the backend, or of the endpoint) replaces `Host` unless the request carries [`FixedHost`].
+    /// What the backend is to be shown of ours is put in. A kept connection that closes as we write never shows: the request
+    /// goes out again on another while nothing of it was sent, or nothing came back and it may be repeated (idempotent, its
+    /// body at hand). An answer 101 of HTTP/1.1 carries `hyper::upgrade::OnUpgrade` in its extensions, and one that was made
+    /// of HTTP/2's its tunnel.
     ///
     /// Dropping this future, or the answer's body before its end, closes the connection at once.
     ///
     /// # Errors
     /// `NoHealthyEndpoints`, `ConnectFailure`, `ConnectTimeout`, `BackendTimeout`, `Reset`, `InvalidResponse`, ...
-    pub async fn send(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` keeps its arguments twice, and a request is large"
+    )]
+    pub fn send(
         &self,
         backend: &Arc<Backend>,
         mut request: Request,
         lines: Option<HeadLines>,
-        limits: SendLimits<'_>,
-    ) -> Result<Answer, ProxyError> {
+        mut limits: SendLimits<'_>,
+    ) -> impl Future<Output = Result<Answer, ProxyError>> {
+        async move {
         let pool = self.pool(backend);
         let asked_as = own_names(backend, &request);
         address_to(&mut request, pool.host.as_ref());
@@ -163,7 +146,8 @@ impl Pools {
         if matches!(&shown, Err(error) if error.kind == ErrorKind::CredentialsUnavailable) {
             let until = Instant::now() + limits.connect.unwrap_or(FOREVER);
             // Boxed: only the first requests come here.
-            Box::pin(backend.has_tried(limits.deadline.map_or(until, |deadline| deadline.min(until)))).await;
+                Box::pin(backend.has_tried(limits.deadline.map_or(until, |deadline| deadline.min(until))))
+                    .await;
             shown = backend.show(&mut request);
         }
         let shown = match shown {
@@ -179,12 +163,13 @@ impl Pools {
         }
         let began = Instant::now();
         let (end, own) = (limits.first_look(began), limits.one_try);
-        let limits = SendLimits { deadline: limits.upload.map_or(end, |_| limits.due_of(began)), ..limits };
+            limits.deadline = limits.upload.map_or(end, |_| limits.due_of(began));
+            let limits = &limits;
         // Pinned where it is made: moving it into the time-out would copy all of its state.
         let mut attempts = pin!(self.attempts(
             backend,
             &pool,
-            Outgoing { request, lines, asked_as },
+                Outgoing { request: &mut request, lines: lines.as_ref(), asked_as },
             limits,
             &asking,
             &charges
@@ -227,23 +212,29 @@ impl Pools {
         }
         outcome
     }
+    }
 
-    async fn attempts(
+    #[expect(
+        clippy::manual_async_fn,
+        reason = "an `async fn` keeps its arguments twice, and a request is large"
+    )]
+    fn attempts(
         &self,
         backend: &Arc<Backend>,
         pool: &BackendPool,
-        outgoing: Outgoing,
-        limits: SendLimits<'_>,
+        outgoing: Outgoing<'_>,
+        limits: &SendLimits<'_>,
         asking: &RefCell<Option<(Arc<Health>, Instant)>>,
         charges: &Charges,
-    ) -> Result<Answer, ProxyError> {
-        let Outgoing { mut request, lines, asked_as } = outgoing;
+    ) -> impl Future<Output = Result<Answer, ProxyError>> {
+        async move {
+            let Outgoing { request, lines, asked_as } = outgoing;
         let (mut from, mut unsent, mut connect) = (From::Kept, 0, None);
         let mut refusals = Refused::default();
-        let wish = wish(&request);
+            let wish = wish(request);
         loop {
             let mut lease =
-                self.lease(backend, pool, (from, wish, &refusals), &limits, &mut connect, charges).await?;
+                    self.lease(backend, pool, (from, wish, &refusals), limits, &mut connect, charges).await?;
             if let Some(counter) = &lease.0.endpoint.counter {
                 // Boxed: few backends have a limit.
                 if !Box::pin(charges.pay(counter)).await {
@@ -257,7 +248,7 @@ impl Pools {
                 request.headers_mut().insert(header::HOST, host.clone());
             }
             let kept = lease.1 == From::Kept;
-            let spare = if kept && from == From::Kept { replay::spare_body(&request) } else { None };
+                let spare = if kept && from == From::Kept { replay::spare_body(request) } else { None };
             let (endpoint, mark) = (lease.0.endpoint.address, lease.0.endpoint.mark);
             limits.is_asked(endpoint);
             if let Some(until) = limits.call.and_then(|call| call.until) {
@@ -271,12 +262,15 @@ impl Pools {
             // Of what goes over a shared connection no bytes of its own are left to be looked at.
             let mut shared = if carrier.is_shared() {
                 let sharing;
-                (request, sharing) = Sharing::of(request);
+                    (*request, sharing) = Sharing::of(std::mem::take(request));
                 Some(sharing)
             } else {
                 None
             };
-            let failed = match carrier.send(request, spare.is_some(), lines.clone(), limits.hinted).await {
+                let failed = match carrier
+                    .send(std::mem::take(request), spare.is_some(), lines.cloned(), limits.hinted)
+                    .await
+                {
                 Ok(head) => {
                     asking.take();
                     if head.headers().len() > MAX_FIELDS {
@@ -289,8 +283,8 @@ impl Pools {
                     let mut judge = None;
                     if let Some((health, asked)) = health.zip(asked) {
                         backend.answered(&health, verdict, limits.answerable_since(asked));
-                        judge =
-                            (verdict == Verdict::Open).then(|| Judge { backend: backend.clone(), health });
+                            judge = (verdict == Verdict::Open)
+                                .then(|| Judge { backend: backend.clone(), health });
                     }
                     lease.0.upload = shared.as_mut().and_then(|shared| shared.upload.take());
                     let (response, behind) = answer::stream(head, lease.0, judge);
@@ -322,10 +316,14 @@ impl Pools {
                         refusals.by(endpoint, carrier.shared());
                         from = From::New;
                         let may = backend.may_retry(limits.budget_percent);
-                        backend.stats.retry(self.worker, if may { Retry::Sent } else { Retry::OverBudget });
+                            backend
+                                .stats
+                                .retry(self.worker, if may { Retry::Sent } else { Retry::OverBudget });
                         if may { shared.request.again() } else { None }
                     }
-                    (Some(Lost::WithItsConnection { .. }), Some(shared)) if kept && shared.is_idempotent => {
+                        (Some(Lost::WithItsConnection { .. }), Some(shared))
+                            if kept && shared.is_idempotent =>
+                        {
                         unsent = MAX_UNSENT;
                         shared.request.again()
                     }
@@ -343,12 +341,13 @@ impl Pools {
                 }
                 return Err(error);
             };
-            request = again;
+                *request = again;
             if unsent > 0 {
                 from = From::New;
             }
             unsent += 1;
         }
+    }
     }
 
     /// A place at an endpoint with a connection in it. Endpoints that cannot be connected to are passed over: nothing
