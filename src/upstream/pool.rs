@@ -132,86 +132,86 @@ impl Pools {
         mut limits: SendLimits<'_>,
     ) -> impl Future<Output = Result<Answer, ProxyError>> {
         async move {
-        let pool = self.pool(backend);
-        let asked_as = own_names(backend, &request);
-        address_to(&mut request, pool.host.as_ref());
-        if backend.is_full() {
-            backend.stats.error(self.worker, ErrorKind::Overloaded.as_str());
-            return Err(ErrorKind::Overloaded.into());
-        }
-        if let Some(credential) = &backend.plan.credential {
-            credentials::guard_trailers(credential, request.body_mut());
-        }
-        let mut shown = backend.show(&mut request);
-        if matches!(&shown, Err(error) if error.kind == ErrorKind::CredentialsUnavailable) {
-            let until = Instant::now() + limits.connect.unwrap_or(FOREVER);
-            // Boxed: only the first requests come here.
+            let pool = self.pool(backend);
+            let asked_as = own_names(backend, &request);
+            address_to(&mut request, pool.host.as_ref());
+            if backend.is_full() {
+                backend.stats.error(self.worker, ErrorKind::Overloaded.as_str());
+                return Err(ErrorKind::Overloaded.into());
+            }
+            if let Some(credential) = &backend.plan.credential {
+                credentials::guard_trailers(credential, request.body_mut());
+            }
+            let mut shown = backend.show(&mut request);
+            if matches!(&shown, Err(error) if error.kind == ErrorKind::CredentialsUnavailable) {
+                let until = Instant::now() + limits.connect.unwrap_or(FOREVER);
+                // Boxed: only the first requests come here.
                 Box::pin(backend.has_tried(limits.deadline.map_or(until, |deadline| deadline.min(until))))
                     .await;
-            shown = backend.show(&mut request);
-        }
-        let shown = match shown {
-            Ok(shown) => shown,
-            Err(error) => {
-                backend.stats.error(self.worker, error.kind.as_str());
-                return Err(error);
+                shown = backend.show(&mut request);
             }
-        };
-        let (asking, charges) = (RefCell::default(), Charges::default());
-        if backend.plan.traffic.rate.is_none() {
-            self.is_request(backend, &charges);
-        }
-        let began = Instant::now();
-        let (end, own) = (limits.first_look(began), limits.one_try);
+            let shown = match shown {
+                Ok(shown) => shown,
+                Err(error) => {
+                    backend.stats.error(self.worker, error.kind.as_str());
+                    return Err(error);
+                }
+            };
+            let (asking, charges) = (RefCell::default(), Charges::default());
+            if backend.plan.traffic.rate.is_none() {
+                self.is_request(backend, &charges);
+            }
+            let began = Instant::now();
+            let (end, own) = (limits.first_look(began), limits.one_try);
             limits.deadline = limits.upload.map_or(end, |_| limits.due_of(began));
             let limits = &limits;
-        // Pinned where it is made: moving it into the time-out would copy all of its state.
-        let mut attempts = pin!(self.attempts(
-            backend,
-            &pool,
+            // Pinned where it is made: moving it into the time-out would copy all of its state.
+            let mut attempts = pin!(self.attempts(
+                backend,
+                &pool,
                 Outgoing { request: &mut request, lines: lines.as_ref(), asked_as },
-            limits,
-            &asking,
-            &charges
-        ));
-        let outcome = match end {
-            None => attempts.await,
-            Some(deadline) => match tokio::time::timeout_at(deadline, attempts.as_mut()).await {
-                Ok(outcome) => outcome,
-                Err(_) => match limits.upload {
-                    // Boxed: rare, and requests would carry the room for it.
-                    Some(upload) => Box::pin(limits.within(upload, began, attempts)).await,
-                    None => Err(limits::late(began)),
+                limits,
+                &asking,
+                &charges
+            ));
+            let outcome = match end {
+                None => attempts.await,
+                Some(deadline) => match tokio::time::timeout_at(deadline, attempts.as_mut()).await {
+                    Ok(outcome) => outcome,
+                    Err(_) => match limits.upload {
+                        // Boxed: rare, and requests would carry the room for it.
+                        Some(upload) => Box::pin(limits.within(upload, began, attempts)).await,
+                        None => Err(limits::late(began)),
+                    },
                 },
-            },
-        };
-        match &outcome {
-            Err(error) if throttle::is_refusal(error) => {
-                backend.stats.error(self.worker, ErrorKind::RateLimited.as_str());
+            };
+            match &outcome {
+                Err(error) if throttle::is_refusal(error) => {
+                    backend.stats.error(self.worker, ErrorKind::RateLimited.as_str());
+                }
+                _ => self.is_request(backend, &charges),
             }
-            _ => self.is_request(backend, &charges),
-        }
-        if let (Some(_), Ok(answer)) = (&shown, &outcome) {
-            backend.took(shown.as_ref(), answer.response.status());
-        }
-        if let Err(error) = &outcome
-            && error.kind == ErrorKind::BackendTimeout
-        {
-            let patience = own.into_iter().chain(limits.whole).fold(FAIR, Duration::min);
-            let silent = asking.take().filter(|(_, asked)| {
-                limits.answerable_since(*asked).is_some_and(|since| since.elapsed() >= patience / 2)
-            });
-            if let Some((silent, _)) = silent {
-                backend.failed(&silent);
+            if let (Some(_), Ok(answer)) = (&shown, &outcome) {
+                backend.took(shown.as_ref(), answer.response.status());
             }
+            if let Err(error) = &outcome
+                && error.kind == ErrorKind::BackendTimeout
+            {
+                let patience = own.into_iter().chain(limits.whole).fold(FAIR, Duration::min);
+                let silent = asking.take().filter(|(_, asked)| {
+                    limits.answerable_since(*asked).is_some_and(|since| since.elapsed() >= patience / 2)
+                });
+                if let Some((silent, _)) = silent {
+                    backend.failed(&silent);
+                }
+            }
+            if let Err(error) = &outcome
+                && error.kind.side() == Side::Upstream
+            {
+                backend.stats.error(self.worker, error.kind.as_str());
+            }
+            outcome
         }
-        if let Err(error) = &outcome
-            && error.kind.side() == Side::Upstream
-        {
-            backend.stats.error(self.worker, error.kind.as_str());
-        }
-        outcome
-    }
     }
 
     #[expect(
@@ -229,125 +229,125 @@ impl Pools {
     ) -> impl Future<Output = Result<Answer, ProxyError>> {
         async move {
             let Outgoing { request, lines, asked_as } = outgoing;
-        let (mut from, mut unsent, mut connect) = (From::Kept, 0, None);
-        let mut refusals = Refused::default();
+            let (mut from, mut unsent, mut connect) = (From::Kept, 0, None);
+            let mut refusals = Refused::default();
             let wish = wish(request);
-        loop {
-            let mut lease =
+            loop {
+                let mut lease =
                     self.lease(backend, pool, (from, wish, &refusals), limits, &mut connect, charges).await?;
-            if let Some(counter) = &lease.0.endpoint.counter {
-                // Boxed: few backends have a limit.
-                if !Box::pin(charges.pay(counter)).await {
-                    lease.0.give_back();
-                    continue;
+                if let Some(counter) = &lease.0.endpoint.counter {
+                    // Boxed: few backends have a limit.
+                    if !Box::pin(charges.pay(counter)).await {
+                        lease.0.give_back();
+                        continue;
+                    }
+                    self.is_request(backend, charges);
                 }
-                self.is_request(backend, charges);
-            }
-            if let Some(client) = &asked_as {
-                let host = lease.0.endpoint.host.as_ref().unwrap_or(client);
-                request.headers_mut().insert(header::HOST, host.clone());
-            }
-            let kept = lease.1 == From::Kept;
+                if let Some(client) = &asked_as {
+                    let host = lease.0.endpoint.host.as_ref().unwrap_or(client);
+                    request.headers_mut().insert(header::HOST, host.clone());
+                }
+                let kept = lease.1 == From::Kept;
                 let spare = if kept && from == From::Kept { replay::spare_body(request) } else { None };
-            let (endpoint, mark) = (lease.0.endpoint.address, lease.0.endpoint.mark);
-            limits.is_asked(endpoint);
-            if let Some(until) = limits.call.and_then(|call| call.until) {
-                let left = until.saturating_duration_since(Instant::now());
-                set_grpc_timeout(request.headers_mut(), left);
-            }
-            let health = (backend.cares() || backend.measures()).then(|| lease.0.endpoint.health.clone());
-            let asked = health.is_some().then(Instant::now);
-            asking.replace(health.clone().zip(asked));
-            let carrier = lease.0.carrier.as_mut().expect("`lease` gives none without");
-            // Of what goes over a shared connection no bytes of its own are left to be looked at.
-            let mut shared = if carrier.is_shared() {
-                let sharing;
+                let (endpoint, mark) = (lease.0.endpoint.address, lease.0.endpoint.mark);
+                limits.is_asked(endpoint);
+                if let Some(until) = limits.call.and_then(|call| call.until) {
+                    let left = until.saturating_duration_since(Instant::now());
+                    set_grpc_timeout(request.headers_mut(), left);
+                }
+                let health = (backend.cares() || backend.measures()).then(|| lease.0.endpoint.health.clone());
+                let asked = health.is_some().then(Instant::now);
+                asking.replace(health.clone().zip(asked));
+                let carrier = lease.0.carrier.as_mut().expect("`lease` gives none without");
+                // Of what goes over a shared connection no bytes of its own are left to be looked at.
+                let mut shared = if carrier.is_shared() {
+                    let sharing;
                     (*request, sharing) = Sharing::of(std::mem::take(request));
-                Some(sharing)
-            } else {
-                None
-            };
+                    Some(sharing)
+                } else {
+                    None
+                };
                 let failed = match carrier
                     .send(std::mem::take(request), spare.is_some(), lines.cloned(), limits.hinted)
                     .await
                 {
-                Ok(head) => {
-                    asking.take();
-                    if head.headers().len() > MAX_FIELDS {
-                        return Err(ErrorKind::InvalidResponse.into());
-                    }
-                    let verdict = match limits.call {
-                        None => Verdict::of_http(head.status()),
-                        Some(_) => Verdict::of_call(head.status(), head.headers()),
-                    };
-                    let mut judge = None;
-                    if let Some((health, asked)) = health.zip(asked) {
-                        backend.answered(&health, verdict, limits.answerable_since(asked));
+                    Ok(head) => {
+                        asking.take();
+                        if head.headers().len() > MAX_FIELDS {
+                            return Err(ErrorKind::InvalidResponse.into());
+                        }
+                        let verdict = match limits.call {
+                            None => Verdict::of_http(head.status()),
+                            Some(_) => Verdict::of_call(head.status(), head.headers()),
+                        };
+                        let mut judge = None;
+                        if let Some((health, asked)) = health.zip(asked) {
+                            backend.answered(&health, verdict, limits.answerable_since(asked));
                             judge = (verdict == Verdict::Open)
                                 .then(|| Judge { backend: backend.clone(), health });
+                        }
+                        lease.0.upload = shared.as_mut().and_then(|shared| shared.upload.take());
+                        let (response, behind) = answer::stream(head, lease.0, judge);
+                        let (place, tunnel) = behind.map(|behind| (behind.place, behind.tunnel)).unzip();
+                        let tunnel = tunnel.flatten();
+                        return Ok(Answer { response, endpoint, place, tunnel, mark });
                     }
-                    lease.0.upload = shared.as_mut().and_then(|shared| shared.upload.take());
-                    let (response, behind) = answer::stream(head, lease.0, judge);
-                    let (place, tunnel) = behind.map(|behind| (behind.place, behind.tunnel)).unzip();
-                    let tunnel = tunnel.flatten();
-                    return Ok(Answer { response, endpoint, place, tunnel, mark });
+                    Err(failed) => failed,
+                };
+                asking.take();
+                let Unanswered { error, unsent: whole, lost, heard, refused } = *failed;
+                if let (Some((cause, alert)), Security::Tls(client)) = (refused, &backend.security) {
+                    backend.stats.tls_failure(self.worker, cause.as_str());
+                    let late = Refusal { endpoint, alert };
+                    client.tell(&backend.plan.id, endpoint, cause, &late);
+                    return Err(ProxyError::caused(ErrorKind::TlsFailure, late));
                 }
-                Err(failed) => failed,
-            };
-            asking.take();
-            let Unanswered { error, unsent: whole, lost, heard, refused } = *failed;
-            if let (Some((cause, alert)), Security::Tls(client)) = (refused, &backend.security) {
-                backend.stats.tls_failure(self.worker, cause.as_str());
-                let late = Refusal { endpoint, alert };
-                client.tell(&backend.plan.id, endpoint, cause, &late);
-                return Err(ProxyError::caused(ErrorKind::TlsFailure, late));
-            }
-            let again = match (whole, spare) {
-                (Some(whole), _) if unsent < MAX_UNSENT => Some(whole),
-                (None, Some(body)) if lost.is_none() && !heard && error.is_of_the_connection() => {
-                    unsent = MAX_UNSENT;
-                    carrier.sent().and_then(|head| replay::rebuild(head, body))
-                }
-                _ if unsent >= MAX_UNSENT => None,
-                _ => match (lost, shared) {
-                    (Some(Lost::Unsent), Some(shared)) => shared.request.again(),
-                    // It is busy, or leaves: others are asked, and not without end.
-                    (Some(Lost::Refused), Some(shared)) if shared.request.is_there() => {
-                        refusals.by(endpoint, carrier.shared());
-                        from = From::New;
-                        let may = backend.may_retry(limits.budget_percent);
+                let again = match (whole, spare) {
+                    (Some(whole), _) if unsent < MAX_UNSENT => Some(whole),
+                    (None, Some(body)) if lost.is_none() && !heard && error.is_of_the_connection() => {
+                        unsent = MAX_UNSENT;
+                        carrier.sent().and_then(|head| replay::rebuild(head, body))
+                    }
+                    _ if unsent >= MAX_UNSENT => None,
+                    _ => match (lost, shared) {
+                        (Some(Lost::Unsent), Some(shared)) => shared.request.again(),
+                        // It is busy, or leaves: others are asked, and not without end.
+                        (Some(Lost::Refused), Some(shared)) if shared.request.is_there() => {
+                            refusals.by(endpoint, carrier.shared());
+                            from = From::New;
+                            let may = backend.may_retry(limits.budget_percent);
                             backend
                                 .stats
                                 .retry(self.worker, if may { Retry::Sent } else { Retry::OverBudget });
-                        if may { shared.request.again() } else { None }
-                    }
+                            if may { shared.request.again() } else { None }
+                        }
                         (Some(Lost::WithItsConnection { .. }), Some(shared))
                             if kept && shared.is_idempotent =>
                         {
-                        unsent = MAX_UNSENT;
-                        shared.request.again()
+                            unsent = MAX_UNSENT;
+                            shared.request.again()
+                        }
+                        (Some(Lost::Ours), Some(shared)) if let Some(kind) = shared.request.failure() => {
+                            return Err(ProxyError::caused(kind, Failure { endpoint, source: error }));
+                        }
+                        _ => None,
+                    },
+                };
+                let Some(again) = again else {
+                    let error = ProxyError::caused(error.kind(heard), Failure { endpoint, source: error });
+                    let is_told = matches!(lost, Some(Lost::WithItsConnection { first: false } | Lost::Ours));
+                    if let Some(health) = health.filter(|_| !is_told && error.kind.side() == Side::Upstream) {
+                        backend.failed(&health);
                     }
-                    (Some(Lost::Ours), Some(shared)) if let Some(kind) = shared.request.failure() => {
-                        return Err(ProxyError::caused(kind, Failure { endpoint, source: error }));
-                    }
-                    _ => None,
-                },
-            };
-            let Some(again) = again else {
-                let error = ProxyError::caused(error.kind(heard), Failure { endpoint, source: error });
-                let is_told = matches!(lost, Some(Lost::WithItsConnection { first: false } | Lost::Ours));
-                if let Some(health) = health.filter(|_| !is_told && error.kind.side() == Side::Upstream) {
-                    backend.failed(&health);
-                }
-                return Err(error);
-            };
+                    return Err(error);
+                };
                 *request = again;
-            if unsent > 0 {
-                from = From::New;
+                if unsent > 0 {
+                    from = From::New;
+                }
+                unsent += 1;
             }
-            unsent += 1;
         }
-    }
     }
 
     /// A place at an endpoint with a connection in it. Endpoints that cannot be connected to are passed over: nothing
