@@ -4,10 +4,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use h2::{Reason, RecvStream};
+use h2::RecvStream;
 use http::{HeaderMap, header};
 use http_body::{Body, Frame, SizeHint};
 
+/// A reset before the end is a failure, whatever its reason: what came by then is not the message. (After the end,
+/// `NO_ERROR` asks for no more of the other direction, RFC 9113, 8.1; h2 keeps it from here.)
+///
 /// What the peer may send next of it grows as it is read: an unread body costs a window and no more. Dropped before its
 /// end, h2 tells the peer to stop.
 #[derive(Debug)]
@@ -49,11 +52,6 @@ pub fn content_length(headers: &HeaderMap) -> Option<u64> {
     told
 }
 
-/// The peer has what it wants and does not mind the rest (RFC 9113, 8.1): an end, not a failure.
-fn is_enough(error: &h2::Error) -> bool {
-    error.reason() == Some(Reason::NO_ERROR)
-}
-
 impl Body for Received {
     type Data = Bytes;
     type Error = h2::Error;
@@ -71,14 +69,12 @@ impl Body for Received {
                     this.left = this.left.map(|left| left.saturating_sub(data.len() as u64));
                     return Poll::Ready(Some(Ok(Frame::data(data))));
                 }
-                Some(Err(error)) if is_enough(&error) => return Poll::Ready(None),
                 Some(Err(error)) => return Poll::Ready(Some(Err(error))),
                 None => this.has_all_data = true,
             }
         }
         match ready!(this.stream.poll_trailers(context)) {
             Ok(fields) => Poll::Ready(fields.map(|fields| Ok(Frame::trailers(fields)))),
-            Err(error) if is_enough(&error) => Poll::Ready(None),
             Err(error) => Poll::Ready(Some(Err(error))),
         }
     }

@@ -37,12 +37,18 @@ impl<B> Sending<B> {
     }
 }
 
-/// What a peer is told of a failure: what another peer said, where that was the cause.
+/// What a peer is told of a failure: what another peer said, where that was the cause. Not what would say here that all
+/// is well, or that nothing was done and the request may be sent again (RFC 9113, 8.7): a body has begun.
 pub fn reason_of(error: &(dyn Error + 'static)) -> Reason {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(of_stream) = error.downcast_ref::<h2::Error>() {
-            return of_stream.reason().unwrap_or(Reason::INTERNAL_ERROR);
+            return match of_stream.reason() {
+                None | Some(Reason::NO_ERROR | Reason::REFUSED_STREAM | Reason::HTTP_1_1_REQUIRED) => {
+                    Reason::INTERNAL_ERROR
+                }
+                Some(reason) => reason,
+            };
         }
         cause = error.source();
     }

@@ -169,6 +169,13 @@ async fn a_body_that_fails_resets_with_its_reason() {
     assert!(Sending::new(failing, to_client).await.is_err());
     let error = received(at_client).collect().await.expect_err("cut");
     assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
+    // What has begun is neither well nor undone.
+    for reason in [Reason::NO_ERROR, Reason::REFUSED_STREAM, Reason::HTTP_1_1_REQUIRED] {
+        let Pair { to_client, at_client, .. } = pair(None).await;
+        assert!(Sending::new(pieces(vec![Err(reason.into())]), to_client).await.is_err());
+        let error = received(at_client).collect().await.expect_err("cut");
+        assert_eq!(error.reason(), Some(Reason::INTERNAL_ERROR), "{reason:?}");
+    }
 }
 
 #[tokio::test]
@@ -185,13 +192,16 @@ async fn a_reset_by_the_peer_ends_the_sending_while_the_body_has_nothing() {
 }
 
 #[tokio::test]
-async fn a_peer_that_has_enough_ends_a_body_and_does_not_fail_it() {
-    let Pair { mut to_server, at_server, .. } = pair(None).await;
-    to_server.send_data("x".into(), false).expect("sent");
-    let mut body = received(at_server);
-    assert_eq!(body.frame().await.expect("more").expect("good").into_data().expect("data"), "x");
-    to_server.send_reset(Reason::NO_ERROR);
-    assert!(body.frame().await.is_none());
+async fn a_body_is_whole_only_with_its_end_whatever_a_reset_says() {
+    for (ends, expected) in [(true, None), (false, Some(Reason::NO_ERROR))] {
+        let Pair { mut to_server, at_server, .. } = pair(None).await;
+        to_server.send_data("x".into(), ends).expect("sent");
+        let mut body = received(at_server);
+        assert_eq!(body.frame().await.expect("more").expect("good").into_data().expect("data"), "x");
+        to_server.send_reset(Reason::NO_ERROR);
+        let next = body.frame().await.map(|frame| frame.expect_err("no frame").reason());
+        assert_eq!(next, expected.map(Some), "{ends}");
+    }
 }
 
 #[tokio::test]

@@ -353,6 +353,8 @@ fn to_http2(request: &mut Request, scheme: &Scheme) {
 fn to_connect(request: &mut Request) {
     *request.method_mut() = Method::CONNECT;
     request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
+    // What follows is no body: even 0 would be counted against the tunnel by some.
+    request.headers_mut().remove(header::CONTENT_LENGTH);
     request.extensions_mut().insert(Protocol::from_static("websocket"));
 }
 
