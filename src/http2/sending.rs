@@ -8,14 +8,22 @@ use bytes::Bytes;
 use h2::{Reason, SendStream};
 use http_body::Body;
 
-/// Writes a body as fast as the peer takes it: the next piece of it is asked for when the last one has found room in the
-/// peer's windows and in the bound of what a stream may hold. Dropped before its end, h2 resets the stream.
+/// So much is asked of the windows at once.
+const MOST: usize = 1 << 20;
+
+/// Writes a body as fast as the peer takes it: the next piece of it is asked for when all of the last one has found room
+/// in the peer's windows and in the bound of what a stream may hold. Dropped before its end, h2 resets the stream.
+///
+/// Invariant: h2 is given what the windows have room for, and the stream's end with the last of it. What it has beyond that
+/// it keeps for as long as the peer likes once both sides have ended, and counts the stream among those that are open.
 #[derive(Debug)]
 pub struct Sending<B> {
     pub(super) body: B,
     stream: SendStream<Bytes>,
-    /// Came of the body and waits for room; whether it is the last.
+    /// Of what came of the body, what waits for room; whether it is the last.
     piece: Option<(Bytes, bool)>,
+    /// How much found room.
+    sent: u64,
 }
 
 /// Why a body did not get to its end.
@@ -33,7 +41,12 @@ pub enum Unsent<E: Error + 'static> {
 
 impl<B> Sending<B> {
     pub fn new(body: B, stream: SendStream<Bytes>) -> Self {
-        Self { body, stream, piece: None }
+        Self { body, stream, piece: None, sent: 0 }
+    }
+
+    /// For how many bytes the peer had room.
+    pub fn sent(&self) -> u64 {
+        self.sent
     }
 }
 
@@ -55,20 +68,24 @@ pub fn reason_of(error: &(dyn Error + 'static)) -> Reason {
     Reason::INTERNAL_ERROR
 }
 
-/// Waits until the stream has room for something. What was reserved is one byte: more would be taken from the windows of
-/// streams that could use them; h2 asks for the rest of a piece when it has it.
+/// Waits until the stream has room for something of so many bytes, and gives how much.
 pub(super) fn poll_room(
     stream: &mut SendStream<Bytes>,
+    bytes: usize,
     context: &mut Context<'_>,
-) -> Poll<Option<Result<(), h2::Error>>> {
-    while stream.capacity() == 0 {
+) -> Poll<Option<Result<usize, h2::Error>>> {
+    stream.reserve_capacity(bytes.min(MOST));
+    loop {
+        match stream.capacity() {
+            0 => {}
+            room => return Poll::Ready(Some(Ok(room.min(bytes)))),
+        }
         match ready!(stream.poll_capacity(context)) {
             Some(Ok(_)) => {}
             Some(Err(error)) => return Poll::Ready(Some(Err(error))),
             None => return Poll::Ready(None),
         }
     }
-    Poll::Ready(Some(Ok(())))
 }
 
 impl<B> Future for Sending<B>
@@ -79,21 +96,25 @@ where
     type Output = Result<(), Unsent<B::Error>>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
-        let Self { body, stream, piece } = self.get_mut();
+        let Self { body, stream, piece, sent } = self.get_mut();
         loop {
             // Also wakes us when the peer resets while we wait for something else.
             if let Poll::Ready(reset) = stream.poll_reset(context) {
                 return Poll::Ready(Err(Unsent::Stream(reset.map_or_else(|error| error, h2::Error::from))));
             }
-            if piece.is_some() {
-                match ready!(poll_room(stream, context)) {
+            if let Some((data, is_last)) = piece {
+                let room = match ready!(poll_room(stream, data.len(), context)) {
                     Some(room) => room.map_err(Unsent::Stream)?,
                     None => return Poll::Ready(Err(Unsent::Closed)),
+                };
+                let (part, is_last) = (data.split_to(room), *is_last);
+                let is_over = data.is_empty();
+                stream.send_data(part, is_last && is_over).map_err(Unsent::Stream)?;
+                *sent += room as u64;
+                if is_over {
+                    *piece = None;
                 }
-            }
-            if let Some((data, is_last)) = piece.take() {
-                stream.send_data(data, is_last).map_err(Unsent::Stream)?;
-                if is_last {
+                if is_last && is_over {
                     return Poll::Ready(Ok(()));
                 }
                 continue;
@@ -109,7 +130,6 @@ where
                         if is_empty {
                             return Poll::Ready(stream.send_data(data, true).map_err(Unsent::Stream));
                         }
-                        stream.reserve_capacity(1);
                         *piece = Some((data, is_last));
                     }
                     Err(other) => {

@@ -132,22 +132,28 @@ impl Body for Endless {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_reader_that_takes_nothing_is_sent_no_more_than_windows_and_the_buffer_hold() {
+async fn a_reader_that_takes_nothing_is_sent_no_more_than_the_windows_have_room_for() {
     let Pair { to_client, mut at_client, .. } = pair(None).await;
     let mut sending = Sending::new(Endless(0), to_client);
-    for (taken, most) in [(false, WINDOW as usize + SEND_BUFFER), (true, 2 * WINDOW as usize + SEND_BUFFER)] {
+    for (taken, room) in [(false, WINDOW as usize), (true, 2 * WINDOW as usize)] {
         if taken {
-            let mut left = WINDOW as usize;
-            while left > 0 {
-                let data = at_client.data().await.expect("more").expect("good");
-                at_client.flow_control().release_capacity(data.len()).expect("counted");
-                left -= data.len();
+            let reading = async {
+                let mut left = WINDOW as usize;
+                while left > 0 {
+                    let data = at_client.data().await.expect("more").expect("good");
+                    at_client.flow_control().release_capacity(data.len()).expect("counted");
+                    left -= data.len();
+                }
+            };
+            tokio::select! {
+                () = reading => {}
+                _ = &mut sending => panic!("it never ends"),
             }
         }
         // The time passes only when nobody has anything to do.
         assert!(tokio::time::timeout(Duration::from_secs(1), &mut sending).await.is_err(), "it never ends");
         let asked = sending.body.0;
-        assert!(asked > most - SEND_BUFFER && asked <= most + (2 << 10), "{asked} of {most}");
+        assert!(asked >= room && asked <= room + (2 << 10), "{asked} of {room}");
     }
 }
 
@@ -204,6 +210,26 @@ async fn a_body_is_whole_only_with_its_end_whatever_a_reset_says() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn what_has_no_room_when_the_peer_has_ended_is_given_up_with_the_stream() {
+    let Pair { to_server, mut at_server, mut to_client, at_client } = pair(None).await;
+    let large = Bytes::from(vec![b'x'; WINDOW as usize + 1]);
+    let mut sending = Sending::new(Full::new(large), to_server);
+    assert!(tokio::time::timeout(Duration::from_secs(1), &mut sending).await.is_err(), "some has no room");
+    assert!(sending.sent() > 0, "the control: some has");
+    to_client.send_data(Bytes::new(), true).expect("sent");
+    received(at_client).collect().await.expect("whole");
+    drop(sending);
+    // Nothing of it is read.
+    let error = loop {
+        let next = tokio::time::timeout(Duration::from_secs(10), at_server.data()).await;
+        if let Err(error) = next.expect("it is told").expect("no end") {
+            break error;
+        }
+    };
+    assert_eq!(error.reason(), Some(Reason::CANCEL));
+}
+
 #[tokio::test]
 async fn a_tunnel_carries_both_directions_to_their_ends() {
     let Pair { to_server, at_server, to_client, at_client } = pair(None).await;
@@ -251,9 +277,10 @@ async fn a_tunnel_waits_for_who_does_not_read() {
     let (piece, mut written) = (vec![0; 1 << 10], 0);
     while tokio::time::timeout(Duration::from_secs(1), server.write_all(&piece)).await.is_ok() {
         written += piece.len();
-        assert!(written <= WINDOW as usize + SEND_BUFFER + (2 << 10), "no bound");
+        // Of the last piece, some finds no room.
+        assert!(written < WINDOW as usize, "no bound");
     }
-    assert!(written >= WINDOW as usize, "the control: it took something");
+    assert!(written + piece.len() >= WINDOW as usize, "the control: it took something");
 }
 
 const INTERVAL: Duration = Duration::from_secs(10);

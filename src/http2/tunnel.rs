@@ -77,15 +77,12 @@ impl AsyncWrite for Tunnel {
         if let Poll::Ready(reset) = this.send.poll_reset(context) {
             return Poll::Ready(Err(to_io(reset.map_or_else(|error| error, h2::Error::from))));
         }
-        this.send.reserve_capacity(1);
-        match ready!(poll_room(&mut this.send, context)) {
+        let room = match ready!(poll_room(&mut this.send, bytes.len().min(PIECE), context)) {
             Some(room) => room.map_err(to_io)?,
             None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-        }
-        let piece = Bytes::copy_from_slice(&bytes[..bytes.len().min(PIECE)]);
-        let written = piece.len();
-        this.send.send_data(piece, false).map_err(to_io)?;
-        Poll::Ready(Ok(written))
+        };
+        this.send.send_data(Bytes::copy_from_slice(&bytes[..room]), false).map_err(to_io)?;
+        Poll::Ready(Ok(room))
     }
 
     /// What was written is the connection's already.

@@ -23,12 +23,12 @@ use http_body::Body as _;
 
 use super::connection::{self, Connection, Stream, linger, unless_cut};
 use super::gather::Gathered;
-use super::observed::AnswerBody;
+use super::observed::{AnswerBody, PROGRESS};
 use super::service;
 use super::transport::Transport;
 use super::tunnel::{self, Pending};
-use super::watch::Verdict;
-use crate::http2::{KeepAlive, Received, Sending, Tunnel, content_length};
+use super::watch::{Verdict, Watch};
+use crate::http2::{KeepAlive, Received, Sending, Tunnel, Unsent, content_length};
 use crate::message::{Body, Hints, hinted_links};
 
 /// What the answering of a request leaves for its stream's task.
@@ -222,7 +222,7 @@ async fn converse(stream: &Stream, request: Request<RecvStream>, mut respond: Se
     match respond.send_response(Response::from_parts(parts, ()), is_whole) {
         Ok(_) if is_whole => {}
         // What became of it, the body has noted.
-        Ok(sent) => drop(Sending::new(body, sent).await),
+        Ok(sent) => drop(take(Sending::new(body, sent), &stream.watched).await),
         Err(_) => respond.send_reset(Reason::INTERNAL_ERROR),
     }
 }
@@ -249,6 +249,24 @@ where
     .await
 }
 
+/// Sends the answer; that the client makes room for some of a piece is progress.
+async fn take<B>(mut sending: Sending<B>, watch: &Watch) -> Result<(), Unsent<B::Error>>
+where
+    B: http_body::Body<Data = Bytes> + Unpin,
+    B::Error: std::error::Error + 'static,
+{
+    let mut credited = 0;
+    poll_fn(|context| {
+        let polled = Pin::new(&mut sending).poll(context);
+        if sending.sent() - credited >= PROGRESS {
+            credited = sending.sent();
+            watch.answer_moves();
+        }
+        polled
+    })
+    .await
+}
+
 /// Takes off what concerns a connection and not a stream (RFC 9113, 8.2.2).
 fn of_stream(headers: &mut HeaderMap) {
     const OTHERS: [HeaderName; 2] =
@@ -265,7 +283,77 @@ fn of_stream(headers: &mut HeaderMap) {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Waker;
+    use std::time::Duration;
+
+    use http_body_util::Full;
+
+    use super::super::Limits;
+    use super::super::watch::{Sweep, Wait};
     use super::*;
+
+    /// What is told of a client that takes a KiB of one large piece, rests, and takes the next.
+    async fn told(rest: Duration) -> Option<Verdict> {
+        let (ours, theirs) = tokio::io::duplex(1 << 20);
+        let (sweep, limits) = (Rc::new(Sweep::default()), Limits::default());
+        let watched = sweep.watch(Wait::Nothing, None);
+        let serving = async {
+            let mut frames = server::Builder::new().handshake::<_, Bytes>(ours).await.expect("a client");
+            let (_, mut respond) = frames.accept().await.expect("a request").expect("a good one");
+            let stream = respond.send_response(Response::new(()), false).expect("sent");
+            watched.answer_taken();
+            let piece = Full::new(Bytes::from(vec![0; 16 << 10]));
+            tokio::select! {
+                sent = take(Sending::new(piece, stream), &watched) => sent.expect("sent"),
+                _ = frames.accept() => panic!("there is no other"),
+            }
+            frames.accept().await.is_some()
+        };
+        let asking = async {
+            let mut client = h2::client::Builder::new();
+            client.initial_window_size(PROGRESS as u32);
+            let (mut sender, connection) = client.handshake::<_, Bytes>(theirs).await.expect("a server");
+            let reading = async {
+                let request = Request::get("http://a.example/").body(()).expect("a request");
+                let (answer, _) = sender.send_request(request, true).expect("sent");
+                let (mut body, mut taken) = (answer.await.expect("answered").into_body(), 0);
+                while let Some(data) = body.data().await {
+                    let bytes = data.expect("good").len();
+                    taken += bytes;
+                    tokio::time::sleep(rest).await;
+                    body.flow_control().release_capacity(bytes).expect("counted");
+                }
+                assert_eq!(taken, 16 << 10);
+            };
+            tokio::select! {
+                () = reading => {}
+                _ = connection => panic!("it stays"),
+            }
+        };
+        let sweeping = async {
+            loop {
+                sweep.tick(&limits, None);
+                tokio::time::sleep(Sweep::interval(&limits)).await;
+            }
+        };
+        tokio::select! {
+            () = asking => {}
+            _ = serving => panic!("the client leaves first"),
+            () = sweeping => {}
+        }
+        watched.verdict(&Context::from_waker(Waker::noop()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_some_of_a_piece_in_time_is_not_late() {
+        let progress = Limits::default().progress;
+        assert_eq!(told(progress * 2 / 3).await, None);
+        assert_eq!(
+            told(progress * 2).await,
+            Some(Verdict::Cut),
+            "the control: it takes nothing for too long"
+        );
+    }
 
     #[test]
     fn what_concerns_a_connection_is_not_said_on_a_stream() {

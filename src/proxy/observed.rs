@@ -18,7 +18,7 @@ use super::watch::{Wait, Watch};
 use crate::message::{Body, BodyError, ErrorKind, FailureCause};
 
 /// So many bytes are progress.
-const PROGRESS: u64 = 1024;
+pub(super) const PROGRESS: u64 = 1024;
 
 /// What became of a request's body; shared between the body, which goes to the backend, and the request's account.
 #[derive(Debug, Default)]

@@ -9,6 +9,7 @@ mod bounding_turns;
 mod calls;
 mod failing;
 mod hashing;
+mod held_streams;
 mod http2;
 mod keeping;
 mod limiting;
