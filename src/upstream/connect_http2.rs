@@ -2,8 +2,9 @@
 //! by ALPN, without it is spoken from the first byte (prior knowledge, h2c).
 
 use std::cell::Cell;
+use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::task::Poll;
@@ -13,6 +14,7 @@ use bytes::Bytes;
 use h2::ext::Protocol;
 use http::uri::{Authority, PathAndQuery, Scheme};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, Version, header};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::HeadLines;
@@ -44,6 +46,9 @@ const PING_AFTER: Duration = Duration::from_secs(310);
 const PING_WAIT: Duration = Duration::from_secs(20);
 /// A request that was given up after at least this time, in which nothing at all came: the connection may be dead.
 const SILENCE: Duration = Duration::from_secs(1);
+/// What is still to be said on a connection that nobody holds any more: farewells and resets. An endpoint that takes no
+/// bytes, or took back windows after we had used them, would keep it open for ever.
+const FAREWELL: Duration = Duration::from_secs(5);
 
 /// A connection that many requests share. It is closed when the pool and the last request let go of it.
 #[derive(Debug)]
@@ -62,6 +67,8 @@ pub(super) struct Multiplexed {
     /// Nothing drives it any more.
     ended: Rc<Cell<bool>>,
     heard: Rc<Heard>,
+    /// Tells the driver, by its drop, that nobody has use for the connection.
+    _held: oneshot::Sender<Infallible>,
     stats: Arc<BackendStats>,
     worker: usize,
     /// Of a bounded backend: who waits for it.
@@ -129,7 +136,12 @@ impl Multiplexed {
             let mut alive = connection.ping_pong().map(|pings| KeepAlive::new(pings, PING_AFTER, PING_WAIT));
             let (told, looked) = (Rc::clone(&permitted), Rc::clone(&heard));
             let (used, over) = (Rc::clone(&streams), Rc::clone(&ended));
+            let (held, left) = oneshot::channel::<Infallible>();
             let task = tokio::task::spawn_local(async move {
+                let mut late = pin!(async {
+                    let _ = left.await;
+                    tokio::time::sleep(FAREWELL).await;
+                });
                 let driven = std::future::poll_fn(|context| {
                     told.set(connection.max_concurrent_send_streams());
                     looked.looks(context);
@@ -140,6 +152,10 @@ impl Multiplexed {
                         && alive.poll(context, looked.reads(), used.get() > 0).is_ready()
                     {
                         tracing::debug!(%address, "HTTP/2 connection does not answer");
+                        return Poll::Ready(Ok(()));
+                    }
+                    if polled.is_pending() && late.as_mut().poll(context).is_ready() {
+                        tracing::debug!(%address, "HTTP/2 connection does not end");
                         return Poll::Ready(Ok(()));
                     }
                     polled
@@ -155,9 +171,9 @@ impl Multiplexed {
                 Some(cause) if is_tls => ConnectError::Tls(address, cause, error),
                 _ => ConnectError::Failed(address, error),
             })?;
-            Ok((sender, driver))
+            Ok((sender, driver, held))
         };
-        let (sender, driver) = tokio::time::timeout_at(until, opening)
+        let (sender, driver, held) = tokio::time::timeout_at(until, opening)
             .await
             .map_err(|_| ConnectError::TimedOut(address, started.elapsed()))??;
         stats.shared(worker, 1);
@@ -174,6 +190,7 @@ impl Multiplexed {
             lost: Cell::new(false),
             ended,
             heard,
+            _held: held,
             stats: Arc::clone(stats),
             worker,
             line: line.cloned(),
