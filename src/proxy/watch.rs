@@ -24,6 +24,8 @@ pub enum Wait {
     Head,
     /// Another request on a kept connection.
     Idle,
+    /// HTTP/2: the end, after a goodbye with nothing under way.
+    End,
     /// More of a request's body.
     Body,
     /// That the client takes more of what we send.
@@ -210,6 +212,11 @@ impl Watch {
         self.answering.wait.set(if self.keeps_alive.get() { Wait::Nothing } else { Wait::Writing });
     }
 
+    /// The client made room for more of it.
+    pub fn answer_moves(&self) {
+        self.answering.progress.set(self.answering.progress.get().wrapping_add(1));
+    }
+
     /// The answer's end, `whole` or not. The bytes behind a request without a body, if any, begin another head; behind
     /// a body nobody knows.
     pub fn answer_over(&self, whole: bool, had_body: bool) {
@@ -291,8 +298,13 @@ impl Watch {
     fn expire(&self, wait: Wait) {
         match wait {
             Wait::Nothing => {}
-            Wait::Idle => self.tell(Verdict::End),
-            Wait::FirstByte | Wait::Head | Wait::Writing => self.tell(Verdict::Cut),
+            Wait::Idle => {
+                self.tell(Verdict::End);
+                if self.multiplexed.get() {
+                    self.read_waits(Wait::End);
+                }
+            }
+            Wait::FirstByte | Wait::Head | Wait::End | Wait::Writing => self.tell(Verdict::Cut),
             Wait::Body => {
                 self.body_stalled.set(true);
                 wake(&self.body);
@@ -311,7 +323,7 @@ impl Watch {
             Wait::Head => Some(limits.request_head),
             Wait::Idle => Some(limits.keep_alive_idle),
             Wait::Body if self.streams.get() => self.answer_idle.get(),
-            Wait::Body | Wait::Writing => Some(limits.progress),
+            Wait::Body | Wait::End | Wait::Writing => Some(limits.progress),
             Wait::Answer => self.answer_idle.get(),
         }
     }
@@ -440,6 +452,31 @@ mod tests {
         tokio::time::advance(Duration::from_secs(1)).await;
         sweep.tick(&limits, None);
         assert_eq!(told(&watch), Some(Verdict::Retire));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn after_its_goodbye_an_idle_connection_of_http2_has_a_time_to_end() {
+        let (sweep, limits) = (Rc::new(Sweep::default()), Limits::default());
+        let (one, other) = (sweep.watch(Wait::Idle, None), sweep.watch(Wait::Idle, None));
+        one.multiplexes();
+        let pass = async |time| {
+            sweep.tick(&limits, None);
+            tokio::time::advance(time).await;
+            sweep.tick(&limits, None);
+        };
+        pass(limits.keep_alive_idle).await;
+        assert_eq!((told(&one), told(&other)), (Some(Verdict::End), Some(Verdict::End)));
+        // What crossed the goodbye is answered.
+        one.read_waits(Wait::Nothing);
+        pass(limits.progress * 10).await;
+        assert_eq!(told(&one), Some(Verdict::End));
+        one.read_waits(Wait::Idle);
+        pass(limits.keep_alive_idle).await;
+        pass(limits.progress - Duration::from_secs(1)).await;
+        assert_eq!(told(&one), Some(Verdict::End), "and not a second before");
+        tokio::time::advance(Duration::from_secs(1)).await;
+        sweep.tick(&limits, None);
+        assert_eq!((told(&one), told(&other)), (Some(Verdict::Cut), Some(Verdict::End)));
     }
 
     #[tokio::test(start_paused = true)]
