@@ -270,6 +270,10 @@ impl Scope for Asking<'_, '_> {
         self.asker.own_host()
     }
 
+    fn permits(&self, host: &str) -> Result<(), String> {
+        self.asker.permits(host)
+    }
+
     fn warn(&mut self, problem: Problem) {
         self.problems.push(Problem { severity: Severity::Warning, ..problem });
     }

@@ -122,6 +122,7 @@ impl Reader<'_, '_> {
         let (place, from) = match (&spec.token_endpoint, &spec.backend_ref) {
             (Some(endpoint), None) => {
                 let url = Url::new(endpoint, self.asker.own_host());
+                let url = url.and_then(|url| self.asker.permits(&url.host).map(|()| url));
                 let url = url.map_err(|message| invalid(at.field("tokenEndpoint"), message))?;
                 (Place::Url(url), None)
             }

@@ -10,7 +10,9 @@ use crate::api::{self, BackendHost, GatewayBackendSpec, Protocol, ProxyProtocol}
 use crate::message::ErrorKind;
 use crate::route_map::{Address, BackendPlan, BackendProtocol, BackendTarget, HostHeader, ProxyHeader};
 use crate::snapshot::Manifest;
-use crate::values::{BackendId, FieldPath, Hostname, ObjectName, Problem, Reason, Severity, is_metadata};
+use crate::values::{
+    BackendId, FieldPath, Hostname, ObjectName, Problem, Reason, Severity, inner, is_metadata,
+};
 
 /// A backend alone: its plan, or what a rule that names it answers; and all that is wrong.
 #[derive(Clone, Debug)]
@@ -147,8 +149,8 @@ fn plan(
 
 fn address(host: &BackendHost, options: &Options) -> Result<Address, (Reason, String)> {
     let text = host.address.as_str();
-    if let Ok(ip) = text.parse::<IpAddr>() {
-        return permitted(ip, options).map(|()| Address::Ip(ip));
+    if let Some(ip) = permitted(text, Named::Host, options)? {
+        return Ok(Address::Ip(ip));
     }
     let whole = text.to_ascii_lowercase();
     // A dot behind it says that it is looked up as it is, below no search domain.
@@ -172,9 +174,59 @@ fn address(host: &BackendHost, options: &Options) -> Result<Address, (Reason, St
     }
 }
 
-/// What can be said of an address before anybody connects; the egress guard asks again at connect.
-fn permitted(ip: IpAddr, options: &Options) -> Result<(), (Reason, String)> {
-    let (ip, egress) = (ip.to_canonical(), &options.egress);
+/// What whoever names a host writes; the remedy is said in its terms.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Named {
+    Host,
+    Url,
+}
+
+/// What can be said of a host before anybody connects; the egress guard asks again at connect. The address, if it is one.
+pub(super) fn permitted(
+    host: &str,
+    named: Named,
+    options: &Options,
+) -> Result<Option<IpAddr>, (Reason, String)> {
+    let Ok(ip) = host.parse::<IpAddr>() else {
+        let message =
+            || format!("{host} would be read as an IPv4 address in an odd form; write it as four numbers");
+        return if is_odd(host) { Err((Reason::UnsupportedValue, message())) } else { Ok(None) };
+    };
+    if let Some(plain) = ip_in_clothes(ip) {
+        let message = format!("{ip} is never dialled; write the IPv4 address that is in it, {plain}");
+        return Err((Reason::UnsupportedValue, message));
+    }
+    may_be(ip, options.loopback, named, options)?;
+    if let IpAddr::V6(v6) = ip
+        && let Some(dialled) = inner(v6)
+    {
+        may_be(dialled.into(), LoopbackHosts::Refused, named, options)
+            .map_err(|(reason, message)| (reason, format!("{ip} leads to {message}")))?;
+    }
+    Ok(Some(ip))
+}
+
+/// `::ffff:a.b.c.d`, which hides nothing and which nobody needs.
+fn ip_in_clothes(ip: IpAddr) -> Option<IpAddr> {
+    Some(ip.to_canonical()).filter(|plain| *plain != ip)
+}
+
+/// What the system's resolver takes for an address and nobody else: `127.1`, `0x7f000001`, `017700000001`.
+fn is_odd(host: &str) -> bool {
+    let is_number = |part: &str| match part.strip_prefix("0x").or(part.strip_prefix("0X")) {
+        Some(digits) => digits.bytes().all(|digit| digit.is_ascii_hexdigit()),
+        None => !part.is_empty() && part.bytes().all(|digit| digit.is_ascii_digit()),
+    };
+    host.strip_suffix('.').unwrap_or(host).split('.').all(is_number)
+}
+
+fn may_be(
+    ip: IpAddr,
+    loopback: LoopbackHosts,
+    named: Named,
+    options: &Options,
+) -> Result<(), (Reason, String)> {
+    let egress = &options.egress;
     let refused =
         |what: &str| Err((Reason::UnsupportedValue, format!("{ip} is {what}; backends may not be there")));
     let link_local = match ip {
@@ -196,7 +248,7 @@ fn permitted(ip: IpAddr, options: &Options) -> Result<(), (Reason, String)> {
     if egress.opens(ip) {
         return Ok(());
     }
-    if ip.is_loopback() && options.loopback == LoopbackHosts::Refused {
+    if ip.is_loopback() && loopback == LoopbackHosts::Refused {
         return refused("a loopback address");
     }
     if link_local {
@@ -206,8 +258,12 @@ fn permitted(ip: IpAddr, options: &Options) -> Result<(), (Reason, String)> {
         return refused("the metadata service of a cloud");
     }
     if egress.keeps_hosts_out(ip) {
+        let instead = match named {
+            Named::Host => "a service in place of hosts",
+            Named::Url => "a Service by backendRef in place of the URL",
+        };
         let message = format!(
-            "{ip} is in a private network or in one of the cluster, where hosts may not be; name a service in place of hosts, or have the installation allow it (--egress-allow, in the chart egress.allow)"
+            "{ip} is in a private network or in one of the cluster, where hosts may not be; name {instead}, or have the installation allow it (--egress-allow, in the chart egress.allow)"
         );
         return Err((Reason::UnsupportedValue, message));
     }

@@ -182,15 +182,13 @@ pub fn compile(world: &Snapshot, options: &Options, memo: Memo) -> (Compiled, Me
 
     let (none, no_policies, no_index) = (Backends::new(), Policies::new(), Index::default());
     let gathered = std::mem::take(&mut memo.gathered).next();
-    let own_host = options.loopback.own_host();
     let known = Known {
         world,
         backends: &none,
         policies: &no_policies,
         index: &no_index,
         gathered: &gathered,
-        own_host,
-        has_store: options.has_store,
+        options,
     };
     let backends = backend_units(known, options, &mut memo);
     let known = Known { backends: &backends, ..known };

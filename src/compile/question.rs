@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Weak};
 
 use super::attachment::{Applied, Index};
-use super::gateway_backend::LoweredBackend;
+use super::gateway_backend::{self, LoweredBackend, Named};
 use super::gateway_policy::LoweredPolicy;
-use super::grants;
+use super::{Options, grants};
 use crate::filters::{Derive, OwnHost, Selection};
 use crate::snapshot::{ConfigMapData, Kind, SecretData, ServiceData, Snapshot, Unreadable};
 use crate::values::{LabelSelector, ObjectName, Reason};
@@ -22,8 +22,7 @@ pub(super) struct Known<'w> {
     pub policies: &'w Policies,
     pub index: &'w Index,
     pub gathered: &'w Gathered,
-    pub own_host: OwnHost,
-    pub has_store: bool,
+    pub options: &'w Options,
 }
 
 /// What is found by label, and what is made of it, once for all who ask.
@@ -222,11 +221,17 @@ impl<'w> Asker<'w> {
     }
 
     pub fn has_store(&self) -> bool {
-        self.known.has_store
+        self.known.options.has_store
     }
 
     pub fn own_host(&self) -> OwnHost {
-        self.known.own_host
+        self.known.options.loopback.own_host()
+    }
+
+    /// Whether a URL may name this host, as far as that can be told.
+    pub fn permits(&self, host: &str) -> Result<(), String> {
+        let judged = gateway_backend::permitted(host, Named::Url, self.known.options);
+        judged.map(drop).map_err(|(_, message)| message)
     }
 
     pub fn gathered(&self) -> &'w Gathered {

@@ -16,7 +16,7 @@ use serde_json::Value;
 
 use super::asked::Inquiry;
 use super::credential::Credential;
-use super::fetched::{FetchPlan, Fetched, OwnHost};
+use super::fetched::{FetchPlan, Fetched, OwnHost, Url};
 use super::offload::Offload;
 use super::store::Store;
 use crate::expression::{Environment, Expression, Kind, Template};
@@ -270,6 +270,24 @@ pub trait Scope {
     /// Whether what is fetched may be on the gateway's own host.
     fn own_host(&self) -> OwnHost {
         OwnHost::Refused
+    }
+
+    /// Whether a URL may name this host, as far as that can be told before it is dialled.
+    ///
+    /// # Errors
+    /// Why not, and what to write.
+    fn permits(&self, _host: &str) -> Result<(), String> {
+        Ok(())
+    }
+
+    /// A URL that the member names.
+    ///
+    /// # Errors
+    /// What is wrong with it, or with where it leads.
+    fn url(&self, text: &str) -> Result<Url, String> {
+        let url = Url::new(text, self.own_host())?;
+        self.permits(&url.host)?;
+        Ok(url)
     }
 
     /// Something to be said although the member compiles.

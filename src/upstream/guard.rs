@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 
 use crate::route_map::BackendTarget;
-use crate::values::{Egress, PrivateHosts, is_metadata};
+use crate::values::{Egress, PrivateHosts, inner, is_metadata};
 
 /// Whether backends may be on the gateway's own host. File mode allows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,18 +175,6 @@ impl Gate {
     /// Another number once it may judge otherwise.
     pub fn version(&self) -> u64 {
         self.guard.refused.version.load(Ordering::Acquire)
-    }
-}
-
-/// The IPv4 address that is dialled in the end: by a NAT64 gateway (RFC 6052) or 6to4 (RFC 3056).
-fn inner(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    match address.segments() {
-        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
-            let [a, b] = high.to_be_bytes();
-            let [c, d] = low.to_be_bytes();
-            Some(Ipv4Addr::new(a, b, c, d))
-        }
-        _ => None,
     }
 }
 

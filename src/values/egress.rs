@@ -67,6 +67,18 @@ fn is_special(network: &IpNet) -> bool {
     }
 }
 
+/// The IPv4 address that is dialled in the end: by a NAT64 gateway (RFC 6052) or 6to4 (RFC 3056).
+pub fn inner(address: Ipv6Addr) -> Option<Ipv4Addr> {
+    match address.segments() {
+        [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            let [a, b] = high.to_be_bytes();
+            let [c, d] = low.to_be_bytes();
+            Some(Ipv4Addr::new(a, b, c, d))
+        }
+        _ => None,
+    }
+}
+
 /// Where a cloud says who its machines are, outside of link-local addresses.
 pub fn is_metadata(ip: IpAddr) -> bool {
     match ip {

@@ -22,7 +22,7 @@ pub use asked_backend::{AskedBackendRef, BackendKind, Origin, OriginScheme};
 pub use byte_size::{ByteSize, InvalidByteSize};
 pub use client_validation::{ForwardedCertificate, ValidationMode};
 pub use duration::{Duration, InvalidDuration};
-pub use egress::{Egress, PrivateHosts, is_metadata};
+pub use egress::{Egress, PrivateHosts, inner, is_metadata};
 pub use grpc_code::GrpcCode;
 pub use hostname::{Hostname, InvalidHostname};
 pub use names::{

@@ -368,13 +368,11 @@ fn a_token_endpoint_may_be_a_backend_and_the_guard_is_asked_about_it() {
     let heard = provider.heard();
     assert!(heard[0].starts_with("POST /realms/shop/token?x=1 HTTP/1.1\r\n"), "{heard:?}");
     assert!(heard[0].contains("x-api-key: canary-key\r\n"), "its own credential is shown, too: {heard:?}");
-    for host in ["behind.example", "url.example"] {
-        gateway.until_answer(host, "/", 503, "CredentialsUnavailable");
-    }
+    gateway.until_answer("behind.example", "/", 503, "CredentialsUnavailable");
     until("the guard's word", || gateway.process.log().contains("the egress guard refuses").then_some(()));
     assert_eq!(elsewhere.asked(), 0);
     // What is written as an address is told without a question.
-    for host in ["itself.example", "nobody.example", "told.example"] {
+    for host in ["itself.example", "nobody.example", "told.example", "url.example"] {
         assert_eq!(gateway.get(host, "/").json()["reason"], "PolicyInvalid", "{host}");
     }
     assert!(gateway.status().to_string().contains("of its own gives no tokens"));

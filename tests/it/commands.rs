@@ -348,6 +348,36 @@ fn explain_shows_the_policy_in_force_as_it_was_written() {
 }
 
 #[test]
+fn explain_judges_where_backends_are_as_the_installation_does() {
+    let backend = "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {namespace: test, name: b}\nspec: {hosts: [{address: 192.0.2.7, port: 80}]}\n---\n";
+    let spec =
+        "{hostnames: [a.example], rules: [{name: all, backendRefs: [{kind: GatewayBackend, name: b}]}]}";
+    let folder = folder(&[("a.yaml", &(backend.to_owned() + &route("a", spec)))]);
+    let manifests = folder.path().to_str().expect("UTF-8");
+    let told = |flags: &[&str], denied: &str| {
+        let mut command = program();
+        command.args(["explain", "GET", "http://a.example/", "--manifests", manifests]).args(flags);
+        let output = command.env("PORTCULLIS_EGRESS_DENY", denied).output().expect("it runs");
+        let said = text(&output.stdout);
+        assert!(output.status.success() && said.contains("all of test/a"), "the rule is named: {said}");
+        said.contains("BackendNotFound")
+    };
+    let (deny, cluster) = (["--egress-deny", "192.0.2.0/24"], ["--egress-cluster", "192.0.2.0/24"]);
+    let allow = ["--egress-allow", "192.0.2.7"];
+    for (flags, is_refused) in [
+        (vec![], false),
+        (vec!["--egress-deny", "192.0.3.0/24"], false),
+        (deny.to_vec(), true),
+        (cluster.to_vec(), true),
+        ([cluster, allow].concat(), false),
+        ([deny, allow].concat(), true),
+    ] {
+        assert_eq!(told(&flags, "198.51.100.0/24"), is_refused, "{flags:?}");
+    }
+    assert!(told(&[], "192.0.2.0/24"), "as in a Pod of the chart");
+}
+
+#[test]
 fn explain_names_the_rule() {
     let files = [(
         "a.yaml",

@@ -216,6 +216,122 @@ spec:
 }
 
 #[test]
+fn where_a_literal_leads_is_judged_in_every_form_and_wherever_it_stands() {
+    let policy = |entry: String| format!("policy: {{authentication: {{anyOf: [{{name: e, {entry}}}]}}}}");
+    let backend = |hosts: String| {
+        format!(
+            "apiVersion: portcullis.dev/v1alpha1\nkind: GatewayBackend\nmetadata: {{name: a}}\nspec: {{{hosts}}}\n---\n"
+        )
+    };
+    let secret = "apiVersion: v1\nkind: Secret\nmetadata: {name: c}\nstringData: {clientId: a, clientSecret: b}\n---\n";
+    // The object, the rest of the rule, the field that is named, and whether an address has brackets there.
+    type Place = (&'static str, Box<dyn Fn(&str) -> (String, String)>, bool);
+    let places: Vec<Place> = vec![
+        (
+            "spec.hosts[0].address",
+            Box::new(move |host| {
+                (backend(format!("hosts: [{{address: '{host}', port: 443}}]")), String::new())
+            }),
+            false,
+        ),
+        (
+            "spec.credentials.oauth2ClientCredentials.tokenEndpoint",
+            Box::new(move |host| {
+                let token = format!("{{tokenEndpoint: 'https://{host}/t', clientSecretRef: {{name: c}}}}");
+                (
+                    backend(format!(
+                        "hosts: [{{address: b.example, port: 443}}], tls: {{}}, credentials: {{oauth2ClientCredentials: {token}}}"
+                    )),
+                    String::new(),
+                )
+            }),
+            true,
+        ),
+        (
+            "policy.authentication.anyOf[0].jwt.jwks",
+            Box::new(move |host| {
+                (
+                    String::new(),
+                    policy(format!(
+                        "jwt: {{issuer: 'https://i.example', audiences: [a], jwks: {{uri: 'https://{host}/k'}}}}"
+                    )),
+                )
+            }),
+            true,
+        ),
+        (
+            "policy.authentication.anyOf[0].jwt.issuer",
+            Box::new(move |host| {
+                (String::new(), policy(format!("jwt: {{issuer: 'https://{host}', audiences: [a]}}")))
+            }),
+            true,
+        ),
+        (
+            "policy.authentication.anyOf[0].introspection.endpoint",
+            Box::new(move |host| {
+                (
+                    String::new(),
+                    policy(format!(
+                        "introspection: {{endpoint: 'https://{host}/i', clientSecretRef: {{name: c}}}}"
+                    )),
+                )
+            }),
+            true,
+        ),
+        (
+            "policy.extAuth.url",
+            Box::new(move |host| {
+                (String::new(), format!("policy: {{extAuth: {{url: 'https://{host}/v'}}}}"))
+            }),
+            true,
+        ),
+    ];
+    let mut options = options();
+    options.egress.deny =
+        vec!["192.0.2.0/24".parse().expect("a network"), "2001:db8:7::/48".parse().expect("a network")];
+    options.egress.allow = vec!["10.1.0.0/16".parse().expect("a network")];
+    for (field, place, brackets) in places {
+        for (host, told) in [
+            ("198.51.100.7", None),
+            ("2001:db8:8::1", None),
+            ("64:ff9b::c633:6407", None),
+            ("10.1.0.7", None),
+            ("a.example", None),
+            ("192.0.2.7", Some("egress.deny")),
+            ("2001:db8:7::1", Some("egress.deny")),
+            ("10.0.0.1", Some("egress.allow")),
+            ("::ffff:192.0.2.7", Some("write the IPv4 address that is in it, 192.0.2.7")),
+            ("::ffff:198.51.100.7", Some("198.51.100.7")),
+            ("64:ff9b::c000:207", Some("leads to 192.0.2.7")),
+            ("64:ff9b::7f00:1", Some("leads to 127.0.0.1")),
+            ("2002:a00:1::1", Some("leads to 10.0.0.1")),
+            ("169.254.169.254", Some("link-local")),
+            ("192.0.519", Some("write it as four numbers")),
+            ("0x0a.1", Some("write it as four numbers")),
+            ("3221225991", Some("write it as four numbers")),
+        ] {
+            let literal = if brackets && host.contains(':') { format!("[{host}]") } else { host.into() };
+            let (object, rest) = place(&literal);
+            let rest = if rest.is_empty() {
+                "backendRefs: [{kind: GatewayBackend, name: a}]".into()
+            } else {
+                rest + ", respond: {status: 200}"
+            };
+            let text = format!(
+                "{secret}{object}apiVersion: portcullis.dev/v1alpha1\nkind: GatewayRoute\nmetadata: {{name: r}}\nspec: {{hostnames: [a.example], rules: [{{name: r, {rest}}}]}}\n"
+            );
+            let compiled = compile(&world(objects(&text)), &options, Memo::default()).0;
+            let problems = compiled.reports.iter().flat_map(|report| &report.problems);
+            let said: Vec<_> = problems.map(ToString::to_string).filter(|one| one.contains(field)).collect();
+            match told {
+                None => assert!(said.is_empty(), "{field} {host}: {said:?}"),
+                Some(told) => assert!(said.len() == 1 && said[0].contains(told), "{field} {host}: {said:?}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn a_name_with_a_dot_behind_is_absolute_and_judged_without_it() {
     for (address, told) in [
         ("api.example.net.", "hosts api.example.net.:80"),

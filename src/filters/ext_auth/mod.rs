@@ -18,10 +18,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Transport;
 use super::contract::{Combine, Filter, FilterKind, Keep, Member, Ring, Scope};
 use super::header_edits::{is_forbidden, may_be_reserved};
 use super::held::Held;
-use super::{Transport, Url};
 use crate::values::{
     AskedBackendRef, BackendId, ByteSize, Duration, FieldPath, Origin, OriginScheme, Problem, Reason,
     plain_name,
@@ -246,7 +246,7 @@ fn place(spec: &Spec, scope: &mut dyn Scope, problems: &mut Problems) -> Option<
             if spec.path.is_some() {
                 problems.refuse("path", PATH_OF_URL);
             }
-            let url = match Url::new(url, scope.own_host()) {
+            let url = match scope.url(url) {
                 Ok(url) => url,
                 Err(message) => {
                     problems.refuse("url", message);

@@ -25,7 +25,7 @@ use crate::filters::backend_path::{PATH, PATH_OF_BACKEND, backend_path};
 use crate::filters::credential::AUTHORIZATION_FIELD;
 use crate::filters::oauth_client::form;
 use crate::filters::places;
-use crate::filters::{AskPlan, Asked, Keep, NoAnswer, NotAsked, OauthClient, Place, Scope, Url};
+use crate::filters::{AskPlan, Asked, Keep, NoAnswer, NotAsked, OauthClient, Place, Scope};
 use crate::message::{ErrorKind, Exchange, Identity, KnownIdentity, Request};
 use crate::telemetry::HitCount;
 use crate::values::{AskedBackendRef, Duration, FieldPath, Problem, Reason, Redacted, SecretRef};
@@ -193,7 +193,7 @@ fn place(
     match (&spec.endpoint, &spec.backend_ref) {
         (Some(_), None) if spec.path.is_some() => Err(Some(("path", PATH_OF_BACKEND.into()))),
         (Some(endpoint), None) => {
-            let url = Url::new(endpoint, scope.own_host());
+            let url = scope.url(endpoint);
             url.map(Place::Url).map_err(|message| Some(("endpoint", message)))
         }
         (None, Some(backend)) => {

@@ -200,12 +200,19 @@ impl EntryKind for Jwt {
     }
 }
 
+/// From a URL, if that may lead there.
+fn fetched(plan: Result<FetchPlan, String>, scope: &dyn Scope) -> Result<Keys, String> {
+    let plan = plan?;
+    scope.permits(&plan.place.host())?;
+    Ok(Keys::Fetched(plan))
+}
+
 /// `None`: a problem is told.
 fn keys(spec: &Spec, at: &FieldPath, scope: &mut dyn Scope) -> Option<Result<Keys, String>> {
     let own_host = scope.own_host();
     let read = |text: &[u8]| KeySet::read(text).map(|keys| Keys::Here(Arc::new(keys)));
     let Some(jwks) = &spec.jwks else {
-        return Some(issuer::discovery(&spec.issuer, own_host).map(Keys::Fetched));
+        return Some(fetched(issuer::discovery(&spec.issuer, own_host), scope));
     };
     let elsewhere = (&jwks.uri, &jwks.inline, &jwks.secret_ref, &jwks.config_map_ref);
     if let Some(backend) = &jwks.backend_ref {
@@ -221,7 +228,7 @@ fn keys(spec: &Spec, at: &FieldPath, scope: &mut dyn Scope) -> Option<Result<Key
         return Some(Err(PATH_OF_BACKEND.into()));
     }
     match elsewhere {
-        (Some(uri), None, None, None) => Some(issuer::key_set(uri, own_host).map(Keys::Fetched)),
+        (Some(uri), None, None, None) => Some(fetched(issuer::key_set(uri, own_host), scope)),
         (None, Some(text), None, None) => Some(read(text.as_bytes())),
         (None, None, Some(secret), None) => {
             let text = scope.secret_key(at.field("secretRef"), secret)?;
