@@ -286,7 +286,8 @@ async fn a_tunnel_waits_for_who_does_not_read() {
 const INTERVAL: Duration = Duration::from_secs(10);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What became of a client that is silent; `answers`: its side of the connection is polled. How long it took.
+/// What became of a client that is silent, by a paused clock; `answers`: its side of the connection is polled. How long
+/// it took.
 async fn silence(
     answers: bool,
     used: bool,

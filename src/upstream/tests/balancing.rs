@@ -129,7 +129,7 @@ fn an_endpoint_that_fails_again_and_again_is_left_alone_and_comes_back_in_steps(
     local_paused(async {
         // Mended by the time of the second connection.
         let bad = Scripted::start(|number| vec![Step::Answer(if number == 0 { ERROR } else { OK })]).await;
-        let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let good = Scripted::answering().await;
         let (pools, backend) = (pools(), before(&[&bad, &good], ejecting(50)));
         assert_eq!(ask(&pools, &backend, 20).await, 3, "three errors, then no more");
         assert_eq!(bad.requests(), 3);
@@ -153,7 +153,7 @@ fn an_endpoint_that_fails_again_and_again_is_left_alone_and_comes_back_in_steps(
 fn an_endpoint_that_fails_often_and_never_in_a_row_is_left_alone_where_the_plan_looks_at_that() {
     local_paused(async {
         for (least, is_ejected) in [(None, false), (Some(50), false), (Some(70), true)] {
-            let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+            let good = Scripted::answering().await;
             let third = Scripted::start(|_| {
                 let step = |number| Step::Answer(if number % 3 == 2 { ERROR } else { OK });
                 (0..600).map(step).collect()
@@ -177,7 +177,7 @@ fn an_endpoint_that_fails_often_and_never_in_a_row_is_left_alone_where_the_plan_
 fn without_a_word_about_it_nothing_is_ejected() {
     local(async {
         let bad = Scripted::start(|_| vec![Step::Answer(ERROR)]).await;
-        let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let good = Scripted::answering().await;
         let backend = before(&[&bad, &good], TrafficPlan::default());
         assert_eq!(ask(&pools(), &backend, 20).await, 10);
     });
@@ -204,7 +204,7 @@ fn silence_and_closed_doors_count_as_failures() {
                 _ => |_| vec![Step::Silence],
             };
             let bad = Scripted::start(script).await;
-            let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+            let good = Scripted::answering().await;
             let (pools, backend) = (pools(), before(&[&bad, &good], ejecting(50)));
             let limits = SendLimits { one_try: Some(Duration::from_secs(1)), ..SendLimits::default() };
             let mut errors = 0;
@@ -222,7 +222,7 @@ fn silence_and_closed_doors_count_as_failures() {
 fn who_closes_at_once_is_not_the_quickest() {
     local(async {
         let bad = Scripted::start(|_| vec![Step::Close]).await;
-        let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let good = Scripted::answering().await;
         let (pools, backend) = (pools(), before(&[&bad, &good], balanced(Balance::PeakEwma)));
         let mut errors = 0;
         for _ in 0..100 {
@@ -261,7 +261,7 @@ fn a_slow_answer_is_forgiven_without_another() {
     local_paused(async {
         let once =
             Scripted::start(|number| vec![if number == 0 { Step::Close } else { Step::Answer(OK) }]).await;
-        let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let good = Scripted::answering().await;
         let (pools, backend) = (pools(), before(&[&once, &good], balanced(Balance::PeakEwma)));
         while once.requests() == 0 {
             let post = super::scripted::request(http::Method::POST, crate::message::Body::Empty);
@@ -292,7 +292,7 @@ fn who_fails_at_once_is_not_the_quickest() {
 fn an_ejected_endpoint_stays_ejected_while_its_address_and_its_plan_change() {
     local_paused(async {
         let bad = Scripted::start(|_| vec![Step::Answer(ERROR)]).await;
-        let good = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let good = Scripted::answering().await;
         let (pools, backend) = (pools(), before(&[&bad, &good], ejecting(50)));
         assert_eq!(ask(&pools, &backend, 20).await, 3);
         // A name's addresses come and go.

@@ -324,7 +324,7 @@ fn what_fails_or_is_given_up_gives_its_right_back() {
 fn who_goes_while_it_connects_gives_its_right_back() {
     local(async {
         let (silent, _held) = super::sending::swallowing().await;
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let backend = backend(1, &[silent], bounded(1, 1));
         let workers = workers(1);
         let mut connecting = Box::pin(workers[0].send(&backend, get(), None, SendLimits::default()));
@@ -414,7 +414,7 @@ fn a_tunnel_is_a_connection_until_it_ends_and_its_worker_alone_waits() {
 #[test]
 fn passed_through_connections_count_until_they_end() {
     local_paused(async {
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let backend = backend(1, &[server.address], bounded(1, 10));
         let workers = workers(1);
         let address = "127.0.0.1:1".parse().expect("an address");
@@ -481,10 +481,7 @@ fn a_changed_bound_holds_at_once_and_closes_nothing_in_use() {
 #[test]
 fn a_change_or_an_endpoint_that_leaves_refuses_nobody_for_what_was_idle() {
     local_paused(async {
-        let (one, other) = (
-            Scripted::start(|_| vec![Step::Answer(OK)]).await,
-            Scripted::start(|_| vec![Step::Answer(OK)]).await,
-        );
+        let (one, other) = (Scripted::answering().await, Scripted::answering().await);
         let mut backend = backend(1, &[one.address], bounded(1, 0));
         let workers = workers(1);
         for most in 2..7 {

@@ -14,7 +14,7 @@ use crate::upstream::SendLimits;
 #[test]
 fn as_many_connections_stay_as_were_in_use_at_once_of_late() {
     local_paused(async {
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
         together(&pools, &backend, 50).await;
         assert_eq!(server.connections(), 50);
@@ -63,7 +63,7 @@ fn an_old_connection_gets_no_new_requests_whether_it_rests_or_not() {
             if closed_at_rest > 0 && shift.is_some() {
                 continue;
             }
-            let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+            let server = Scripted::answering().await;
             let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
             sleep(Duration::from_millis(500)).await;
             let begun = Instant::now();
@@ -95,7 +95,7 @@ fn an_old_connection_gets_no_new_requests_whether_it_rests_or_not() {
 #[test]
 fn a_connection_that_had_as_many_requests_as_it_may_is_not_kept() {
     local(async {
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
         ask(&pools, &backend, 999).await;
         server.has_open(1).await;
@@ -123,10 +123,7 @@ fn who_waits_gets_the_place_of_a_connection_that_is_not_kept() {
 #[test]
 fn an_endpoint_that_left_takes_no_requests_and_its_connections_close() {
     local_paused(async {
-        let (old, new) = (
-            Scripted::start(|_| vec![Step::Answer(OK)]).await,
-            Scripted::start(|_| vec![Step::Answer(OK)]).await,
-        );
+        let (old, new) = (Scripted::answering().await, Scripted::answering().await);
         let (pools, backend) = (pools(), backend(&[old.address], HostHeader::Preserve));
         let under_way = pools.send(&backend, get(), None, SendLimits::default()).await;
         together(&pools, &backend, 2).await;
@@ -145,10 +142,7 @@ fn an_endpoint_that_left_takes_no_requests_and_its_connections_close() {
 #[test]
 fn a_slot_given_again_starts_anew() {
     local_paused(async {
-        let (one, two) = (
-            Scripted::start(|_| vec![Step::Answer(OK)]).await,
-            Scripted::start(|_| vec![Step::Answer(OK)]).await,
-        );
+        let (one, two) = (Scripted::answering().await, Scripted::answering().await);
         let pools = pools();
         let first = backend(&[one.address], HostHeader::Preserve);
         let second = backend(&[two.address], HostHeader::Name("other.test".into()));
@@ -167,7 +161,7 @@ fn a_slot_given_again_starts_anew() {
 #[test]
 fn an_unused_pool_is_forgotten() {
     local_paused(async {
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
         together(&pools, &backend, 2).await;
         assert_eq!(pools.known(), 1);

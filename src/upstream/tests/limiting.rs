@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use http::header::RETRY_AFTER;
 
-use super::scripted::{OK, Scripted, Step, backend, get, local, local_paused, pools, refused, whole};
+use super::scripted::{Scripted, backend, get, local, local_paused, pools, refused, whole};
 use crate::expression::{Expression, Kind, REQUEST};
 use crate::message::ErrorKind;
 use crate::route_map::{
@@ -164,10 +164,7 @@ fn all_addresses_of_a_name_are_one_host_and_what_was_counted_is_kept_by_it() {
 #[test]
 fn a_request_is_charged_to_the_host_that_it_is_sent_to() {
     local(async {
-        let (one, other) = (
-            Scripted::start(|_| vec![Step::Answer(OK)]).await,
-            Scripted::start(|_| vec![Step::Answer(OK)]).await,
-        );
+        let (one, other) = (Scripted::answering().await, Scripted::answering().await);
         let dead = refused().await;
         let backend = at(&[one.address, other.address, dead], Balance::RoundRobin);
         let pools = pools();
@@ -200,10 +197,7 @@ impl Together for Empty {
 #[test]
 fn who_is_refused_by_all_replicas_together_goes_elsewhere_by_the_same_try() {
     local(async {
-        let (one, other) = (
-            Scripted::start(|_| vec![Step::Answer(OK)]).await,
-            Scripted::start(|_| vec![Step::Answer(OK)]).await,
-        );
+        let (one, other) = (Scripted::answering().await, Scripted::answering().await);
         let hosts: Vec<_> =
             [&one, &other].map(|host| (Address::Ip(host.address.ip()), host.address.port())).into();
         let (empty, full) = (Arc::new(Empty::default()), format!("127.0.0.1:{}", one.address.port()));

@@ -47,6 +47,11 @@ pub(super) enum Step {
 pub(super) type Script = fn(usize) -> Vec<Step>;
 
 impl Scripted {
+    /// Answers each request with 200, on as many connections as come.
+    pub async fn answering() -> Self {
+        Self::start(|_| vec![Step::Answer(OK)]).await
+    }
+
     pub async fn start(script: Script) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.expect("bind");
         let address = listener.local_addr().expect("bound");

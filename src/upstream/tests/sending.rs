@@ -26,7 +26,7 @@ use crate::upstream::{Aim, Guard, Loopback, Pools, SendLimits};
 #[test]
 fn one_connection_serves_request_after_request() {
     local(async {
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Preserve));
         for _ in 0..5 {
             let outcome = pools.send(&backend, get(), None, SendLimits::default()).await;
@@ -41,7 +41,7 @@ fn one_connection_serves_request_after_request() {
 #[test]
 fn the_backends_name_replaces_host_unless_a_rule_set_it() {
     local(async {
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let (pools, backend) = (pools(), backend(&[server.address], HostHeader::Name("api.test".into())));
         whole(pools.send(&backend, get(), None, SendLimits::default()).await).await;
         let mut fixed = get();
@@ -157,7 +157,7 @@ fn endpoints_take_turns() {
     local(async {
         let mut servers = Vec::new();
         for _ in 0..3 {
-            servers.push(Scripted::start(|_| vec![Step::Answer(OK)]).await);
+            servers.push(Scripted::answering().await);
         }
         let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
         let (pools, backend) = (pools(), backend(&addresses, HostHeader::Preserve));
@@ -173,7 +173,7 @@ fn the_first_turn_differs_from_worker_to_worker() {
     local(async {
         let mut servers = Vec::new();
         for _ in 0..4 {
-            servers.push(Scripted::start(|_| vec![Step::Answer(OK)]).await);
+            servers.push(Scripted::answering().await);
         }
         let addresses: Vec<_> = servers.iter().map(|server| server.address).collect();
         let backend = backend(&addresses, HostHeader::Preserve);
@@ -188,7 +188,7 @@ fn the_first_turn_differs_from_worker_to_worker() {
 #[test]
 fn an_endpoint_that_cannot_be_reached_is_passed_over_and_then_left_alone() {
     local(async {
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let dead = refused().await;
         let (pools, backend) = (pools(), backend(&[dead, server.address], HostHeader::Preserve));
         for _ in 0..10 {
@@ -225,7 +225,7 @@ fn an_endpoint_that_swallows_packets_leaves_time_for_the_next() {
         let (pools, alone) = (pools(), backend(&[silent], HostHeader::Preserve));
         assert_eq!(kind(pools.send(&alone, get(), None, limits).await), ErrorKind::ConnectTimeout);
 
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let both = backend(&[silent, server.address], HostHeader::Preserve);
         for _ in 0..2 {
             assert_eq!(whole(pools.send(&both, get(), None, limits).await).await, "ok");
@@ -254,7 +254,7 @@ async fn swallowing_at(address: SocketAddr) -> (SocketAddr, (tokio::net::TcpList
 fn an_endpoint_that_swallows_packets_rests_however_little_time_a_try_has() {
     local(async {
         let (silent, _held) = swallowing().await;
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let both = backend(&[silent, server.address], HostHeader::Preserve);
         let limits = SendLimits { one_try: Some(Duration::from_millis(100)), ..SendLimits::default() };
         let pools = pools();
@@ -272,7 +272,7 @@ fn an_endpoint_that_swallows_packets_rests_however_little_time_a_try_has() {
 fn after_a_rest_one_request_finds_out_for_all() {
     local(async {
         let (silent, _held) = swallowing().await;
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let both = backend(&[silent, server.address], HostHeader::Preserve);
         let limits = SendLimits { connect: Some(Duration::from_millis(200)), ..SendLimits::default() };
         let pools = pools();
@@ -308,7 +308,7 @@ fn none_is_no_limit_of_the_time_to_connect() {
 #[test]
 fn no_endpoints_and_refused_ones_are_told_apart() {
     local(async {
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let empty = backend(&[], HostHeader::Preserve);
         assert_eq!(
             kind(pools().send(&empty, get(), None, SendLimits::default()).await),
@@ -366,7 +366,7 @@ fn a_body_left_unread_closes_its_connection_and_one_read_gives_it_back() {
 #[test]
 fn of_a_name_s_addresses_the_one_that_answers_is_not_waited_for() {
     local(async {
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let (silent, _held) =
             swallowing_at((Ipv4Addr::new(127, 0, 0, 9), server.address.port()).into()).await;
         let named = |address| Endpoint { address, name: Some("pay.test".into()) };
@@ -434,7 +434,7 @@ fn only_who_would_be_asked_is_tried_beside_another_the_other_family_first() {
 #[test]
 fn the_first_request_waits_for_the_first_answer() {
     local(async {
-        let server = Scripted::start(|_| vec![Step::Answer(OK)]).await;
+        let server = Scripted::answering().await;
         let (unresolved, pools) = (hosted(), pools());
         let tells = async {
             settle().await;
