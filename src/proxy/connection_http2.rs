@@ -287,12 +287,13 @@ mod tests {
     use std::time::Duration;
 
     use http_body_util::Full;
+    use tokio::time::Instant;
 
     use super::super::Limits;
     use super::super::watch::{Sweep, Wait};
     use super::*;
 
-    /// What is told of a client that takes a KiB of one large piece, rests, and takes the next.
+    /// What is told of a client that takes a KiB of one large piece, rests, and takes the next; by a paused clock.
     async fn told(rest: Duration) -> Option<Verdict> {
         let (ours, theirs) = tokio::io::duplex(1 << 20);
         let (sweep, limits) = (Rc::new(Sweep::default()), Limits::default());
@@ -320,7 +321,11 @@ mod tests {
                 while let Some(data) = body.data().await {
                     let bytes = data.expect("good").len();
                     taken += bytes;
-                    tokio::time::sleep(rest).await;
+                    let until = Instant::now() + rest;
+                    while Instant::now() < until {
+                        tokio::time::advance(Sweep::interval(&limits)).await;
+                        sweep.tick(&limits, None);
+                    }
                     body.flow_control().release_capacity(bytes).expect("counted");
                 }
                 assert_eq!(taken, 16 << 10);
@@ -330,16 +335,9 @@ mod tests {
                 _ = connection => panic!("it stays"),
             }
         };
-        let sweeping = async {
-            loop {
-                sweep.tick(&limits, None);
-                tokio::time::sleep(Sweep::interval(&limits)).await;
-            }
-        };
         tokio::select! {
             () = asking => {}
             _ = serving => panic!("the client leaves first"),
-            () = sweeping => {}
         }
         watched.verdict(&Context::from_waker(Waker::noop()))
     }

@@ -235,17 +235,22 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 /// GET / of host "a" in HPACK: indexed method, scheme and path, a literal authority.
 pub const HEAD: &[u8] = &[0x82, 0x86, 0x84, 0x01, 0x01, b'a'];
 
-#[tokio::test]
-async fn an_answer_of_which_a_byte_has_no_room_is_reset_and_its_connection_ends() {
+/// All that a client hears that asks once over HTTP/2, with such SETTINGS, and then says nothing more.
+async fn silent_after(settings: &[u8]) -> Vec<u8> {
     let gateway = gateway(|limits| {
         limits.progress = SHORT;
         limits.keep_alive_idle = SHORT;
     });
     let mut socket = TcpStream::connect(gateway.http()).await.expect("connects");
+    let begin = [PREFACE, &frame(4, 0, 0, settings), &frame(1, 5, 1, HEAD)].concat();
+    socket.write_all(&begin).await.expect("sent");
+    closed(&mut socket).await
+}
+
+#[tokio::test]
+async fn an_answer_of_which_a_byte_has_no_room_is_reset_and_its_connection_ends() {
     // SETTINGS_INITIAL_WINDOW_SIZE = 1
-    let settings = frame(4, 0, 0, &[0, 4, 0, 0, 0, 1]);
-    socket.write_all(&[PREFACE, &settings, &frame(1, 5, 1, HEAD)].concat()).await.expect("sent");
-    let read = closed(&mut socket).await;
+    let read = silent_after(&[0, 4, 0, 0, 0, 1]).await;
     let (data, reset) = ([0, 0, 1, 0, 0, 0, 0, 0, 1, b'o'], [0, 0, 4, 3, 0, 0, 0, 0, 1]);
     assert!(read.windows(10).any(|part| part == data), "the control: a byte has room: {read:?}");
     assert!(read.windows(9).any(|part| part == reset), "{read:?}");
@@ -253,15 +258,8 @@ async fn an_answer_of_which_a_byte_has_no_room_is_reset_and_its_connection_ends(
 
 #[tokio::test]
 async fn an_idle_client_of_http2_that_does_not_heed_the_goodbye_is_cut() {
-    let gateway = gateway(|limits| {
-        limits.progress = SHORT;
-        limits.keep_alive_idle = SHORT;
-    });
-    let mut socket = TcpStream::connect(gateway.http()).await.expect("connects");
-    let begin = [PREFACE, &frame(4, 0, 0, &[]), &frame(1, 5, 1, HEAD)].concat();
-    socket.write_all(&begin).await.expect("sent");
     // It acknowledges no PING, so h2 never says the last goodbye.
-    let read = closed(&mut socket).await;
+    let read = silent_after(&[]).await;
     let goodbye = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff];
     assert!(read.windows(13).any(|frame| frame == goodbye), "{read:?}");
 }
