@@ -4,6 +4,8 @@
 
 pub mod values;
 
+pub mod http1;
+
 pub mod http2;
 
 pub mod message;

@@ -240,7 +240,7 @@ impl Trouble {
                 let kind = match error {
                     BodyError::Stalled(_) => ErrorKind::BackendTimeout,
                     BodyError::TooLarge { .. } => ErrorKind::TransformFailed,
-                    BodyError::Connection(_) | BodyError::Stream(_) | BodyError::Other(_) => ErrorKind::Reset,
+                    _ => ErrorKind::Reset,
                 };
                 ProxyError::caused(kind, error)
             }

@@ -123,9 +123,7 @@ pub fn of_request(unread: Unread) -> ProxyError {
             let kind = match error {
                 BodyError::TooLarge { .. } => ErrorKind::BodyTooLarge,
                 BodyError::Stalled(_) => ErrorKind::RequestTimeout,
-                BodyError::Connection(_) | BodyError::Stream(_) | BodyError::Other(_) => {
-                    ErrorKind::BadRequest
-                }
+                _ => ErrorKind::BadRequest,
             };
             ProxyError::caused(kind, error)
         }

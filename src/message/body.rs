@@ -8,6 +8,7 @@ use http::HeaderMap;
 use http_body::{Frame, SizeHint};
 use http_body_util::BodyExt;
 
+use crate::http1::Malformed;
 use crate::http2::Received;
 
 /// Why a body ended before its end. The cause is for the log; a client sees only that the body was cut.
@@ -17,6 +18,12 @@ pub enum BodyError {
     Connection(#[from] hyper::Error),
     #[error("the stream failed while the body was read")]
     Stream(#[from] h2::Error),
+    #[error("the connection failed while the body was read")]
+    Io(#[from] std::io::Error),
+    #[error("the connection ended before the body")]
+    Cut,
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
     #[error("no progress within {0:?}")]
     Stalled(std::time::Duration),
     #[error("the body is larger than {limit} bytes")]

@@ -16,11 +16,12 @@ use super::forwarded::Seen;
 use super::live::{Live, LiveRule, Target};
 use super::observed::Upload;
 use super::request_head::{Intake, lists, strip_hop_by_hop};
-use super::tunnel::{Pending, Upstream};
+use super::tunnel::Pending;
 use super::visit::Visit;
 use super::watch::Watch;
-use crate::http2::Tunnel;
-use crate::message::{ErrorKind, Exchange, FixedHost, Protocol, ProxyError, Request, Response, Waiting};
+use crate::message::{
+    Duplex, ErrorKind, Exchange, FixedHost, Protocol, ProxyError, Request, Response, Waiting,
+};
 use crate::route_map::{BackendProtocol, ForwardPlan, RetryPlan};
 use crate::upstream::{Answer, Backend, Call, HeadLines, Pace, Place, SendLimits, Tries, Uploading};
 
@@ -160,7 +161,7 @@ fn for_next_hop(request: &mut Request, intake: &Intake) {
     let streams = !request.body().is_end_stream() && request.body().size_hint().exact().is_none();
     let headers = request.headers_mut();
     if streams {
-        // hyper takes GET and HEAD without a length for bodiless.
+        // What was said of its length may hold no longer.
         headers.remove(header::CONTENT_LENGTH);
         headers.insert(header::TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
@@ -183,7 +184,7 @@ fn switch(
     plan: &ForwardPlan,
     intake: &Intake,
     mut response: Response,
-    (place, stream): (Option<Place>, Option<Box<Tunnel>>),
+    (place, upstream): (Option<Place>, Option<Box<dyn Duplex>>),
 ) -> Result<Response, ProxyError> {
     let asked = intake.upgrade.as_ref().ok_or(ErrorKind::InvalidResponse)?;
     let given = response.headers().get(header::UPGRADE).ok_or(ErrorKind::InvalidResponse)?;
@@ -192,8 +193,6 @@ fn switch(
     {
         return Err(ErrorKind::InvalidResponse.into());
     }
-    let upgrade = response.extensions_mut().remove::<hyper::upgrade::OnUpgrade>();
-    let upstream = stream.map(Upstream::Stream).or(upgrade.map(Upstream::Connection));
     let upstream = upstream.ok_or(ErrorKind::InvalidResponse)?;
     let protocol = asked.clone();
     let headers = response.headers_mut();

@@ -326,7 +326,7 @@ mod tests {
         let seen = introduction.see(&headers, hops).expect("an address");
         let lines = introduction.lines(&mut headers, &seen, ID, true).expect("no loop");
         OURS.iter().for_each(|name| assert!(!headers.contains_key(name), "{name} stands twice"));
-        let text: Vec<u8> = lines.left(0).iter().flat_map(|slice| slice.to_vec()).collect();
+        let text = lines.parts().concat();
         for line in String::from_utf8(text).expect("text").split_terminator("\r\n") {
             let (name, value) = line.split_once(": ").expect("a field");
             let name = HeaderName::from_bytes(name.as_bytes()).expect("a name");

@@ -7,23 +7,21 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use hyper::upgrade::OnUpgrade;
-use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Instant;
 
 use super::account::Account;
 use super::frames::{Frames, GOING_AWAY};
 use super::observed::Upload;
-use crate::http2::Tunnel;
 use crate::lifecycle::{DrainSignal, Phase};
+use crate::message::Duplex;
 use crate::upstream::Place;
 
 const BUFFER: usize = 16 << 10;
 
 /// A tunnel whose backend has agreed; it begins when the client has the 101.
 pub struct Pending {
-    upstream: Upstream,
+    upstream: Box<dyn Duplex>,
     /// What it takes up at its backend.
     place: Option<Place>,
     idle: Option<Duration>,
@@ -33,21 +31,18 @@ pub struct Pending {
 }
 
 impl Pending {
-    pub fn new(upstream: Upstream, place: Option<Place>, idle: Option<Duration>, is_websocket: bool) -> Self {
+    pub fn new(
+        upstream: Box<dyn Duplex>,
+        place: Option<Place>,
+        idle: Option<Duration>,
+        is_websocket: bool,
+    ) -> Self {
         Self { upstream, place, idle, is_websocket, account: None }
     }
 
     pub fn accounted(self, account: Box<Account>) -> Self {
         Self { account: Some(account), ..self }
     }
-}
-
-/// The backend's end.
-pub enum Upstream {
-    /// A connection of HTTP/1.1.
-    Connection(OnUpgrade),
-    /// A stream of HTTP/2.
-    Stream(Box<Tunnel>),
 }
 
 /// What moves in both directions.
@@ -79,13 +74,7 @@ pub async fn run(client: impl AsyncRead + AsyncWrite + Unpin, pending: Pending, 
     };
     let _place = pending.place;
     let (idle, is_websocket) = (pending.idle, pending.is_websocket);
-    match pending.upstream {
-        Upstream::Connection(upgrade) => {
-            let Ok(upstream) = upgrade.await else { return };
-            carry(client, TokioIo::new(upstream), &moved, (idle, is_websocket), drain).await;
-        }
-        Upstream::Stream(upstream) => carry(client, upstream, &moved, (idle, is_websocket), drain).await,
-    }
+    carry(client, pending.upstream, &moved, (idle, is_websocket), drain).await;
 }
 
 async fn carry(

@@ -13,8 +13,7 @@ use super::backend::Verdict;
 use super::connect_stream::Coming;
 use super::endpoint::{Lease, Place};
 use super::health::Health;
-use crate::http2::Tunnel;
-use crate::message::{Body, BodyError, Response};
+use crate::message::{Body, BodyError, Duplex, Response};
 use crate::upstream::Backend;
 
 struct Streaming {
@@ -35,8 +34,8 @@ pub(super) struct Judge {
 pub(super) struct Behind {
     /// What it takes up.
     pub place: Place,
-    /// Its bytes, where it is a stream.
-    pub tunnel: Option<Box<Tunnel>>,
+    /// Its bytes.
+    pub tunnel: Option<Box<dyn Duplex>>,
 }
 
 /// `head` with a body that takes care of the connection that it comes from; of a 101, what is behind it.

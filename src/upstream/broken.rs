@@ -1,15 +1,23 @@
 //! What broke under a request that got no answer, of either protocol.
 
-use std::error::Error as _;
-
 use super::interim::TooMany;
 use super::repeatable;
+use crate::http1::HeadError;
 use crate::message::{BodyError, ErrorKind};
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Broken {
+    #[error("the connection ended before an answer")]
+    Closed,
+    #[error("the connection failed")]
+    Io(#[from] std::io::Error),
     #[error(transparent)]
-    Http1(hyper::Error),
+    Head(#[from] HeadError),
+    /// The request's own.
+    #[error(transparent)]
+    Body(BodyError),
+    #[error("the connection became another one before the request was over")]
+    SwitchedEarly,
     #[error(transparent)]
     Http2(h2::Error),
     #[error(transparent)]
@@ -21,18 +29,16 @@ pub(super) enum Broken {
 impl Broken {
     /// Whether an endpoint closed or reset a connection of HTTP/1.1; not: the request's own body failed, or nonsense came.
     pub fn is_of_the_connection(&self) -> bool {
-        matches!(self, Self::Http1(error) if !error.is_user() && !error.is_parse())
+        matches!(self, Self::Closed | Self::Io(_))
     }
 
     /// As the client is told. `heard`: something came before.
     pub fn kind(&self, heard: bool) -> ErrorKind {
-        let Self::Http1(error) = self else {
-            return if heard { ErrorKind::InvalidResponse } else { ErrorKind::Reset };
-        };
-        match error.source().and_then(|cause| cause.downcast_ref::<BodyError>()) {
-            Some(failed) => repeatable::kind_of(failed),
-            None if error.is_parse() || heard => ErrorKind::InvalidResponse,
-            None => ErrorKind::Reset,
+        match self {
+            Self::Body(failed) => repeatable::kind_of(failed),
+            Self::Head(_) => ErrorKind::InvalidResponse,
+            _ if heard => ErrorKind::InvalidResponse,
+            _ => ErrorKind::Reset,
         }
     }
 }

@@ -35,19 +35,18 @@ impl Carrier {
     pub fn send(
         &mut self,
         request: Request,
-        keep: bool,
-        lines: Option<HeadLines>,
+        lines: Option<&HeadLines>,
         hinted: Option<&Hinted>,
     ) -> impl Future<Output = Result<http::Response<Coming>, Box<Unanswered>>> {
         match self {
-            Self::Own(connection) => Either::Left(connection.send(request, keep, lines, hinted)),
+            Self::Own(connection) => Either::Left(connection.send(request, lines, hinted)),
             // Boxed: it is large, and requests over HTTP/1.1 would carry the room for it.
             Self::Shared(stream) => Either::Right(Box::pin(stream.send(request, lines, hinted))),
         }
     }
 
     /// The head of the request that failed, as it went out.
-    pub fn sent(&self) -> Option<&[u8]> {
+    pub fn sent(&self) -> Option<Vec<u8>> {
         match self {
             Self::Own(connection) => connection.sent(),
             Self::Shared(_) => None,

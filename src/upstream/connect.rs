@@ -1,12 +1,11 @@
 //! Making a connection to an endpoint: the guard asked, the socket set up, TLS where it is due, HTTP/1.1 on it. The task that drives the
 //! connection is spawned here; it belongs to the [`Connection`], which ends it when it is dropped.
 
+use std::future::poll_fn;
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
@@ -19,23 +18,19 @@ use super::broken::Broken;
 use super::connect_http2::Lost;
 use super::connect_stream::Coming;
 use super::eyeballs::{self, Begin};
+use super::interim::Heads;
 use super::lifespan::Lifespan;
 use super::line::Permits;
 use super::presence::Owner;
 use super::proxy_header::ClientConnection;
 use super::socket::Socket;
 use super::tls::{Failed, Offer, TlsClient};
-use super::wire::{Exchanged, Wire};
+use super::wire_http1::Wire;
 use super::{Gate, HeadLines};
-use crate::message::{Body, ErrorKind, Hinted, ProxyError, Request};
+use crate::message::{ErrorKind, Hinted, ProxyError, Request};
 use crate::route_map::BackendProtocol;
 use crate::telemetry::Connect;
 
-/// Response heads over this answer 502.
-pub(super) const MAX_HEAD: usize = 64 << 10;
-/// An answer with more fields is none. More than hyper's 100, which costs two allocations of 6 KiB for each head that is
-/// read: 0.1 µs beside the 2 µs of hyper's own work for a request, measured with a canned answer.
-pub(super) const MAX_FIELDS: usize = 200;
 /// After so long without an acknowledgement of what we wrote, a connection is dead.
 #[cfg(target_os = "linux")]
 const USER_TIMEOUT: Duration = Duration::from_secs(30);
@@ -44,8 +39,7 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// One HTTP/1.1 connection to an endpoint. Dropping it closes it at once.
 #[derive(Debug)]
 pub(super) struct Connection {
-    sender: http1::SendRequest<Body>,
-    exchanged: Exchanged,
+    wire: Wire,
     lifespan: Lifespan,
     driver: Driver,
     /// Of a bounded backend: its place among those that are open, for as long as it is.
@@ -121,7 +115,7 @@ impl Connection {
     ) -> Result<Box<Self>, ConnectError> {
         permits.have()?;
         let socket = reach(address, gate, tls, Offer::Http1, begin, until).await?;
-        Self::over(socket, address, permits.take()).await
+        Ok(Self::over(socket, permits.take()))
     }
 
     /// Reserves it for one client's connection.
@@ -139,37 +133,21 @@ impl Connection {
     }
 
     /// HTTP/1.1 over what is there.
-    pub async fn over(
-        stream: Socket,
-        address: SocketAddr,
-        permit: Option<Permit>,
-    ) -> Result<Box<Self>, ConnectError> {
-        let exchanged = Exchanged::default();
+    pub fn over(stream: Socket, permit: Option<Permit>) -> Box<Self> {
         let slot = permit.as_ref().map(Arc::downgrade).unwrap_or_default();
-        let (sender, connection) = http1::Builder::new()
-            .max_header_size(MAX_HEAD)
-            .max_headers(MAX_FIELDS)
-            .handshake(TokioIo::new(Wire::new(stream, &exchanged, permit)))
-            .await
-            .map_err(|error| ConnectError::Failed(address, std::io::Error::other(error)))?;
-        let task = tokio::task::spawn_local(async move {
-            // What goes wrong with a request is told to the request; what goes wrong while idle concerns nobody.
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%address, error = &error as &dyn std::error::Error, "idle connection ended");
-            }
-        });
-        let lifespan = Lifespan::new(Instant::now(), exchanged.chance());
-        let driver = Driver::of(task.abort_handle());
-        Ok(Box::new(Self { sender, exchanged, lifespan, driver, slot, owner: None }))
+        let wire = Wire::new(stream, permit);
+        let driver = Driver::of(tokio::task::spawn_local(wire.drive()).abort_handle());
+        let lifespan = Lifespan::new(Instant::now(), wire.chance());
+        Box::new(Self { wire, lifespan, driver, slot, owner: None })
     }
 
     /// Whether a request can be sent now: the last one is over in both directions and nobody closed.
     pub fn is_ready(&self) -> bool {
-        self.sender.is_ready()
+        self.wire.is_ready()
     }
 
     pub fn is_closed(&self) -> bool {
-        self.sender.is_closed()
+        self.wire.is_closed()
     }
 
     /// Whether it had all the requests that it may have, or is too old for another.
@@ -177,45 +155,40 @@ impl Connection {
         self.lifespan.is_over(now)
     }
 
-    /// `keep`: its head may be asked for when it failed. `lines` are put into it on the way. `hinted` is told of early hints.
+    /// `lines` are put into it on the way. `hinted` is told of early hints.
     ///
     /// # Errors
     /// The request as it was where nothing of it was sent. The connection is of no more use then.
     pub fn send(
         &mut self,
         request: Request,
-        keep: bool,
-        lines: Option<HeadLines>,
+        lines: Option<&HeadLines>,
         hinted: Option<&Hinted>,
     ) -> impl Future<Output = Result<http::Response<Coming>, Box<Unanswered>>> {
         self.lifespan.counts();
-        self.exchanged.begins(keep, lines, hinted);
         // Handed over here and not in the future: each move of a request copies 264 bytes.
-        let sending = self.sender.try_send_request(request);
-        let exchanged = &self.exchanged;
+        let begun = self.wire.begin(request, lines);
+        let wire = &self.wire;
         async move {
-            match sending.await {
-                Ok(response) => {
-                    exchanged.head_is_there();
-                    Ok(response.map(Coming::Own))
-                }
-                Err(mut failed) => {
-                    let unsent = failed.take_message();
-                    Err(Box::new(Unanswered {
-                        error: Broken::Http1(failed.into_error()),
-                        unsent,
-                        lost: None,
-                        heard: exchanged.heard(),
-                        refused: exchanged.refused().cloned(),
-                    }))
-                }
+            let failed = |error, unsent| {
+                let (heard, refused) = (wire.heard(), wire.refused());
+                Box::new(Unanswered { error, unsent, lost: None, heard, refused })
+            };
+            if let Err(unsent) = begun {
+                return Err(failed(Broken::Closed, Some(*unsent)));
             }
+            let mut heads = Heads::told_to(hinted);
+            let answer = poll_fn(|context| wire.poll_answer(context, &mut heads)).await;
+            answer.map_err(|error| {
+                let unsent = if error.is_of_the_connection() { wire.unsent() } else { None };
+                failed(error, unsent)
+            })
         }
     }
 
     /// The head of the request that failed, as it went out.
-    pub fn sent(&self) -> Option<&[u8]> {
-        self.exchanged.sent()
+    pub fn sent(&self) -> Option<Vec<u8>> {
+        self.wire.sent()
     }
 
     /// Closes it for another one.

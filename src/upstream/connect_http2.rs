@@ -20,13 +20,14 @@ use tokio::time::Instant;
 use super::HeadLines;
 use super::bounds::{Permit, Slot};
 use super::broken::Broken;
-use super::connect::{Closing, ConnectError, Driver, MAX_HEAD, Unanswered};
+use super::connect::{Closing, ConnectError, Driver, Unanswered};
 use super::connect_stream::{Coming, Opener};
 use super::lifespan::Lifespan;
 use super::line::{Free, Line};
 use super::socket::Socket;
 use super::tls::Failed;
 use super::wire_http2::{Heard, Wire};
+use crate::http1::MAX_HEAD;
 use crate::http2::KeepAlive;
 use crate::message::{Hinted, Request, websocket_accept, websocket_key};
 use crate::telemetry::BackendStats;
@@ -269,7 +270,7 @@ impl Stream {
     pub async fn send(
         &mut self,
         mut request: Request,
-        lines: Option<HeadLines>,
+        lines: Option<&HeadLines>,
         hinted: Option<&Hinted>,
     ) -> Result<http::Response<Coming>, Box<Unanswered>> {
         lines.iter().for_each(|lines| lines.add_to(request.headers_mut()));

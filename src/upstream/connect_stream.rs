@@ -11,14 +11,14 @@ use h2::client::{ResponseFuture, SendRequest};
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::task::AbortHandle;
 
 use super::broken::Broken;
 use super::connect_http2::Lost;
 use super::interim::Heads;
+use super::wire_http1::Receiving;
 use crate::http2::{Received, Sending, Tunnel, content_length};
-use crate::message::{Body, BodyError, Hinted, Request};
+use crate::message::{Body, BodyError, Duplex, Hinted, Request};
 
 /// Opens the streams of a connection, one after the other.
 #[derive(Debug)]
@@ -32,11 +32,11 @@ pub(super) struct Opener {
 #[derive(Debug)]
 pub(super) enum Coming {
     /// A connection of HTTP/1.1.
-    Own(Incoming),
+    Own(Receiving),
     /// A stream of HTTP/2; what is still to be sent on it ends with the answer.
     Shared { received: Received, _upload: Option<Upload> },
-    /// What was a stream.
-    Tunnel(Box<Tunnel>),
+    /// What was a connection or a stream.
+    Tunnel(Box<dyn Duplex>),
 }
 
 /// A request's body on its way; dropped, that ends there.
@@ -139,7 +139,8 @@ async fn answered(
     let mut heads = Heads::told_to(hinted);
     poll_fn(|context| {
         while let Poll::Ready(Some(interim)) = answer.poll_informational(context) {
-            let taken = heads.take(&interim.map_err(failed)?);
+            let interim = interim.map_err(failed)?;
+            let taken = heads.take(interim.status(), interim.headers());
             taken.map_err(|error| (Broken::TooMany(error), Lost::Nonsense))?;
         }
         Pin::new(&mut *answer).poll(context).map_err(failed)
@@ -155,7 +156,7 @@ impl Drop for Upload {
 
 impl Coming {
     /// What is behind the head of an answer that began one.
-    pub fn into_tunnel(self) -> Option<Box<Tunnel>> {
+    pub fn into_tunnel(self) -> Option<Box<dyn Duplex>> {
         match self {
             Self::Own(_) | Self::Shared { .. } => None,
             Self::Tunnel(tunnel) => Some(tunnel),
@@ -172,7 +173,7 @@ impl http_body::Body for Coming {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
-            Self::Own(incoming) => Pin::new(incoming).poll_frame(context).map_err(BodyError::from),
+            Self::Own(received) => Pin::new(received).poll_frame(context),
             Self::Shared { received, .. } => Pin::new(received).poll_frame(context).map_err(BodyError::from),
             Self::Tunnel(_) => Poll::Ready(None),
         }
@@ -180,7 +181,7 @@ impl http_body::Body for Coming {
 
     fn is_end_stream(&self) -> bool {
         match self {
-            Self::Own(incoming) => incoming.is_end_stream(),
+            Self::Own(received) => received.is_end_stream(),
             Self::Shared { received, .. } => received.is_end_stream(),
             Self::Tunnel(_) => true,
         }
@@ -188,7 +189,7 @@ impl http_body::Body for Coming {
 
     fn size_hint(&self) -> SizeHint {
         match self {
-            Self::Own(incoming) => incoming.size_hint(),
+            Self::Own(received) => received.size_hint(),
             Self::Shared { received, .. } => received.size_hint(),
             Self::Tunnel(_) => SizeHint::with_exact(0),
         }

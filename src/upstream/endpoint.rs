@@ -321,7 +321,7 @@ impl EndpointPool {
             self.spoken.set(Some(if is_http2 { Spoken::Http2 } else { Spoken::Http1 }));
         }
         if !is_http2 {
-            let connection = Connection::over(socket, self.address, permits.take()).await?;
+            let connection = Connection::over(socket, permits.take());
             self.connected();
             return Ok(Carrier::Own(connection));
         }

@@ -50,10 +50,6 @@ impl HeadLines {
         Self { shared, own, own_len: len }
     }
 
-    pub(super) fn len(&self) -> usize {
-        self.shared.len() + self.own_len
-    }
-
     /// As fields of a head that is not written by lines.
     pub(super) fn add_to(&self, headers: &mut HeaderMap) {
         let lines = self
@@ -70,11 +66,9 @@ impl HeadLines {
         }
     }
 
-    /// What is left of both after the first `done` bytes.
-    pub fn left(&self, done: usize) -> [&[u8]; 2] {
-        let shared = self.shared.get(done..).unwrap_or_default();
-        let own = self.own.get(done.saturating_sub(self.shared.len())..self.own_len).unwrap_or_default();
-        [shared, own]
+    /// As they stand in a head.
+    pub fn parts(&self) -> [&[u8]; 2] {
+        [&self.shared, &self.own[..self.own_len]]
     }
 }
 
@@ -82,29 +76,21 @@ impl HeadLines {
 mod tests {
     use super::*;
 
-    fn text(lines: &HeadLines, done: usize) -> String {
-        lines.left(done).iter().map(|slice| String::from_utf8_lossy(slice).into_owned()).collect()
-    }
-
     #[test]
-    fn lines_are_whole_and_what_is_left_of_them_too() {
+    fn lines_are_whole() {
         let mut shared = SharedLines::default();
         shared.add(&HeaderName::from_static("a"), &HeaderValue::from_static("1"));
         let lines = HeadLines::new(shared.freeze(), "id", b"xyz");
-        assert_eq!(text(&lines, 0), "a: 1\r\nid: xyz\r\n");
+        assert_eq!(lines.parts().concat(), b"a: 1\r\nid: xyz\r\n");
         let mut fields = HeaderMap::new();
         lines.add_to(&mut fields);
         let fields: Vec<_> = fields.iter().map(|(n, v)| (n.as_str(), v.as_bytes())).collect();
         assert_eq!(fields, [("a", &b"1"[..]), ("id", b"xyz")]);
-        let all = text(&lines, 0);
-        for done in 0..=lines.len() {
-            assert_eq!(text(&lines, done), all[done..], "after {done}");
-        }
     }
 
     #[test]
     fn a_value_that_could_end_its_line_is_left_out() {
-        assert_eq!(HeadLines::new(Bytes::new(), "id", b"a\r\nx: y").len(), 0);
-        assert_eq!(HeadLines::new(Bytes::new(), "id", &[b'a'; 80]).len(), 0);
+        assert_eq!(HeadLines::new(Bytes::new(), "id", b"a\r\nx: y").parts(), [b""; 2]);
+        assert_eq!(HeadLines::new(Bytes::new(), "id", &[b'a'; 80]).parts(), [b""; 2]);
     }
 }

@@ -33,6 +33,7 @@ mod proxy_header;
 mod repeatable;
 mod replay;
 mod retry;
+mod sending;
 mod socket;
 mod states;
 mod tally;
@@ -41,7 +42,7 @@ mod tests;
 mod throttle;
 mod tls;
 mod trust;
-mod wire;
+mod wire_http1;
 mod wire_http2;
 
 pub use aim::Aim;

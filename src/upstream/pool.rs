@@ -19,7 +19,7 @@ use super::backend::Verdict;
 use super::balance::{self, BackendPool};
 use super::broken::Broken;
 use super::carrier::Carrier;
-use super::connect::{ConnectError, Connection, MAX_FIELDS, Unanswered};
+use super::connect::{ConnectError, Connection, Unanswered};
 use super::connect_http2::Lost;
 use super::credentials;
 use super::endpoint::{Lease, Place, SWEEP, Wish};
@@ -33,8 +33,8 @@ use super::repeatable::{Repeatable, Upload};
 use super::replay;
 use super::throttle::{self, Charges};
 use super::tls::Security;
-use crate::http2::Tunnel;
-use crate::message::{ErrorKind, ProxyError, Request, Response, Side, set_grpc_timeout};
+use crate::http1::MAX_FIELDS;
+use crate::message::{Duplex, ErrorKind, ProxyError, Request, Response, Side, set_grpc_timeout};
 use crate::route_map::BackendProtocol;
 use crate::telemetry::{Connect, Retry};
 use crate::upstream::{Backend, Guard, HeadLines};
@@ -70,8 +70,8 @@ pub struct Answer {
     pub endpoint: SocketAddr,
     /// Of an answer 101: what its tunnel takes up.
     pub place: Option<Place>,
-    /// Of an answer 101 over HTTP/2: its bytes.
-    pub tunnel: Option<Box<Tunnel>>,
+    /// Of an answer 101: its bytes.
+    pub tunnel: Option<Box<dyn Duplex>>,
     /// What tells the endpoint from others, on every replica.
     pub mark: u64,
 }
@@ -113,8 +113,7 @@ impl Pools {
     /// is applied here: a name (of the backend, or of the endpoint) replaces `Host` unless the request carries [`FixedHost`].
     /// What the backend is to be shown of ours is put in. A kept connection that closes as we write never shows: the request
     /// goes out again on another while nothing of it was sent, or nothing came back and it may be repeated (idempotent, its
-    /// body at hand). An answer 101 of HTTP/1.1 carries `hyper::upgrade::OnUpgrade` in its extensions, and one that was made
-    /// of HTTP/2's its tunnel.
+    /// body at hand). An answer 101 has its tunnel beside it.
     ///
     /// Dropping this future, or the answer's body before its end, closes the connection at once.
     ///
@@ -267,12 +266,10 @@ impl Pools {
                 } else {
                     None
                 };
-                let failed = match carrier
-                    .send(std::mem::take(request), spare.is_some(), lines.cloned(), limits.hinted)
-                    .await
-                {
+                let failed = match carrier.send(std::mem::take(request), lines, limits.hinted).await {
                     Ok(head) => {
                         asking.take();
+                        // Over HTTP/2 h2 counts bytes alone.
                         if head.headers().len() > MAX_FIELDS {
                             return Err(ErrorKind::InvalidResponse.into());
                         }
@@ -306,7 +303,7 @@ impl Pools {
                     (Some(whole), _) if unsent < MAX_UNSENT => Some(whole),
                     (None, Some(body)) if lost.is_none() && !heard && error.is_of_the_connection() => {
                         unsent = MAX_UNSENT;
-                        carrier.sent().and_then(|head| replay::rebuild(head, body))
+                        carrier.sent().and_then(|head| replay::rebuild(&head, body))
                     }
                     _ if unsent >= MAX_UNSENT => None,
                     _ => match (lost, shared) {

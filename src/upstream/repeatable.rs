@@ -77,10 +77,10 @@ impl std::fmt::Debug for Kept {
 /// What a failed body of a client's is told as.
 pub(super) fn kind_of(error: &BodyError) -> ErrorKind {
     match error {
-        BodyError::Connection(_) | BodyError::Stream(_) => ErrorKind::ClientGone,
         BodyError::Stalled(_) => ErrorKind::RequestTimeout,
         BodyError::TooLarge { .. } => ErrorKind::BodyTooLarge,
         BodyError::Other(_) => ErrorKind::BadRequest,
+        _ => ErrorKind::ClientGone,
     }
 }
 

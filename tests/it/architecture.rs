@@ -9,15 +9,19 @@ const TABLE: &[(&str, &[&str])] = &[
     ("values", &[]),
     ("lifecycle", &[]),
     ("telemetry", &[]),
+    ("http1", &[]),
     ("http2", &[]),
-    ("message", &["http2", "values", "telemetry"]),
+    ("message", &["http1", "http2", "values", "telemetry"]),
     ("expression", &["values", "message"]),
     ("filters", &["values", "message", "expression", "telemetry"]),
     ("cache", &["values", "message", "filters"]),
     ("api", &["values", "filters"]),
     ("route_map", &["values", "message", "expression", "filters"]),
     ("snapshot", &["api", "values"]),
-    ("upstream", &["route_map", "expression", "message", "http2", "values", "telemetry", "lifecycle"]),
+    (
+        "upstream",
+        &["route_map", "expression", "message", "http1", "http2", "values", "telemetry", "lifecycle"],
+    ),
     ("compile", &["snapshot", "api", "filters", "route_map", "expression", "message", "values"]),
     ("background", &["upstream", "filters", "message", "values", "telemetry", "lifecycle", "route_map"]),
     ("standalone", &["snapshot", "values", "lifecycle"]),
@@ -30,7 +34,7 @@ const TABLE: &[(&str, &[&str])] = &[
 const ALL_ABOVE: &str = "everything above";
 const DATA_PLANE: &str = "the data plane above";
 const DATA_PLANE_ROOMS: &[&str] =
-    &["http2", "message", "expression", "filters", "cache", "route_map", "upstream"];
+    &["http1", "http2", "message", "expression", "filters", "cache", "route_map", "upstream"];
 
 /// Where tasks and threads are begun: each has an owner there, and ends with drain. The commands of `cli` that are
 /// programs of their own begin theirs.

@@ -1,6 +1,7 @@
 //! The one integration-test binary; each room of tests is a module.
 
 mod aggregation;
+mod answers_beside_hyper;
 mod architecture;
 mod authentication;
 mod authorization;

@@ -146,8 +146,7 @@ fn a_tunnel_carries_bytes_both_ways_and_never_returns_to_the_pool() {
         upgrade.headers_mut().insert(header::UPGRADE, HeaderValue::from_static("echo"));
         let answer = pools.send(&backend, upgrade, None, SendLimits::default()).await.expect("an answer");
         assert_eq!(answer.response.status(), 101);
-        let mut tunnel =
-            hyper_util::rt::TokioIo::new(hyper::upgrade::on(answer.response).await.expect("upgraded"));
+        let mut tunnel = answer.tunnel.expect("upgraded");
         let mut hello = [0; 5];
         tunnel.read_exact(&mut hello).await.expect("bytes");
         assert_eq!(&hello, b"hello");

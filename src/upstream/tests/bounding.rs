@@ -397,7 +397,7 @@ fn a_tunnel_is_a_connection_until_it_ends_and_its_worker_alone_waits() {
         let outcome = workers[0].send(&backend, upgrade(), None, SendLimits::default()).await;
         let mut tunnel = outcome.expect("an answer");
         assert_eq!(tunnel.response.status(), 101);
-        let upgraded = hyper::upgrade::on(&mut tunnel.response).await.expect("a tunnel");
+        let upgraded = tunnel.tunnel.take().expect("a tunnel");
         settle().await;
         let second = workers[0].send(&backend, get(), None, SendLimits::default()).await;
         assert_eq!(kind(second), ErrorKind::Overloaded);
@@ -452,8 +452,7 @@ fn a_changed_bound_holds_at_once_and_closes_nothing_in_use() {
             after
         };
         let tunnel = async |backend: &Arc<Backend>| {
-            let outcome = workers[0].send(backend, upgrade(), None, SendLimits::default()).await;
-            outcome.map(|mut answer| (hyper::upgrade::on(&mut answer.response), answer))
+            workers[0].send(backend, upgrade(), None, SendLimits::default()).await
         };
         let mut open = Vec::new();
         for _ in 0..3 {

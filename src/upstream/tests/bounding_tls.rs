@@ -233,7 +233,7 @@ fn a_websocket_that_is_not_taken_there_gets_the_place_of_the_connection_that_sai
             let outcome = workers[0].send(&backend, websocket(), None, patient()).await;
             let mut tunnel = outcome.expect("an answer");
             assert_eq!(tunnel.response.status(), 101);
-            let upgraded = hyper::upgrade::on(&mut tunnel.response).await.expect("a tunnel");
+            let upgraded = tunnel.tunnel.take().expect("a tunnel");
             is_so("what was idle is closed", || server.open.get() == 1).await;
             let other = workers[0].send(&backend, get(), None, patient()).await;
             assert_eq!(kind(other), ErrorKind::Overloaded, "nobody may wait");
