@@ -59,7 +59,7 @@ bench: ## CPU for each request, beside nginx in the same run
 	@benches/http/run --binary $(abspath $(BUILT)/dist/portcullis)
 
 # Target and the longest input that it is given.
-FUZZED = manifests:8192 path:1024 token:9000 proxy_header:6000 merge:4096 expression:2048 template:2048 head:4096 cache:4096
+FUZZED = manifests:8192 path:1024 token:9000 proxy_header:6000 merge:4096 expression:2048 template:2048 head:4096 cache:4096 answer:4096
 
 fuzz: ## FUZZ_SECONDS (60) of broken bytes for each target of fuzz/; installs nightly Rust and cargo-fuzz where they are missing
 	@cargo +nightly --version > /dev/null 2>&1 || rustup toolchain install nightly --profile minimal

@@ -1,6 +1,8 @@
 //! The targets of `make fuzz`, given seeds that are broken at random: without a nightly compiler and in each run, so that
 //! none of them rots. `manifests` and `path` have their seeds in `mutations`.
 
+#[path = "../../fuzz/fuzz_targets/answer.rs"]
+mod answer;
 #[path = "../../fuzz/fuzz_targets/cache.rs"]
 mod cache;
 #[path = "../../fuzz/fuzz_targets/expression.rs"]
@@ -91,6 +93,47 @@ fn a_broken_head_is_refused_or_has_one_form() {
     ]
     .map(str::as_bytes);
     give(head::check, 64, &seeds("head"), &words, 20_000);
+}
+
+#[test]
+fn a_broken_answer_has_one_end_however_it_is_torn() {
+    let seeds = [
+        "\x08HTTP/1.1 200 OK\r\nContent-Length: 5\r\nX: 1\r\n\r\nhello",
+        "\x03HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nHTTP/1.1 200 OK\r\n",
+        "\x02HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\nHTTP/1.1 404 No\r\nTransfer-Encoding: chunked\r\n\r\n\
+         5;a=b\r\nhello\r\n00a\r\n, my world\r\n0\r\nX-Sum: 1\r\nx-sum: 2\r\n\r\nHTTP/1.1 ",
+        "\x0cHTTP/1.0 200\r\nX: 1\r\n\r\nto the end",
+        "\x10HTTP/1.1 101 Switching Protocols\r\nUpgrade: a\r\nConnection: upgrade\r\n\r\nother bytes",
+    ];
+    let words = [
+        "\r\n",
+        "\n",
+        "\r",
+        "\r\n\r\n",
+        " ",
+        "\t",
+        ":",
+        ";",
+        ",",
+        "\0",
+        "0",
+        "ffffffffffffffff",
+        "0\r\n\r\n",
+        "\r\n0\r\n\r\n",
+        "HTTP/1.1 100 \r\n\r\n",
+        "HTTP/1.0",
+        " 204 ",
+        " 304 ",
+        "Content-Length: 5\r\n",
+        "Content-Length: 5, 6\r\n",
+        "Content-Length: 18446744073709551615\r\n",
+        "Transfer-Encoding: gzip\r\n",
+        "Transfer-Encoding: chunked\r\n",
+        "Connection: close\r\n",
+        "Connection: keep-alive\r\n",
+    ];
+    let seeds = seeds.map(|seed| seed.as_bytes().to_vec());
+    give(answer::check, 71, &seeds, &words.map(str::as_bytes), 20_000);
 }
 
 #[test]
