@@ -172,8 +172,8 @@ pub fn explain(
         lines.add("listener", format!("https, server name {}; TLS is passed through", question.host));
         lines.hostname(question, host);
         lines.rule(world, rule);
-        lines.action(map, rule, endpoints_of);
-        return lines.end(!matches!(rule.action, Action::Unserved(_)));
+        let is_served = lines.action(map, rule, endpoints_of);
+        return lines.end(is_served);
     }
     if !lines.listener(question, &path, walk.host.map(|host| &**host), &walk) {
         return lines.end(false);
@@ -203,8 +203,8 @@ pub fn explain(
     if !lines.authorization(question, somebody, &path, found) {
         return lines.end(false);
     }
-    lines.action(map, found.rule, endpoints_of);
-    lines.end(!matches!(found.rule.action, Action::Unserved(_)))
+    let is_served = lines.action(map, found.rule, endpoints_of);
+    lines.end(is_served)
 }
 
 /// The answer as it grows: a column of labels, a column of text.
@@ -330,17 +330,19 @@ impl Lines {
         }
     }
 
+    /// Whether requests are served by it, as far as can be seen from here.
     fn action(
         &mut self,
         map: &RouteMap,
         rule: &Rule,
         endpoints_of: &dyn Fn(&BackendTarget) -> Option<EndpointSet>,
-    ) {
+    ) -> bool {
         match &rule.action {
-            Action::Forward(plan) => self.forward(map, plan, endpoints_of),
+            Action::Forward(plan) => return self.forward(map, plan, endpoints_of),
             Action::Aggregate(plan) => self.aggregate(map, plan, endpoints_of),
             other => self.add("answer", other.to_string().trim_end()),
         }
+        !matches!(rule.action, Action::Unserved(_))
     }
 
     fn aggregate(
@@ -362,12 +364,14 @@ impl Lines {
         self.add("answer", &plan.answer);
     }
 
+    /// Whether a backend with a share of the requests can be asked.
     fn forward(
         &mut self,
         map: &RouteMap,
         plan: &ForwardPlan,
         endpoints_of: &dyn Fn(&BackendTarget) -> Option<EndpointSet>,
-    ) {
+    ) -> bool {
+        let mut is_served = false;
         self.add("timeouts", plan.timeouts.to_string().trim_start_matches("timeouts "));
         if let Some(retry) = &plan.retry {
             self.add("retry", retry.to_string());
@@ -386,29 +390,31 @@ impl Lines {
                 }
                 WeightedTarget::Backend(id) => {
                     self.add("backend", format!("{id}, {share}"));
-                    self.endpoints(map, id, endpoints_of);
+                    is_served |= self.endpoints(map, id, endpoints_of) && backend.weight > 0;
                 }
             }
         }
+        is_served
     }
 
+    /// Whether there may be one.
     fn endpoints(
         &mut self,
         map: &RouteMap,
         id: &BackendId,
         endpoints_of: &dyn Fn(&BackendTarget) -> Option<EndpointSet>,
-    ) {
-        let Some(plan) = map.backends.get(id) else { return };
+    ) -> bool {
+        let Some(plan) = map.backends.get(id) else { return false };
         if let Some(tls) = &plan.tls {
             self.add("", tls);
         }
         let set = match (&plan.target, endpoints_of(&plan.target)) {
             (BackendTarget::Service { .. }, Some(set)) => set,
-            (BackendTarget::Service { .. }, None) => return,
+            (BackendTarget::Service { .. }, None) => return true,
             (BackendTarget::Hosts(hosts), _) => {
                 let hosts: Vec<_> = hosts.iter().map(|(address, port)| format!("{address}:{port}")).collect();
                 self.add("", hosts.join(" "));
-                return;
+                return true;
             }
         };
         match set.endpoints.len() {
@@ -424,6 +430,7 @@ impl Lines {
                 self.add("", format!("{count} endpoints: {}{more}", shown.join(" ")));
             }
         }
+        !set.endpoints.is_empty()
     }
 }
 
@@ -534,6 +541,12 @@ backend   does not resolve, weight 1 of 4: 500 BackendNotFound
 "
         );
         assert!(told.served);
+        let question = Question::new("GET", "http://shop.example/orders", &[]).expect("a question");
+        for (known, served) in [(None, true), (Some(EndpointSet::default()), false)] {
+            let of = |_: &BackendTarget| known.clone();
+            let told = explain(&map(None), &Snapshot::default(), &question, &Somebody::default(), &of);
+            assert_eq!(told.served, served, "{}", told.text);
+        }
     }
 
     #[test]
