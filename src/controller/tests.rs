@@ -148,6 +148,19 @@ async fn a_closed_watch_goes_on_where_it_was() {
 }
 
 #[tokio::test]
+async fn a_closed_watch_goes_on_from_its_bookmark_though_the_past_is_gone() {
+    let fake = FakeApi::start().await;
+    let mut here = Listener::start(&fake, &[]);
+    here.until("synced", |here| here.synced).await;
+    until("it watches", || fake.count("WATCH gatewayroutes") == 1).await;
+    fake.bookmark("gatewayroutes").await;
+    fake.close_watches();
+    fake.put("gatewayroutes", route("a", 1));
+    here.until("a came", |here| here.routes() == ["a"]).await;
+    assert_eq!(fake.count("LIST gatewayroutes"), 1, "listed again without need");
+}
+
+#[tokio::test]
 async fn a_lost_past_is_listed_anew_and_a_failing_list_wipes_nothing() {
     let fake = FakeApi::start().await;
     for name in ["a", "b"] {

@@ -21,6 +21,8 @@ use tokio::sync::watch;
 
 type Body = BoxBody<Bytes, Infallible>;
 
+const BOOKMARK: &str = "BOOKMARK";
+
 #[derive(Clone)]
 pub struct FakeApi {
     state: Arc<Mutex<State>>,
@@ -33,7 +35,7 @@ pub struct FakeApi {
 struct State {
     version: u64,
     kinds: BTreeMap<String, Store>,
-    /// `LIST gatewayroutes`, `WATCH secrets`, `PATCH gatewayroutes` …
+    /// `LIST gatewayroutes`, `WATCH secrets`, `PATCH gatewayroutes` …; also the bookmarks that were told.
     requests: Vec<String>,
     /// Watches that began before this count are closed.
     closed: u64,
@@ -156,6 +158,23 @@ impl FakeApi {
         }
     }
 
+    /// Tells those who asked for it where a kind is, and forgets its past when it was said.
+    pub async fn bookmark(&self, plural: &str) {
+        let version = {
+            let mut state = self.state();
+            state.version += 1;
+            let version = state.version;
+            let metadata = json!({"resourceVersion": version.to_string()});
+            let object = json!({"apiVersion": "v1", "kind": "Any", "metadata": metadata});
+            let store = state.kinds.entry(plural.into()).or_default();
+            store.history.push((version, BOOKMARK, object));
+            version
+        };
+        self.changed.send_modify(|count| *count += 1);
+        until("the bookmark is told", || self.count(&format!("{BOOKMARK} {plural}")) == 1).await;
+        self.state().kinds.entry(plural.into()).or_default().compacted = version;
+    }
+
     pub fn close_watches(&self) {
         self.changed.send_modify(|count| *count += 1);
         let now = *self.changed.borrow();
@@ -252,7 +271,7 @@ impl FakeApi {
             async move {
                 loop {
                     {
-                        let state = fake.state();
+                        let mut state = fake.state();
                         if state.closed > began {
                             return None;
                         }
@@ -261,21 +280,30 @@ impl FakeApi {
                         let here = |object: &Value| {
                             namespace.as_ref().is_none_or(|only| object["metadata"]["namespace"] == **only)
                         };
-                        let next = store.history.iter().find(|(version, _, object)| {
-                            *version > from && here(object) && is_about(&query, object)
+                        let wants_bookmarks = query.contains("allowWatchBookmarks=true");
+                        let next = store.history.iter().find(|(version, kind, object)| {
+                            let is_theirs = match *kind {
+                                BOOKMARK => wants_bookmarks,
+                                _ => here(object) && is_about(&query, object),
+                            };
+                            *version > from && is_theirs
                         });
                         let event = if lost {
                             Some((u64::MAX, json!({"type": "ERROR", "object": status(410, "too old")})))
                         } else {
                             next.map(|(version, kind, object)| {
                                 // What does not match any more is deleted, for those who watch what matches.
-                                let kind = if selects(&query, object) { *kind } else { "DELETED" };
+                                let is_there = *kind == BOOKMARK || selects(&query, object);
+                                let kind = if is_there { *kind } else { "DELETED" };
                                 (*version, json!({"type": kind, "object": object}))
                             })
                         };
                         if let Some((version, event)) = event {
                             from = version;
                             let line = Bytes::from(format!("{event}\n"));
+                            if event["type"] == BOOKMARK {
+                                state.requests.push(format!("{BOOKMARK} {plural}"));
+                            }
                             drop(state);
                             return Some((Ok(Frame::data(line)), (from, changes)));
                         }
