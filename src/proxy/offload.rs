@@ -45,6 +45,9 @@ fn work(waiting: &Mutex<Receiver<Work>>) {
 #[cfg(test)]
 mod tests {
     use std::sync::mpsc::channel;
+    use std::task::Poll;
+
+    use futures_util::poll;
 
     use super::*;
     use crate::message::ErrorKind;
@@ -65,27 +68,26 @@ mod tests {
         let offload = start().expect("threads");
         let (go, going) = channel::<()>();
         let going = Arc::new(Mutex::new(going));
-        let pieces: Vec<_> = (0..MOST_THREADS + WAITING + 1)
-            .map(|_| {
-                let (offload, going) = (offload.clone(), Arc::clone(&going));
-                tokio::spawn(async move {
-                    offload
-                        .run(move || {
-                            // Ends when the sender is gone.
-                            let _ = going.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                        })
-                        .await
-                })
-            })
-            .collect();
-        let mut refused = 0;
-        // One thread, so all have asked before the first is awaited.
-        tokio::task::yield_now().await;
-        drop(go);
-        for piece in pieces {
-            refused += usize::from(piece.await.expect("no panic") == Err(ErrorKind::Overloaded));
+        let (mut waiting, mut refused) = (Vec::new(), 0);
+        for _ in 0..=MOST_THREADS + WAITING {
+            let going = Arc::clone(&going);
+            let mut piece = Box::pin(offload.run(move || {
+                // Ends when the sender is gone.
+                let _ = going.lock().unwrap_or_else(PoisonError::into_inner).recv();
+            }));
+            match poll!(&mut piece) {
+                Poll::Pending => waiting.push(piece),
+                Poll::Ready(done) => {
+                    assert_eq!(done, Err(ErrorKind::Overloaded));
+                    refused += 1;
+                }
+            }
         }
-        assert!(refused > 0, "the control: everything was taken");
+        assert!((1..=MOST_THREADS + 1).contains(&refused), "{refused}");
+        drop(go);
+        for piece in waiting {
+            assert_eq!(piece.await, Ok(()));
+        }
         assert_eq!(offload.run(|| 7).await, Ok(7), "there is room again");
     }
 }
