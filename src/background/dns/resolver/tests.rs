@@ -174,9 +174,14 @@ async fn while_a_name_that_is_meant_fails_nobody_takes_its_place() {
 
 #[tokio::test]
 async fn an_answer_that_does_not_fit_is_asked_for_by_tcp() {
-    let socket = std::net::UdpSocket::bind("127.0.0.1:0").expect("a port");
+    // What is free by UDP may be somebody's by TCP.
+    let same_port = |_| {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").ok()?;
+        let listener = std::net::TcpListener::bind(socket.local_addr().ok()?).ok()?;
+        Some((socket, listener))
+    };
+    let (socket, listener) = (0..100).find_map(same_port).expect("a port that is free by both");
     let address = socket.local_addr().expect("an address");
-    let listener = std::net::TcpListener::bind(address).expect("the same port");
     std::thread::spawn(move || {
         let mut question = [0; 512];
         let (length, from) = socket.recv_from(&mut question).expect("a question");
